@@ -1,0 +1,133 @@
+//! Names, capacities and sizes that the object and the daemon agree on.
+
+use crate::{
+    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
+};
+
+/// Version of the pinned layout: part of the pin directory's name. Raise it with
+/// every change of a map's type, key, value or meaning.
+pub const LAYOUT: u32 = 1;
+
+/// Name of the XDP program in the object.
+pub const PROGRAM: &str = "bgswitch";
+
+/// Map names, as in the object and as file names of the pins.
+pub mod map {
+    /// Array of [`crate::service::CutoverWord`], mmapable; index: service id.
+    pub const WORDS: &str = "WORDS";
+    /// Array of [`crate::service::FirstFlow`], mmapable; index: service id.
+    pub const FIRST_FLOWS: &str = "FIRST_FLOWS";
+    /// Array of [`crate::service::PoolWord`], mmapable; index: [`crate::service::PoolWord::index`].
+    pub const POOLS: &str = "POOLS";
+    /// Array of [`super::MaglevRow`], mmapable: the arena of all pools.
+    pub const MAGLEV: &str = "MAGLEV";
+    /// Array of [`crate::service::Backend`], mmapable; index: backend id.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Array of [`crate::service::Interface`]; index: slot.
+    pub const INTERFACES: &str = "INTERFACES";
+    /// Hash: ifindex (u32) to slot (u32).
+    pub const SLOTS: &str = "SLOTS";
+    /// Device map; index: slot.
+    pub const PORTS: &str = "PORTS";
+    /// Hash: [`crate::key::EndpointV4`] to [`crate::service::Listener`].
+    pub const LISTENERS_V4: &str = "LISTENERS_V4";
+    /// Hash: [`crate::key::EndpointV6`] to [`crate::service::Listener`].
+    pub const LISTENERS_V6: &str = "LISTENERS_V6";
+    /// Hash: backend's [`crate::key::EndpointV4`] to [`crate::service::ReturnPath`].
+    pub const RETURNS_V4: &str = "RETURNS_V4";
+    /// Hash: backend's [`crate::key::EndpointV6`] to [`crate::service::ReturnPath`].
+    pub const RETURNS_V6: &str = "RETURNS_V6";
+    /// Hash: [`crate::key::FlowKeyV4`] to [`crate::service::Flow`], TCP with proof.
+    pub const FLOWS_V4: &str = "FLOWS_V4";
+    /// Hash: [`crate::key::FlowKeyV6`] to [`crate::service::Flow`], TCP with proof.
+    pub const FLOWS_V6: &str = "FLOWS_V6";
+    /// LRU hash like [`FLOWS_V4`]: TCP without proof.
+    pub const HALF_OPEN_V4: &str = "HALF_OPEN_V4";
+    /// LRU hash like [`FLOWS_V6`]: TCP without proof.
+    pub const HALF_OPEN_V6: &str = "HALF_OPEN_V6";
+    /// LRU hash like [`FLOWS_V4`]: UDP.
+    pub const UDP_V4: &str = "UDP_V4";
+    /// LRU hash like [`FLOWS_V6`]: UDP.
+    pub const UDP_V6: &str = "UDP_V6";
+    /// Per-CPU array of u64; index: [`crate::reason::Reason`].
+    pub const REASONS: &str = "REASONS";
+    /// Per-CPU array of [`crate::service::ColourStats`]; index: service * 2 + colour.
+    pub const STATS: &str = "STATS";
+
+    /// Every map of the object, all pinned.
+    pub const ALL: &[&str] = &[
+        WORDS, FIRST_FLOWS, POOLS, MAGLEV, BACKENDS, INTERFACES, SLOTS, PORTS, LISTENERS_V4,
+        LISTENERS_V6, RETURNS_V4, RETURNS_V6, FLOWS_V4, FLOWS_V6, HALF_OPEN_V4, HALF_OPEN_V6,
+        UDP_V4, UDP_V6, REASONS, STATS,
+    ];
+}
+
+/// Arena slots in one row of the Maglev array (array values are padded to 8
+/// bytes, so one `u32` a row would waste half of the memory).
+pub const MAGLEV_ROW: u32 = 16;
+
+/// A row of the Maglev arena: backend ids.
+pub type MaglevRow = [u32; MAGLEV_ROW as usize];
+
+/// Capacities compiled into the object; the daemon may set larger ones at load.
+pub mod capacity {
+    /// Services.
+    pub const SERVICES: usize = 1024;
+    /// Listener endpoints per address family.
+    pub const LISTENERS: usize = 4096;
+    /// Backends of all services and colours.
+    pub const BACKENDS: usize = 16_384;
+    /// Rows of the Maglev arena (1 Mi slots).
+    pub const MAGLEV_ROWS: usize = 65_536;
+    /// Interfaces.
+    pub const INTERFACES: usize = 64;
+    /// Established TCP flows per address family; the daemon sets `max_flows`.
+    pub const FLOWS: usize = 1_000_000;
+    /// TCP flows without proof, per address family.
+    pub const HALF_OPEN: usize = 131_072;
+    /// UDP flows per address family.
+    pub const UDP: usize = 131_072;
+}
+
+/// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC_COARSE`: 32 bits last 9 years.
+pub const TICK_SHIFT: u32 = 26;
+
+/// Ticks in `ns` nanoseconds, rounded up, at least 1.
+pub const fn ticks(ns: u64) -> u32 {
+    let ticks = (ns >> TICK_SHIFT) as u32;
+    ticks.saturating_add(1)
+}
+
+/// Nanoseconds in `ticks`.
+pub const fn tick_ns(ticks: u32) -> u64 {
+    (ticks as u64) << TICK_SHIFT
+}
+
+const _: () = {
+    assert!(size_of::<EndpointV4>() == 8 && size_of::<EndpointV6>() == 20);
+    assert!(size_of::<FlowKeyV4>() == 8 && size_of::<FlowKeyV6>() == 20);
+    assert!(size_of::<Flow>() == 32);
+    assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<Interface>() == 16);
+    assert!(size_of::<Listener>() == 12);
+    assert!(size_of::<ReturnPath>() == 24);
+    assert!(size_of::<ColourStats>() == 48);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::{
+        Backend, ColourStats, EndpointV4, EndpointV6, Flow, FlowKeyV4, FlowKeyV6, Interface,
+        Listener, ReturnPath,
+    };
+
+    macro_rules! pod {
+        ($($name:ty),+) => {$(
+            // SAFETY: repr(C), Copy, 'static, integers and byte arrays only, and no
+            // padding: the size asserts above equal the sums of the fields.
+            unsafe impl aya::Pod for $name {}
+        )+};
+    }
+    pod!(Backend, ColourStats, EndpointV4, EndpointV6, Flow, FlowKeyV4, FlowKeyV6, Interface, Listener, ReturnPath);
+}

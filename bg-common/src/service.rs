@@ -1,0 +1,449 @@
+//! What flips: colours, the cut-over word, backends, listeners and flow entries.
+
+/// One complete environment of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Colour {
+    /// The first environment.
+    Blue = 0,
+    /// The second environment.
+    Green = 1,
+}
+
+impl Colour {
+    /// Both colours, in index order.
+    pub const ALL: [Self; 2] = [Self::Blue, Self::Green];
+
+    /// The colour of the lowest bit of `bits`.
+    #[inline(always)]
+    pub const fn from_bit(bits: u8) -> Self {
+        if bits & 1 == 0 { Self::Blue } else { Self::Green }
+    }
+
+    /// The other colour.
+    #[inline(always)]
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Blue => Self::Green,
+            Self::Green => Self::Blue,
+        }
+    }
+
+    /// `"blue"` or `"green"`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Blue => "blue",
+            Self::Green => "green",
+        }
+    }
+}
+
+/// The 8 bytes per service that the packet path reads once per packet.
+///
+/// Stored and loaded as one aligned `u64`, so no packet sees a mix:
+///
+/// | bits | field |
+/// | --- | --- |
+/// | 0 | active colour |
+/// | 8 | floor is armed |
+/// | 16..32 | canary share: parts of 65 536 of new flows that go to the standby |
+/// | 32..48 | generation |
+/// | 48..64 | floor: with the floor armed, a flow of the standby colour born in a generation before it is reset |
+///
+/// Generations are compared by serial-number arithmetic (RFC 1982, 16 bits): a
+/// floor reaches back 32 767 flips; [`CutoverWord::flipped`] disarms one that
+/// falls further behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct CutoverWord(pub u64);
+
+impl CutoverWord {
+    const FLOOR_ARMED: u64 = 1 << 8;
+
+    /// Generation 0, no canary, no floor.
+    pub const fn new(active: Colour) -> Self {
+        Self(active as u64)
+    }
+
+    /// The colour that new flows go to.
+    #[inline(always)]
+    pub const fn active(self) -> Colour {
+        Colour::from_bit(self.0 as u8)
+    }
+
+    /// Parts of 65 536 of new flows that go to the standby.
+    #[inline(always)]
+    pub const fn canary(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// How often the service has flipped, modulo 65 536.
+    #[inline(always)]
+    pub const fn generation(self) -> u16 {
+        (self.0 >> 32) as u16
+    }
+
+    /// The armed floor, if any.
+    #[inline(always)]
+    pub const fn floor(self) -> Option<u16> {
+        if self.0 & Self::FLOOR_ARMED == 0 { None } else { Some((self.0 >> 48) as u16) }
+    }
+
+    /// True when a flow of `colour`, born in `generation`, is to be reset.
+    #[inline(always)]
+    pub const fn resets(self, colour: Colour, generation: u16) -> bool {
+        if self.active() as u8 == colour as u8 {
+            return false;
+        }
+        match self.floor() {
+            Some(floor) => (generation.wrapping_sub(floor) as i16) < 0,
+            None => false,
+        }
+    }
+
+    /// The colour of a new flow whose hash is `hash`.
+    #[inline(always)]
+    pub const fn colour_for(self, hash: u32) -> Colour {
+        if ((hash >> 16) as u16) < self.canary() { self.active().other() } else { self.active() }
+    }
+
+    /// The word after a flip to `to`: the next generation, no canary, and, with
+    /// `cut`, a floor that resets every flow of the other colour.
+    #[must_use]
+    pub const fn flipped(self, to: Colour, cut: bool) -> Self {
+        let generation = self.generation().wrapping_add(1);
+        let word = Self(to as u64 | (generation as u64) << 32);
+        if cut {
+            return word.with_floor(generation);
+        }
+        match self.floor() {
+            Some(floor) if (generation.wrapping_sub(floor)) < 0x4000 => word.with_floor(floor),
+            _ => word,
+        }
+    }
+
+    /// The same word with the floor raised to its own generation: every flow of
+    /// the standby colour born before the last flip is reset.
+    #[must_use]
+    pub const fn drained(self) -> Self {
+        self.with_floor(self.generation())
+    }
+
+    /// The same word with another canary share.
+    #[must_use]
+    pub const fn with_canary(self, share: u16) -> Self {
+        Self(self.0 & !(0xffff << 16) | (share as u64) << 16)
+    }
+
+    const fn with_floor(self, floor: u16) -> Self {
+        Self(self.0 & !(0xffff << 48) | Self::FLOOR_ARMED | (floor as u64) << 48)
+    }
+}
+
+/// When the first new flow of a generation was seen: generation in the high 16
+/// bits, `CLOCK_MONOTONIC` nanoseconds modulo 2^48 (78 hours) in the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct FirstFlow(pub u64);
+
+impl FirstFlow {
+    /// A stamp of `generation` at `ns` since boot.
+    #[inline(always)]
+    pub const fn new(generation: u16, ns: u64) -> Self {
+        Self((generation as u64) << 48 | ns & 0xffff_ffff_ffff)
+    }
+
+    /// The generation that the stamp belongs to.
+    #[inline(always)]
+    pub const fn generation(self) -> u16 {
+        (self.0 >> 48) as u16
+    }
+
+    /// Nanoseconds from `since` (same clock) to the stamp; 0 if it lies before.
+    pub const fn ns_since(self, since: u64) -> u64 {
+        let delta = self.0.wrapping_sub(since) & 0xffff_ffff_ffff;
+        if delta >> 47 == 0 { delta } else { 0 }
+    }
+}
+
+/// Where a rewritten packet leaves: the next hop's MAC address and the slot of
+/// the interface, in one word, so that a change of neighbour is one store.
+///
+/// Bits 0..48 hold the MAC (first byte lowest), bits 48..64 slot + 1;
+/// 0 means "not resolved".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct NextHop(pub u64);
+
+impl NextHop {
+    /// Not resolved.
+    pub const NONE: Self = Self(0);
+
+    /// The neighbour `mac` behind the interface in `slot`.
+    #[inline(always)]
+    pub const fn new(mac: [u8; 6], slot: u16) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) | (slot as u64 + 1) << 48)
+    }
+
+    /// The neighbour's MAC address.
+    #[inline(always)]
+    pub const fn mac(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, ..] = self.0.to_le_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// The interface's slot, `None` while not resolved.
+    #[inline(always)]
+    pub const fn slot(self) -> Option<u16> {
+        let slot = (self.0 >> 48) as u16;
+        if slot == 0 { None } else { Some(slot - 1) }
+    }
+}
+
+/// A slot of the interface table: where XDP is attached, and what to put into
+/// frames that leave there. The same slot of the device map holds the ifindex.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Interface {
+    /// Kernel interface index; 0 = unused slot.
+    pub ifindex: u32,
+    /// Largest L3 packet, bytes.
+    pub mtu: u32,
+    /// The interface's own MAC address.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub zero: [u8; 2],
+}
+
+/// A server of one colour.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Backend {
+    /// [`NextHop`] word, first so that it is aligned: replaced by one store.
+    pub next_hop: u64,
+    /// Address, network byte order; IPv4 in the first four bytes, rest zero.
+    pub address: [u8; 16],
+    /// Port, network byte order; 0 = the listener's port.
+    pub port: [u8; 2],
+    /// 4 or 6; 0 = unused slot.
+    pub family: u8,
+    /// [`Colour`] as a bit.
+    pub colour: u8,
+    /// Service id.
+    pub service: u32,
+}
+
+/// What a listener endpoint belongs to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Listener {
+    /// Service id: index of the word, the pools and the statistics.
+    pub service: u32,
+    /// Listener id: part of every [`crate::key::FlowKey`]; unique per host.
+    pub id: u16,
+    /// Zero.
+    pub zero: u16,
+    /// UDP: a flow silent for longer is new again. In [ticks](crate::abi::TICK_SHIFT).
+    pub idle: u32,
+}
+
+/// What a packet from a backend endpoint is rewritten back to.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ReturnPath {
+    /// The listener's address, network byte order; IPv4 in the first four bytes.
+    pub address: [u8; 16],
+    /// The listener's port, network byte order.
+    pub port: [u8; 2],
+    /// The listener's id.
+    pub listener: u16,
+    /// Service id.
+    pub service: u32,
+}
+
+/// A pool's slice of the Maglev arena, in one word: rows base in the low half,
+/// number of slots in the high half. 0 slots = the pool is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct PoolWord(pub u64);
+
+impl PoolWord {
+    /// `slots` slots starting at slot `base` of the arena.
+    pub const fn new(base: u32, slots: u32) -> Self {
+        Self(base as u64 | (slots as u64) << 32)
+    }
+
+    /// First slot in the arena.
+    #[inline(always)]
+    pub const fn base(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Number of slots.
+    #[inline(always)]
+    pub const fn slots(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The arena slot for `hash`, `None` for an empty pool.
+    #[inline(always)]
+    pub const fn slot(self, hash: u32) -> Option<u32> {
+        if self.slots() == 0 {
+            return None;
+        }
+        Some(self.base().wrapping_add(((hash as u64 * self.slots() as u64) >> 32) as u32))
+    }
+
+    /// Index of a pool's word in the pool table.
+    #[inline(always)]
+    pub const fn index(service: u32, colour: Colour, v6: bool) -> u32 {
+        service * 4 + colour as u32 * 2 + v6 as u32
+    }
+}
+
+/// One remembered flow, in any of the flow tables. 32 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Flow {
+    /// [`NextHop`] word towards the client.
+    pub client_hop: u64,
+    /// Backend id: index of the backend table.
+    pub backend: u32,
+    /// Last packet, in [ticks](crate::abi::TICK_SHIFT) of the coarse clock.
+    pub seen: u32,
+    /// Last time the route to the client was looked up, in ticks.
+    pub routed: u32,
+    /// Half-open: the acknowledgement number that proves the client (host order).
+    pub proof: u32,
+    /// Generation the flow was born in.
+    pub generation: u16,
+    /// [`Colour`] as a bit.
+    pub colour: u8,
+    /// `state::*` bits.
+    pub state: u8,
+    /// Service id.
+    pub service: u32,
+}
+
+impl Flow {
+    /// The flow's colour.
+    #[inline(always)]
+    pub const fn colour(&self) -> Colour {
+        Colour::from_bit(self.colour)
+    }
+}
+
+/// Bits of [`Flow::state`].
+pub mod state {
+    /// Half-open: SYN-ACK seen, [`super::Flow::proof`] is valid.
+    pub const ANSWERED: u8 = 1;
+    /// Half-open: born from a mid-stream packet of a flow we do not know.
+    pub const ORPHAN: u8 = 1 << 1;
+    /// The client sent FIN.
+    pub const CLIENT_FIN: u8 = 1 << 2;
+    /// The backend sent FIN.
+    pub const BACKEND_FIN: u8 = 1 << 3;
+    /// Either side sent RST, or we did; more packets of the backend undo it.
+    pub const RESET: u8 = 1 << 4;
+    /// Established: a SYN of the same tuple is in the half-open table.
+    pub const CONTESTED: u8 = 1 << 5;
+    /// The flow was cut and its client was sent a RST.
+    pub const CLIENT_CUT: u8 = 1 << 6;
+    /// The table held its key (a host that talks over TCP), not UDP.
+    pub const TCP: u8 = 1 << 7;
+}
+
+/// Per service and colour, per CPU. Index: `service * 2 + colour`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct ColourStats {
+    /// Packets sent to backends.
+    pub forward_packets: u64,
+    /// Bytes of those, from the IP header.
+    pub forward_bytes: u64,
+    /// Packets sent back to clients.
+    pub return_packets: u64,
+    /// Bytes of those, from the IP header.
+    pub return_bytes: u64,
+    /// Flows that chose this colour.
+    pub new_flows: u64,
+    /// TCP resets sent, to either side.
+    pub resets: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flip_changes_colour_and_generation_and_drops_the_canary() {
+        let word = CutoverWord::new(Colour::Blue).with_canary(655);
+        let next = word.flipped(Colour::Green, false);
+        assert_eq!((next.active(), next.generation(), next.canary(), next.floor()), (Colour::Green, 1, 0, None));
+    }
+
+    #[test]
+    fn cut_resets_only_the_colour_that_is_left() {
+        let word = CutoverWord::new(Colour::Blue).flipped(Colour::Green, true);
+        assert!(word.resets(Colour::Blue, 0));
+        assert!(!word.resets(Colour::Green, 0));
+    }
+
+    #[test]
+    fn rollback_with_cut_spares_old_flows_of_the_good_colour() {
+        let flipped = CutoverWord::new(Colour::Blue).flipped(Colour::Green, false);
+        let back = flipped.flipped(Colour::Blue, true);
+        assert!(!back.resets(Colour::Blue, 0));
+        assert!(back.resets(Colour::Green, 1));
+    }
+
+    #[test]
+    fn drained_flows_fall_when_the_floor_rises() {
+        let word = CutoverWord::new(Colour::Blue).flipped(Colour::Green, false);
+        assert!(!word.resets(Colour::Blue, 0));
+        assert!(word.drained().resets(Colour::Blue, 0));
+    }
+
+    #[test]
+    fn drain_flips_never_reset_however_often_the_generation_wraps() {
+        let mut word = CutoverWord::new(Colour::Blue);
+        for _ in 0..100_001 {
+            word = word.flipped(word.active().other(), false);
+            assert!(!word.resets(word.active().other(), 0));
+        }
+        assert_eq!(word.generation(), (100_001u32 % 65_536) as u16);
+    }
+
+    #[test]
+    fn a_floor_far_behind_is_disarmed_before_it_could_turn_round() {
+        let mut word = CutoverWord::new(Colour::Blue).flipped(Colour::Green, true);
+        for _ in 0..0x4000 {
+            word = word.flipped(word.active().other(), false);
+        }
+        assert_eq!(word.floor(), None);
+    }
+
+    #[test]
+    fn canary_share_is_a_share() {
+        let word = CutoverWord::new(Colour::Blue).with_canary(0x8000);
+        assert_eq!(word.colour_for(0x7fff_0000), Colour::Green);
+        assert_eq!(word.colour_for(0x8000_0000), Colour::Blue);
+    }
+
+    #[test]
+    fn next_hop_round_trip() {
+        let hop = NextHop::new([2, 0, 0, 0, 1, 9], 0);
+        assert_eq!((hop.mac(), hop.slot()), ([2, 0, 0, 0, 1, 9], Some(0)));
+        assert_eq!(NextHop::NONE.slot(), None);
+    }
+
+    #[test]
+    fn first_flow_survives_the_wrap_of_48_bits() {
+        let stamp = FirstFlow::new(7, (1 << 48) + 5);
+        assert_eq!(stamp.generation(), 7);
+        assert_eq!(stamp.ns_since((1 << 48) - 10), 15);
+        assert_eq!(stamp.ns_since((1 << 48) + 10), 0);
+    }
+}
