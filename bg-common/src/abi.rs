@@ -76,6 +76,8 @@ pub mod capacity {
     pub const SERVICES: usize = 1024;
     /// Listener endpoints per address family.
     pub const LISTENERS: usize = 4096;
+    /// Backend endpoints that replies come from, per address family.
+    pub const RETURNS: usize = 65_536;
     /// Backends of all services and colours.
     pub const BACKENDS: usize = 16_384;
     /// Rows of the Maglev arena (1 Mi slots).

@@ -1,0 +1,62 @@
+//! The maps: what the daemon and the packet path share, and what is remembered.
+//!
+//! Their names, types and meaning are [`bg_common::abi::map`]'s.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
+    btf_maps::{Array, DevMap, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use bg_common::{
+    abi::{MaglevRow, capacity},
+    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    reason::REASONS as REASON_COUNT,
+    service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
+};
+
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub static WORDS: Array<u64, { capacity::SERVICES }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static FIRST_FLOWS: Array<u64, { capacity::SERVICES }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static POOLS: Array<u64, { capacity::SERVICES * 4 }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static MAGLEV: Array<MaglevRow, { capacity::MAGLEV_ROWS }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static INTERFACES: Array<Interface, { capacity::INTERFACES }> = Array::new();
+#[btf_map]
+pub static SLOTS: HashMap<u32, u32, { capacity::INTERFACES }> = HashMap::new();
+#[btf_map]
+pub static PORTS: DevMap<{ capacity::INTERFACES }> = DevMap::new();
+
+#[btf_map]
+pub static LISTENERS_V4: HashMap<EndpointV4, Listener, { capacity::LISTENERS }> = HashMap::new();
+#[btf_map]
+pub static LISTENERS_V6: HashMap<EndpointV6, Listener, { capacity::LISTENERS }> = HashMap::new();
+#[btf_map]
+pub static RETURNS_V4: HashMap<EndpointV4, ReturnPath, { capacity::RETURNS }> = HashMap::new();
+#[btf_map]
+pub static RETURNS_V6: HashMap<EndpointV6, ReturnPath, { capacity::RETURNS }> = HashMap::new();
+
+#[btf_map]
+pub static FLOWS_V4: HashMap<FlowKeyV4, Flow, { capacity::FLOWS }, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub static FLOWS_V6: HashMap<FlowKeyV6, Flow, { capacity::FLOWS }, ON_DEMAND> = HashMap::new();
+#[btf_map]
+pub static HALF_OPEN_V4: LruHashMap<FlowKeyV4, Flow, { capacity::HALF_OPEN }> = LruHashMap::new();
+#[btf_map]
+pub static HALF_OPEN_V6: LruHashMap<FlowKeyV6, Flow, { capacity::HALF_OPEN }> = LruHashMap::new();
+#[btf_map]
+pub static UDP_V4: LruHashMap<FlowKeyV4, Flow, { capacity::UDP }> = LruHashMap::new();
+#[btf_map]
+pub static UDP_V6: LruHashMap<FlowKeyV6, Flow, { capacity::UDP }> = LruHashMap::new();
+
+#[btf_map]
+pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();
+#[btf_map]
+pub static STATS: PerCpuArray<ColourStats, { capacity::SERVICES * 2 }> = PerCpuArray::new();
