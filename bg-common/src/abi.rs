@@ -57,9 +57,26 @@ pub mod map {
 
     /// Every map of the object, all pinned.
     pub const ALL: &[&str] = &[
-        WORDS, FIRST_FLOWS, POOLS, MAGLEV, BACKENDS, INTERFACES, SLOTS, PORTS, LISTENERS_V4,
-        LISTENERS_V6, RETURNS_V4, RETURNS_V6, FLOWS_V4, FLOWS_V6, HALF_OPEN_V4, HALF_OPEN_V6,
-        UDP_V4, UDP_V6, REASONS, STATS,
+        WORDS,
+        FIRST_FLOWS,
+        POOLS,
+        MAGLEV,
+        BACKENDS,
+        INTERFACES,
+        SLOTS,
+        PORTS,
+        LISTENERS_V4,
+        LISTENERS_V6,
+        RETURNS_V4,
+        RETURNS_V6,
+        FLOWS_V4,
+        FLOWS_V6,
+        HALF_OPEN_V4,
+        HALF_OPEN_V6,
+        UDP_V4,
+        UDP_V6,
+        REASONS,
+        STATS,
     ];
 }
 
@@ -109,7 +126,7 @@ pub const fn tick_ns(ticks: u32) -> u64 {
 const _: () = {
     assert!(size_of::<EndpointV4>() == 8 && size_of::<EndpointV6>() == 20);
     assert!(size_of::<FlowKeyV4>() == 8 && size_of::<FlowKeyV6>() == 20);
-    assert!(size_of::<Flow>() == 32);
+    assert!(size_of::<Flow>() == 40);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Interface>() == 16);
     assert!(size_of::<Listener>() == 12);
@@ -131,5 +148,16 @@ mod pod {
             unsafe impl aya::Pod for $name {}
         )+};
     }
-    pod!(Backend, ColourStats, EndpointV4, EndpointV6, Flow, FlowKeyV4, FlowKeyV6, Interface, Listener, ReturnPath);
+    pod!(
+        Backend,
+        ColourStats,
+        EndpointV4,
+        EndpointV6,
+        Flow,
+        FlowKeyV4,
+        FlowKeyV6,
+        Interface,
+        Listener,
+        ReturnPath
+    );
 }

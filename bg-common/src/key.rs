@@ -25,7 +25,12 @@ impl<A> Endpoint<A> {
     /// An endpoint; `port` in network byte order.
     #[inline(always)]
     pub const fn new(address: A, port: [u8; 2], protocol: u8) -> Self {
-        Self { address, port, protocol, zero: 0 }
+        Self {
+            address,
+            port,
+            protocol,
+            zero: 0,
+        }
     }
 }
 
@@ -48,7 +53,11 @@ impl<A> FlowKey<A> {
     /// The key of `client:port` talking to the listener with this id.
     #[inline(always)]
     pub const fn new(client: A, port: [u8; 2], listener: u16) -> Self {
-        Self { client, port, listener: listener.to_ne_bytes() }
+        Self {
+            client,
+            port,
+            listener: listener.to_ne_bytes(),
+        }
     }
 
     /// The listener's id.

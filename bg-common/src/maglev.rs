@@ -26,7 +26,11 @@ pub fn size(members: usize, total: u64) -> u32 {
         return members as u32;
     }
     let wanted = total.saturating_mul(100);
-    SIZES[1..].iter().copied().find(|size| u64::from(*size) >= wanted).unwrap_or(SIZES[SIZES.len() - 1])
+    SIZES[1..]
+        .iter()
+        .copied()
+        .find(|size| u64::from(*size) >= wanted)
+        .unwrap_or(SIZES[SIZES.len() - 1])
 }
 
 /// Fills `table` (of a length from [`size`]) with the ids of `members`.
@@ -45,7 +49,11 @@ pub fn fill(members: &[Member], next: &mut [u64], table: &mut [u32]) {
     loop {
         for (member, next) in members.iter().zip(next.iter_mut()) {
             let offset = mix(member.name) % slots;
-            let skip = if slots > 1 { mix(member.name ^ 0x9e37_79b9_7f4a_7c15) % (slots - 1) + 1 } else { 0 };
+            let skip = if slots > 1 {
+                mix(member.name ^ 0x9e37_79b9_7f4a_7c15) % (slots - 1) + 1
+            } else {
+                0
+            };
             for _ in 0..member.weight.max(1) {
                 loop {
                     let slot = (offset + *next * skip) % slots;
@@ -85,7 +93,14 @@ mod tests {
     use super::*;
 
     fn pool(names: &[u8], weight: u32) -> Vec<Member> {
-        names.iter().map(|n| Member { id: u32::from(*n), name: name(&[10, 0, 0, *n], [0, 80]), weight }).collect()
+        names
+            .iter()
+            .map(|n| Member {
+                id: u32::from(*n),
+                name: name(&[10, 0, 0, *n], [0, 80]),
+                weight,
+            })
+            .collect()
     }
 
     fn table(members: &[Member]) -> Vec<u32> {
@@ -119,8 +134,16 @@ mod tests {
     fn a_lost_backend_moves_few_of_the_others() {
         let before = table(&pool(&[1, 2, 3, 4, 5], 1));
         let after = table(&pool(&[1, 2, 3, 4], 1));
-        let moved = before.iter().zip(&after).filter(|(b, a)| **b != 5 && b != a).count();
-        assert!((moved as f64) < before.len() as f64 * 0.1, "{moved} of {}", before.len());
+        let moved = before
+            .iter()
+            .zip(&after)
+            .filter(|(b, a)| **b != 5 && b != a)
+            .count();
+        assert!(
+            (moved as f64) < before.len() as f64 * 0.1,
+            "{moved} of {}",
+            before.len()
+        );
     }
 
     #[test]

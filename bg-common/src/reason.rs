@@ -86,7 +86,10 @@ mod tests {
     fn indices_are_dense_and_names_unique() {
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
-            let same = Reason::ALL.iter().filter(|other| other.as_str() == reason.as_str()).count();
+            let same = Reason::ALL
+                .iter()
+                .filter(|other| other.as_str() == reason.as_str())
+                .count();
             assert_eq!(same, 1, "{}", reason.as_str());
         }
     }

@@ -17,7 +17,11 @@ impl Colour {
     /// The colour of the lowest bit of `bits`.
     #[inline(always)]
     pub const fn from_bit(bits: u8) -> Self {
-        if bits & 1 == 0 { Self::Blue } else { Self::Green }
+        if bits & 1 == 0 {
+            Self::Blue
+        } else {
+            Self::Green
+        }
     }
 
     /// The other colour.
@@ -87,7 +91,11 @@ impl CutoverWord {
     /// The armed floor, if any.
     #[inline(always)]
     pub const fn floor(self) -> Option<u16> {
-        if self.0 & Self::FLOOR_ARMED == 0 { None } else { Some((self.0 >> 48) as u16) }
+        if self.0 & Self::FLOOR_ARMED == 0 {
+            None
+        } else {
+            Some((self.0 >> 48) as u16)
+        }
     }
 
     /// True when a flow of `colour`, born in `generation`, is to be reset.
@@ -105,7 +113,11 @@ impl CutoverWord {
     /// The colour of a new flow whose hash is `hash`.
     #[inline(always)]
     pub const fn colour_for(self, hash: u32) -> Colour {
-        if ((hash >> 16) as u16) < self.canary() { self.active().other() } else { self.active() }
+        if ((hash >> 16) as u16) < self.canary() {
+            self.active().other()
+        } else {
+            self.active()
+        }
     }
 
     /// The word after a flip to `to`: the next generation, no canary, and, with
@@ -293,7 +305,10 @@ impl PoolWord {
         if self.slots() == 0 {
             return None;
         }
-        Some(self.base().wrapping_add(((hash as u64 * self.slots() as u64) >> 32) as u32))
+        Some(
+            self.base()
+                .wrapping_add(((hash as u64 * self.slots() as u64) >> 32) as u32),
+        )
     }
 
     /// Index of a pool's word in the pool table.
@@ -303,7 +318,7 @@ impl PoolWord {
     }
 }
 
-/// One remembered flow, in any of the flow tables. 32 bytes.
+/// One remembered flow, in any of the flow tables. 40 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Flow {
@@ -325,6 +340,10 @@ pub struct Flow {
     pub state: u8,
     /// Service id.
     pub service: u32,
+    /// TCP: the backend's last acknowledgement, the next byte it expects (host order).
+    pub client_next: u32,
+    /// TCP: the client's last acknowledgement, the next byte it expects (host order).
+    pub backend_next: u32,
 }
 
 impl Flow {
@@ -345,14 +364,14 @@ pub mod state {
     pub const CLIENT_FIN: u8 = 1 << 2;
     /// The backend sent FIN.
     pub const BACKEND_FIN: u8 = 1 << 3;
-    /// Either side sent RST, or we did; more packets of the backend undo it.
+    /// Either side sent RST inside its window, or we did; traffic a second later undoes it.
     pub const RESET: u8 = 1 << 4;
     /// Established: a SYN of the same tuple is in the half-open table.
     pub const CONTESTED: u8 = 1 << 5;
     /// The flow was cut and its client was sent a RST.
     pub const CLIENT_CUT: u8 = 1 << 6;
-    /// The table held its key (a host that talks over TCP), not UDP.
-    pub const TCP: u8 = 1 << 7;
+    /// No route to the client is known: its next hop was learned from its packets.
+    pub const LEARNED: u8 = 1 << 7;
 }
 
 /// Per service and colour, per CPU. Index: `service * 2 + colour`.
@@ -381,7 +400,15 @@ mod tests {
     fn flip_changes_colour_and_generation_and_drops_the_canary() {
         let word = CutoverWord::new(Colour::Blue).with_canary(655);
         let next = word.flipped(Colour::Green, false);
-        assert_eq!((next.active(), next.generation(), next.canary(), next.floor()), (Colour::Green, 1, 0, None));
+        assert_eq!(
+            (
+                next.active(),
+                next.generation(),
+                next.canary(),
+                next.floor()
+            ),
+            (Colour::Green, 1, 0, None)
+        );
     }
 
     #[test]

@@ -1,2 +1,13 @@
-//! Stub.
+//! The packet path: parse, look up, decide, rewrite, verdict.
+//!
+//! Generic over two traits, [`packet::Packet`] and [`tables::Tables`], and free
+//! of I/O, so the same code runs in the kernel (over an XDP context and BPF
+//! maps, see the binary) and on the host (over a byte buffer and hash maps).
 #![no_std]
+#![deny(unsafe_code)]
+
+pub mod checksum;
+pub mod packet;
+pub mod pipeline;
+pub mod rewrite;
+pub mod tables;

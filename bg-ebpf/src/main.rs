@@ -5,11 +5,303 @@
 
 mod maps;
 
-use aya_ebpf::{bindings::xdp_action::XDP_PASS, macros::xdp, programs::XdpContext};
+use core::ptr;
 
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md},
+    helpers::generated::{
+        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_xdp_adjust_tail,
+    },
+    macros::xdp,
+    programs::XdpContext,
+};
+use bg_common::{
+    abi::{MAGLEV_ROW, TICK_SHIFT},
+    key::{Endpoint, FlowKey},
+    reason::Reason,
+    service::{
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
+        PoolWord, ReturnPath,
+    },
+};
+use bg_ebpf::{
+    packet::Packet,
+    pipeline::{Action, process},
+    tables::{FamilyTables, FlowCell, FlowTable, Tables},
+};
+
+/// The XDP entry: a verdict, and what the driver does with it.
 #[xdp]
-pub fn bgswitch(_context: XdpContext) -> u32 {
-    XDP_PASS
+pub fn bgswitch(context: XdpContext) -> u32 {
+    let kernel = Kernel {
+        context: context.as_ptr().cast(),
+    };
+    let verdict = process(&mut Frame { context: &context }, &kernel);
+    match verdict.action {
+        Action::Pass => xdp_action::XDP_PASS,
+        Action::Drop => xdp_action::XDP_DROP,
+        Action::Transmit => xdp_action::XDP_TX,
+        Action::Redirect(slot) => maps::PORTS
+            .redirect(slot, u64::from(xdp_action::XDP_DROP))
+            .unwrap_or_else(|action| action),
+    }
+}
+
+struct Frame<'a> {
+    context: &'a XdpContext,
+}
+
+impl Packet for Frame<'_> {
+    #[inline(always)]
+    fn start(&self) -> usize {
+        self.context.data()
+    }
+
+    #[inline(always)]
+    fn end(&self) -> usize {
+        self.context.data_end()
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        let context = self.context.as_ptr().cast::<xdp_md>();
+        // SAFETY: this run's context; volatile, so that the optimiser cannot
+        // tell that this is `end() - start()`.
+        unsafe {
+            ptr::read_volatile(&raw const (*context).data_end) as usize
+                - ptr::read_volatile(&raw const (*context).data) as usize
+        }
+    }
+
+    #[inline(always)]
+    fn ingress(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: usize) -> bool {
+        let delta = length as i32 - self.length() as i32;
+        // SAFETY: the context is this run's; the helper changes its data and
+        // data_end, which are read anew for every view.
+        delta == 0 || unsafe { bpf_xdp_adjust_tail(self.context.as_ptr().cast(), delta) } == 0
+    }
+}
+
+struct Kernel {
+    context: *mut xdp_md,
+}
+
+impl Tables for Kernel {
+    type V4 = Self;
+    type V6 = Self;
+
+    #[inline(always)]
+    fn v4(&self) -> &Self {
+        self
+    }
+
+    #[inline(always)]
+    fn v6(&self) -> &Self {
+        self
+    }
+
+    #[inline(always)]
+    fn word(&self, service: u32) -> Option<CutoverWord> {
+        let word = maps::WORDS.get_ptr(service)?;
+        // SAFETY: a valid map value, 8-byte aligned; volatile, so that it is one
+        // load and only one, whatever the optimiser thinks.
+        Some(CutoverWord(unsafe { ptr::read_volatile(word) }))
+    }
+
+    #[inline(always)]
+    fn first_flow(&self, service: u32) -> FirstFlow {
+        // SAFETY: as in `word`.
+        FirstFlow(
+            maps::FIRST_FLOWS
+                .get_ptr(service)
+                .map_or(0, |stamp| unsafe { ptr::read_volatile(stamp) }),
+        )
+    }
+
+    #[inline(always)]
+    fn set_first_flow(&self, service: u32, stamp: FirstFlow) {
+        if let Some(value) = maps::FIRST_FLOWS.get_ptr_mut(service) {
+            // SAFETY: a valid map value, 8-byte aligned; one store.
+            unsafe { ptr::write_volatile(value, stamp.0) }
+        }
+    }
+
+    #[inline(always)]
+    fn pool(&self, index: u32) -> PoolWord {
+        // SAFETY: as in `word`.
+        PoolWord(
+            maps::POOLS
+                .get_ptr(index)
+                .map_or(0, |pool| unsafe { ptr::read_volatile(pool) }),
+        )
+    }
+
+    #[inline(always)]
+    fn maglev(&self, slot: u32) -> Option<u32> {
+        let row = maps::MAGLEV.get(slot / MAGLEV_ROW)?;
+        row.get((slot % MAGLEV_ROW) as usize).copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        maps::BACKENDS.get(id)
+    }
+
+    #[inline(always)]
+    fn interface(&self, slot: u32) -> Option<&Interface> {
+        maps::INTERFACES.get(slot)
+    }
+
+    #[inline(always)]
+    fn slot(&self, ifindex: u32) -> Option<u32> {
+        // SAFETY: a copy of four aligned bytes; the daemon writes them once.
+        unsafe { maps::SLOTS.get(ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn tick(&self) -> u32 {
+        // SAFETY: the helper takes nothing (kernel 5.11).
+        (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+    }
+
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        // SAFETY: the helper takes nothing.
+        unsafe { bpf_ktime_get_ns() }
+    }
+
+    #[inline(always)]
+    fn count(&self, reason: Reason) {
+        if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
+            // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
+            unsafe { *counter += 1 }
+        }
+    }
+
+    #[inline(always)]
+    fn record(&self, service: u32, colour: Colour, add: impl FnOnce(&mut ColourStats)) {
+        if let Some(stats) = maps::STATS.get_ptr_mut(service * 2 + colour as u32) {
+            // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
+            add(unsafe { &mut *stats });
+        }
+    }
+}
+
+macro_rules! family {
+    ($address:ty, $listeners:ident, $returns:ident, $flows:ident, $half_open:ident, $udp:ident, $af:ident, $place:expr) => {
+        impl FamilyTables<$address> for Kernel {
+            #[inline(always)]
+            fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
+                // SAFETY: copied at once; a change in between is the daemon's,
+                // which replaces whole entries.
+                unsafe { maps::$listeners.get(to) }.copied()
+            }
+
+            #[inline(always)]
+            fn return_path(&self, from: &Endpoint<$address>) -> Option<&ReturnPath> {
+                // SAFETY: as in `listener`.
+                unsafe { maps::$returns.get(from) }
+            }
+
+            #[inline(always)]
+            fn flow(&self, table: FlowTable, key: &FlowKey<$address>) -> Option<&FlowCell> {
+                let flow = match table {
+                    FlowTable::Established => maps::$flows.get_ptr(key),
+                    FlowTable::HalfOpen => maps::$half_open.get_ptr(key),
+                    FlowTable::Udp => maps::$udp.get_ptr(key),
+                }?;
+                // SAFETY: valid for this run (the kernel frees entries after an
+                // RCU grace period); FlowCell has Flow's layout, and cells
+                // allow the writes of other CPUs.
+                Some(unsafe { &*flow.cast::<FlowCell>() })
+            }
+
+            #[inline(always)]
+            fn remember(&self, table: FlowTable, key: &FlowKey<$address>, flow: &FlowCell) -> bool {
+                // SAFETY: the layouts are the same; the kernel copies the value
+                // before the helper returns.
+                let flow = unsafe { &*ptr::from_ref(flow).cast::<Flow>() };
+                match table {
+                    FlowTable::Established => maps::$flows.insert(key, flow, 0),
+                    FlowTable::HalfOpen => maps::$half_open.insert(key, flow, 0),
+                    FlowTable::Udp => maps::$udp.insert(key, flow, 0),
+                }
+                .is_ok()
+            }
+
+            #[inline(always)]
+            fn route(&self, from: &$address, to: &$address, ingress: u32) -> NextHop {
+                // SAFETY: plain integers and arrays, for which zero is valid.
+                let mut query: FibLookup = unsafe { core::mem::zeroed() };
+                query.family = $af;
+                query.ifindex = ingress;
+                $place(&mut query, from, to);
+                // SAFETY: this run's context, and a query of the size given.
+                let found = unsafe {
+                    bpf_fib_lookup(
+                        self.context.cast(),
+                        ptr::from_mut(&mut query).cast(),
+                        size_of::<FibLookup>() as i32,
+                        0,
+                    )
+                };
+                if found != 0 {
+                    return NextHop::NONE;
+                }
+                match self.slot(query.ifindex) {
+                    Some(slot) => NextHop::new(query.dmac, slot as u16),
+                    None => NextHop::NONE,
+                }
+            }
+        }
+    };
+}
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+family!(
+    [u8; 4],
+    LISTENERS_V4,
+    RETURNS_V4,
+    FLOWS_V4,
+    HALF_OPEN_V4,
+    UDP_V4,
+    AF_INET,
+    |query: &mut FibLookup, from: &[u8; 4], to: &[u8; 4]| {
+        query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*from);
+        query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(*to);
+    }
+);
+family!(
+    [u8; 16],
+    LISTENERS_V6,
+    RETURNS_V6,
+    FLOWS_V6,
+    HALF_OPEN_V6,
+    UDP_V6,
+    AF_INET6,
+    |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 16]| {
+        query.__bindgen_anon_3.ipv6_src = words(from);
+        query.__bindgen_anon_4.ipv6_dst = words(to);
+    }
+);
+
+#[inline(always)]
+const fn words(bytes: &[u8; 16]) -> [u32; 4] {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *bytes;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
 }
 
 #[unsafe(link_section = "license")]
