@@ -1,1 +1,3 @@
-//! Stub.
+//! bgswitch: the daemon, its command line, and the only code that talks to the kernel.
+
+pub mod object;

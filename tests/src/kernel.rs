@@ -1,0 +1,246 @@
+//! The packet path in the kernel, fed by test runs (`BPF_PROG_TEST_RUN`).
+
+use std::{collections::HashMap as Map, fs::File, hash::Hash, os::fd::AsFd as _, process::Command};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod,
+    maps::{Array, DevMap, HashMap, PerCpuArray},
+    programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
+};
+use bg_common::{
+    abi::{MaglevRow, PROGRAM, TICK_SHIFT, capacity, map},
+    key::FlowKey,
+    reason::Reason,
+    service::Flow,
+};
+use bg_ebpf::tables::FlowTable;
+use nix::{
+    sched::{CloneFlags, setns, unshare},
+    time::{ClockId, clock_gettime},
+};
+
+use crate::world::{Flows, World};
+
+/// Runs `work` on a thread of its own in a new network namespace, which is gone
+/// when it returns.
+///
+/// # Panics
+/// When `work` does.
+pub fn in_new_namespace<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace (needs root)");
+                work()
+            })
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Runs `work` on a thread of its own in the namespace of `file`.
+///
+/// # Panics
+/// When `work` does.
+pub fn in_namespace<R: Send>(file: &File, work: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                setns(file.as_fd(), CloneFlags::CLONE_NEWNET).expect("entering a network namespace");
+                work()
+            })
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The loaded program and its maps, none of it pinned or attached.
+#[derive(Debug)]
+pub struct Kernel {
+    ebpf: Ebpf,
+    /// Interface indices of the two test devices.
+    pub ifindexes: [u32; 2],
+}
+
+/// Layout of the kernel's `struct xdp_md`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Context {
+    data: u32,
+    data_end: u32,
+    data_meta: u32,
+    ingress_ifindex: u32,
+    rx_queue_index: u32,
+    egress_ifindex: u32,
+}
+
+impl Kernel {
+    /// Loads the object, in the present network namespace, with room for
+    /// `flows` established flows, and makes two devices for it.
+    pub fn load(flows: u32) -> Result<Self> {
+        ip(&["link", "add", "bg0", "type", "veth", "peer", "name", "bg1"])?;
+        ip(&["link", "set", "bg0", "up"])?;
+        ip(&["link", "set", "bg1", "up"])?;
+        let ifindexes = ["bg0", "bg1"].map(|name| nix::net::if_::if_nametoindex(name).unwrap_or(0));
+        ensure!(!ifindexes.contains(&0), "the test devices did not appear");
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(map::FLOWS_V4, flows)
+            .map_max_entries(map::FLOWS_V6, flows)
+            .load(bg_userspace::object::OBJECT)
+            .context("loading the object")?;
+        let program: &mut Xdp = ebpf.program_mut(PROGRAM).context("no XDP program")?.try_into()?;
+        program.load().context("the verifier refused the program")?;
+        let mut ports: DevMap<_> = map_of(&mut ebpf, map::PORTS)?;
+        for (slot, ifindex) in ifindexes.iter().enumerate() {
+            ports.set(slot as u32, *ifindex, None, 0)?;
+        }
+        Ok(Self { ebpf, ifindexes })
+    }
+
+    /// Makes the maps say what the world says.
+    pub fn set(&mut self, world: &World) -> Result<()> {
+        let ebpf = &mut self.ebpf;
+        map_of::<Array<_, u64>>(ebpf, map::WORDS)?.set(0, world.word.0, 0)?;
+        map_of::<Array<_, u64>>(ebpf, map::FIRST_FLOWS)?.set(0, 0, 0)?;
+        let mut pools: Array<_, u64> = map_of(ebpf, map::POOLS)?;
+        for (index, pool) in world.pools.iter().enumerate() {
+            pools.set(index as u32, pool.0, 0)?;
+        }
+        let row: MaglevRow = std::array::from_fn(|slot| slot as u32);
+        map_of::<Array<_, MaglevRow>>(ebpf, map::MAGLEV)?.set(0, row, 0)?;
+        let mut backends: Array<_, bg_common::service::Backend> = map_of(ebpf, map::BACKENDS)?;
+        for (id, backend) in world.backends.iter().enumerate() {
+            backends.set(id as u32, *backend, 0)?;
+        }
+        let mut interfaces: Array<_, bg_common::service::Interface> = map_of(ebpf, map::INTERFACES)?;
+        for (slot, interface) in world.interfaces.iter().enumerate() {
+            interfaces.set(slot as u32, *interface, 0)?;
+        }
+        let slots = world.interfaces.iter().enumerate().map(|(slot, i)| (i.ifindex, slot as u32)).collect();
+        fill(ebpf, map::SLOTS, &slots)?;
+        fill(ebpf, map::LISTENERS_V4, &world.listeners_v4)?;
+        fill(ebpf, map::LISTENERS_V6, &world.listeners_v6)?;
+        fill(ebpf, map::RETURNS_V4, &world.returns_v4)?;
+        fill(ebpf, map::RETURNS_V6, &world.returns_v6)?;
+        for (table, name) in TABLES_V4 {
+            fill(ebpf, name, &of_table(&world.flows_v4, table))?;
+        }
+        for (table, name) in TABLES_V6 {
+            fill(ebpf, name, &of_table(&world.flows_v6, table))?;
+        }
+        Ok(())
+    }
+
+    /// Runs one frame through the program: XDP's return value, the reason that
+    /// was counted, and the frame afterwards.
+    pub fn run(&mut self, frame: &[u8], ingress: u32) -> Result<(u32, Reason, Vec<u8>)> {
+        let before = self.reasons()?;
+        let context = Context { data_end: frame.len() as u32, ingress_ifindex: ingress, ..Context::default() };
+        // SAFETY: Context is repr(C) of u32 fields only, so all its bytes are
+        // initialised, and the slice lives as long as `context`.
+        let context: &[u8] = unsafe {
+            std::slice::from_raw_parts((&raw const context).cast(), size_of::<Context>())
+        };
+        let mut out = vec![0; frame.len() + 256];
+        let program: &mut Xdp =
+            self.ebpf.program_mut(PROGRAM).context("no XDP program")?.try_into()?;
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(context),
+            ctx_out: None,
+            repeat: 1,
+            attrs: TestRunAttrs::new(),
+        })?;
+        out.truncate(result.data_size_out as usize);
+        let counted: Vec<Reason> = Reason::ALL
+            .iter()
+            .zip(self.reasons()?.iter().zip(&before))
+            .flat_map(|(reason, (after, before))| vec![*reason; (after - before) as usize])
+            .collect();
+        let [reason] = counted[..] else {
+            bail!("one packet must count one reason (law 6), it counted {counted:?}");
+        };
+        Ok((result.return_value, reason, out))
+    }
+
+    /// The flows of both families, as the maps have them.
+    pub fn flows(&mut self) -> Result<(Flows<[u8; 4]>, Flows<[u8; 16]>)> {
+        let mut v4 = Flows::new();
+        for (table, name) in TABLES_V4 {
+            let flows: HashMap<_, FlowKey<[u8; 4]>, Flow> = map_of(&mut self.ebpf, name)?;
+            for entry in flows.iter() {
+                let (key, flow) = entry?;
+                v4.insert((table, key), flow);
+            }
+        }
+        let mut v6 = Flows::new();
+        for (table, name) in TABLES_V6 {
+            let flows: HashMap<_, FlowKey<[u8; 16]>, Flow> = map_of(&mut self.ebpf, name)?;
+            for entry in flows.iter() {
+                let (key, flow) = entry?;
+                v6.insert((table, key), flow);
+            }
+        }
+        Ok((v4, v6))
+    }
+
+    fn reasons(&mut self) -> Result<Vec<u64>> {
+        let counters: PerCpuArray<_, u64> = map_of(&mut self.ebpf, map::REASONS)?;
+        Reason::ALL
+            .iter()
+            .map(|reason| Ok(counters.get(&(*reason as u32), 0)?.iter().sum()))
+            .collect()
+    }
+}
+
+/// The kernel's coarse clock, in ticks.
+pub fn tick() -> u32 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("the coarse clock");
+    ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> TICK_SHIFT) as u32
+}
+
+const TABLES_V4: [(FlowTable, &str); 3] = [
+    (FlowTable::Established, map::FLOWS_V4),
+    (FlowTable::HalfOpen, map::HALF_OPEN_V4),
+    (FlowTable::Udp, map::UDP_V4),
+];
+const TABLES_V6: [(FlowTable, &str); 3] = [
+    (FlowTable::Established, map::FLOWS_V6),
+    (FlowTable::HalfOpen, map::HALF_OPEN_V6),
+    (FlowTable::Udp, map::UDP_V6),
+];
+const _: () = assert!(capacity::INTERFACES >= 2);
+
+fn of_table<A: Copy + Eq + Hash>(flows: &Flows<A>, table: FlowTable) -> Map<FlowKey<A>, Flow> {
+    flows.iter().filter(|((t, _), _)| *t == table).map(|((_, key), flow)| (*key, *flow)).collect()
+}
+
+fn fill<K: Pod + Eq + Hash, V: Pod>(ebpf: &mut Ebpf, name: &str, entries: &Map<K, V>) -> Result<()> {
+    let mut table: HashMap<_, K, V> = map_of(ebpf, name)?;
+    let old: Vec<K> = table.keys().collect::<Result<_, _>>()?;
+    for key in old {
+        table.remove(&key)?;
+    }
+    for (key, value) in entries {
+        table.insert(key, value, 0)?;
+    }
+    Ok(())
+}
+
+fn map_of<'a, M>(ebpf: &'a mut Ebpf, name: &str) -> Result<M>
+where
+    M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>,
+    M: 'a,
+{
+    let map = ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+    M::try_from(map).with_context(|| format!("map {name}"))
+}
+
+fn ip(arguments: &[&str]) -> Result<()> {
+    let status = Command::new("ip").args(arguments).status().context("running ip")?;
+    ensure!(status.success(), "ip {} failed", arguments.join(" "));
+    Ok(())
+}
+

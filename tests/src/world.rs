@@ -1,0 +1,413 @@
+//! The state that a packet meets, in one form for both packet paths, and the
+//! packet path's twin on the host.
+
+use std::{cell::RefCell, collections::HashMap, hash::Hash, net::SocketAddr};
+
+use bg_common::{
+    key::{Endpoint, EndpointV4, EndpointV6, FlowKey, FlowKeyV4, FlowKeyV6, TCP, UDP},
+    reason::Reason,
+    service::{
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
+        PoolWord, ReturnPath,
+    },
+};
+use bg_ebpf::{
+    packet::Packet,
+    pipeline::{Action, Verdict, process},
+    tables::{FamilyTables, FlowCell, FlowTable, Tables},
+};
+
+use crate::frame::Macs;
+
+/// Slot of the clients' interface.
+pub const CLIENTS: u32 = 0;
+/// Slot of the backends' interface.
+pub const BACKENDS: u32 = 1;
+
+/// A client's, or its router's, MAC.
+pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The gateway's MAC on the clients' side.
+pub const OUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The gateway's MAC on the backends' side.
+pub const INNER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+
+/// Frames from clients to the gateway.
+pub const FROM_CLIENT: Macs = Macs { to: OUTER_MAC, from: CLIENT_MAC };
+/// Frames from the gateway to clients.
+pub const TO_CLIENT: Macs = Macs { to: CLIENT_MAC, from: OUTER_MAC };
+
+/// MAC of a backend, by id.
+pub const fn backend_mac(id: u32) -> [u8; 6] {
+    [2, 0, 0, 0, 1, id as u8]
+}
+
+/// Frames from the gateway to a backend.
+pub const fn to_backend(id: u32) -> Macs {
+    Macs { to: backend_mac(id), from: INNER_MAC }
+}
+
+/// Frames from a backend to the gateway.
+pub const fn from_backend(id: u32) -> Macs {
+    Macs { to: INNER_MAC, from: backend_mac(id) }
+}
+
+/// Flows of one address family, in all three tables.
+pub type Flows<A> = HashMap<(FlowTable, FlowKey<A>), Flow>;
+
+/// One service with two colours of one backend per address family, one of them
+/// on a port of its own, and two interfaces. Cases change it before they run.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// The service's word.
+    pub word: CutoverWord,
+    /// Arena slots of the pools, by colour and family.
+    pub pools: [PoolWord; 4],
+    /// Backends, by id; the Maglev arena maps slot n to backend n.
+    pub backends: Vec<Backend>,
+    /// Interfaces, by slot.
+    pub interfaces: Vec<Interface>,
+    /// IPv4 listeners.
+    pub listeners_v4: HashMap<EndpointV4, Listener>,
+    /// IPv6 listeners.
+    pub listeners_v6: HashMap<EndpointV6, Listener>,
+    /// IPv4 return paths.
+    pub returns_v4: HashMap<EndpointV4, ReturnPath>,
+    /// IPv6 return paths.
+    pub returns_v6: HashMap<EndpointV6, ReturnPath>,
+    /// IPv4 flows.
+    pub flows_v4: Flows<[u8; 4]>,
+    /// IPv6 flows.
+    pub flows_v6: Flows<[u8; 16]>,
+    /// Established flows that fit, per family.
+    pub capacity: usize,
+    /// Slot of the interface the packet comes in by.
+    pub ingress: u32,
+    /// The clock, in ticks.
+    pub tick: u32,
+}
+
+/// Endpoints of the world.
+pub mod at {
+    /// The service over IPv4.
+    pub const SERVICE: &str = "203.0.113.10:8000";
+    /// The service over IPv6.
+    pub const SERVICE_V6: &str = "[2001:db8::10]:8000";
+    /// The service's UDP listener.
+    pub const SERVICE_UDP: &str = "203.0.113.10:4433";
+    /// The service's UDP listener over IPv6.
+    pub const SERVICE_UDP_V6: &str = "[2001:db8::10]:4433";
+    /// Backends by id: blue and green over IPv4, blue and green over IPv6. The
+    /// green ones listen on a port of their own for TCP and UDP alike.
+    pub const BACKENDS: [&str; 4] =
+        ["10.0.1.10:0", "10.0.2.10:9000", "[fd00:1::10]:0", "[fd00:2::10]:9000"];
+    /// A client over IPv4.
+    pub const CLIENT: &str = "198.51.100.7:40000";
+    /// A client over IPv6.
+    pub const CLIENT_V6: &str = "[2001:db8:c::7]:40000";
+}
+
+/// Parses an address of a test.
+///
+/// # Panics
+/// When it is none.
+pub fn addr(text: &str) -> SocketAddr {
+    text.parse().expect("an address in a test")
+}
+
+impl World {
+    /// The world before a case changes it; `ifindexes` of both interfaces.
+    pub fn new(ifindexes: [u32; 2]) -> Self {
+        let mut world = Self {
+            word: CutoverWord::new(Colour::Blue),
+            pools: [PoolWord::new(0, 1), PoolWord::new(2, 1), PoolWord::new(1, 1), PoolWord::new(3, 1)],
+            backends: Vec::new(),
+            interfaces: vec![
+                Interface { ifindex: ifindexes[0], mtu: 1500, mac: OUTER_MAC, zero: [0; 2] },
+                Interface { ifindex: ifindexes[1], mtu: 1500, mac: INNER_MAC, zero: [0; 2] },
+            ],
+            listeners_v4: HashMap::new(),
+            listeners_v6: HashMap::new(),
+            returns_v4: HashMap::new(),
+            returns_v6: HashMap::new(),
+            flows_v4: HashMap::new(),
+            flows_v6: HashMap::new(),
+            capacity: 1000,
+            ingress: CLIENTS,
+            tick: 1_000_000,
+        };
+        for (id, text) in at::BACKENDS.iter().enumerate() {
+            let address = addr(text);
+            let id = id as u32;
+            world.backends.push(Backend {
+                next_hop: NextHop::new(backend_mac(id), BACKENDS as u16).0,
+                address: wide(address),
+                port: address.port().to_be_bytes(),
+                family: if address.is_ipv6() { 6 } else { 4 },
+                colour: (id % 2) as u8,
+                service: 0,
+            });
+        }
+        for (id, (text, protocol)) in [
+            (at::SERVICE, TCP),
+            (at::SERVICE_V6, TCP),
+            (at::SERVICE_UDP, UDP),
+            (at::SERVICE_UDP_V6, UDP),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            world.listen(id as u16, addr(text), protocol);
+        }
+        world
+    }
+
+    fn listen(&mut self, id: u16, address: SocketAddr, protocol: u8) {
+        let listener = Listener { service: 0, id, zero: 0, idle: 450 };
+        let path = ReturnPath {
+            address: wide(address),
+            port: address.port().to_be_bytes(),
+            listener: id,
+            service: 0,
+        };
+        let backends = self.backends.clone();
+        for backend in backends.iter().filter(|b| (b.family == 6) == address.is_ipv6()) {
+            // Both green endpoints serve one listener each: TCP's and UDP's.
+            let port = if backend.port == [0, 0] { path.port } else { backend.port };
+            match address {
+                SocketAddr::V4(_) => {
+                    let [a, b, c, d, ..] = backend.address;
+                    self.returns_v4.insert(Endpoint::new([a, b, c, d], port, protocol), path);
+                }
+                SocketAddr::V6(_) => {
+                    self.returns_v6.insert(Endpoint::new(backend.address, port, protocol), path);
+                }
+            }
+        }
+        let port = address.port().to_be_bytes();
+        match address {
+            SocketAddr::V4(v4) => {
+                self.listeners_v4.insert(Endpoint::new(v4.ip().octets(), port, protocol), listener);
+            }
+            SocketAddr::V6(v6) => {
+                self.listeners_v6.insert(Endpoint::new(v6.ip().octets(), port, protocol), listener);
+            }
+        }
+    }
+
+    /// Runs a frame through the packet path on the host; flows change as it says.
+    pub fn run(&mut self, frame: &[u8]) -> (Verdict, Vec<u8>) {
+        let mut buffer = Buffer {
+            bytes: frame.to_vec(),
+            ingress: self.interfaces[self.ingress as usize].ifindex,
+        };
+        let twin = Twin {
+            v4: FamilyTwin::new(&self.listeners_v4, &self.returns_v4, &self.flows_v4, self.capacity),
+            v6: FamilyTwin::new(&self.listeners_v6, &self.returns_v6, &self.flows_v6, self.capacity),
+            world: self,
+            reasons: RefCell::new(Vec::new()),
+        };
+        let verdict = process(&mut buffer, &twin);
+        assert_eq!(*twin.reasons.borrow(), [verdict.reason], "one verdict, one reason (law 6)");
+        let (flows_v4, flows_v6) = (twin.v4.snapshot(), twin.v6.snapshot());
+        (self.flows_v4, self.flows_v6) = (flows_v4, flows_v6);
+        (verdict, buffer.bytes)
+    }
+}
+
+/// The address part, 16 bytes wide, IPv4 first.
+pub fn wide(address: SocketAddr) -> [u8; 16] {
+    let mut wide = [0; 16];
+    match address {
+        SocketAddr::V4(v4) => wide[..4].copy_from_slice(&v4.ip().octets()),
+        SocketAddr::V6(v6) => wide = v6.ip().octets(),
+    }
+    wide
+}
+
+/// What XDP returns for an action.
+pub const fn xdp_action(action: Action) -> u32 {
+    match action {
+        Action::Drop => 1,
+        Action::Pass => 2,
+        Action::Transmit => 3,
+        Action::Redirect(_) => 4,
+    }
+}
+
+struct Buffer {
+    bytes: Vec<u8>,
+    ingress: u32,
+}
+
+impl Packet for Buffer {
+    fn start(&self) -> usize {
+        self.bytes.as_ptr() as usize
+    }
+
+    fn end(&self) -> usize {
+        self.start() + self.bytes.len()
+    }
+
+    fn length(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn ingress(&self) -> u32 {
+        self.ingress
+    }
+
+    fn truncate(&mut self, length: usize) -> bool {
+        self.bytes.truncate(length);
+        true
+    }
+}
+
+struct Twin<'a> {
+    world: &'a World,
+    v4: FamilyTwin<'a, [u8; 4]>,
+    v6: FamilyTwin<'a, [u8; 16]>,
+    reasons: RefCell<Vec<Reason>>,
+}
+
+struct FamilyTwin<'a, A> {
+    listeners: &'a HashMap<Endpoint<A>, Listener>,
+    returns: &'a HashMap<Endpoint<A>, ReturnPath>,
+    /// Entries are leaked: like the kernel's, they outlive their removal while
+    /// a packet holds them.
+    flows: RefCell<HashMap<(FlowTable, FlowKey<A>), &'static FlowCell>>,
+    capacity: usize,
+}
+
+impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
+    fn new(
+        listeners: &'a HashMap<Endpoint<A>, Listener>,
+        returns: &'a HashMap<Endpoint<A>, ReturnPath>,
+        flows: &Flows<A>,
+        capacity: usize,
+    ) -> Self {
+        let flows = flows.iter().map(|(key, flow)| (*key, leak(FlowCell::from(*flow)))).collect();
+        Self { listeners, returns, flows: RefCell::new(flows), capacity }
+    }
+
+    fn snapshot(&self) -> Flows<A> {
+        self.flows.borrow().iter().map(|(key, cell)| (*key, copy(cell))).collect()
+    }
+}
+
+fn leak(cell: FlowCell) -> &'static FlowCell {
+    Box::leak(Box::new(cell))
+}
+
+fn copy(cell: &FlowCell) -> Flow {
+    Flow {
+        client_hop: cell.client_hop.get(),
+        backend: cell.backend.get(),
+        seen: cell.seen.get(),
+        routed: cell.routed.get(),
+        proof: cell.proof.get(),
+        generation: cell.generation.get(),
+        colour: cell.colour.get(),
+        state: cell.state.get(),
+        service: cell.service.get(),
+        client_next: cell.client_next.get(),
+        backend_next: cell.backend_next.get(),
+    }
+}
+
+impl<'a> Tables for Twin<'a> {
+    type V4 = FamilyTwin<'a, [u8; 4]>;
+    type V6 = FamilyTwin<'a, [u8; 16]>;
+
+    fn v4(&self) -> &Self::V4 {
+        &self.v4
+    }
+
+    fn v6(&self) -> &Self::V6 {
+        &self.v6
+    }
+
+    fn word(&self, service: u32) -> Option<CutoverWord> {
+        (service == 0).then_some(self.world.word)
+    }
+
+    fn first_flow(&self, _service: u32) -> FirstFlow {
+        FirstFlow(0)
+    }
+
+    fn set_first_flow(&self, _service: u32, _stamp: FirstFlow) {}
+
+    fn pool(&self, index: u32) -> PoolWord {
+        self.world.pools[index as usize]
+    }
+
+    fn maglev(&self, slot: u32) -> Option<u32> {
+        Some(slot)
+    }
+
+    fn backend(&self, id: u32) -> Option<&Backend> {
+        self.world.backends.get(id as usize)
+    }
+
+    fn interface(&self, slot: u32) -> Option<&Interface> {
+        self.world.interfaces.get(slot as usize)
+    }
+
+    fn slot(&self, ifindex: u32) -> Option<u32> {
+        self.world.interfaces.iter().position(|i| i.ifindex == ifindex).map(|slot| slot as u32)
+    }
+
+    fn tick(&self) -> u32 {
+        self.world.tick
+    }
+
+    fn now_ns(&self) -> u64 {
+        bg_common::abi::tick_ns(self.world.tick)
+    }
+
+    fn count(&self, reason: Reason) {
+        self.reasons.borrow_mut().push(reason);
+    }
+
+    fn record(&self, _service: u32, _colour: Colour, add: impl FnOnce(&mut ColourStats)) {
+        add(&mut ColourStats::default());
+    }
+}
+
+impl<A: Copy + Eq + Hash> FamilyTables<A> for FamilyTwin<'_, A> {
+    fn listener(&self, to: &Endpoint<A>) -> Option<Listener> {
+        self.listeners.get(to).copied()
+    }
+
+    fn return_path(&self, from: &Endpoint<A>) -> Option<&ReturnPath> {
+        self.returns.get(from)
+    }
+
+    fn flow(&self, table: FlowTable, key: &FlowKey<A>) -> Option<&FlowCell> {
+        self.flows.borrow().get(&(table, *key)).copied()
+    }
+
+    fn remember(&self, table: FlowTable, key: &FlowKey<A>, flow: &FlowCell) -> bool {
+        let mut flows = self.flows.borrow_mut();
+        let full = flows.keys().filter(|(t, _)| *t == table).count() >= self.capacity;
+        if table == FlowTable::Established && full && !flows.contains_key(&(table, *key)) {
+            return false;
+        }
+        flows.insert((table, *key), leak(FlowCell::from(copy(flow))));
+        true
+    }
+
+    fn route(&self, _from: &A, _to: &A, _ingress: u32) -> NextHop {
+        NextHop::NONE // as in the kernel of a test run: nothing is routed
+    }
+}
+
+/// Key of a flow over IPv4.
+pub fn key_v4(client: SocketAddr, listener: u16) -> FlowKeyV4 {
+    let [a, b, c, d, ..] = wide(client);
+    FlowKey::new([a, b, c, d], client.port().to_be_bytes(), listener)
+}
+
+/// Key of a flow over IPv6.
+pub fn key_v6(client: SocketAddr, listener: u16) -> FlowKeyV6 {
+    FlowKey::new(wide(client), client.port().to_be_bytes(), listener)
+}

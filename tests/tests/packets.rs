@@ -1,0 +1,174 @@
+//! The case table on the host and in the kernel, and both packet paths against
+//! each other on frames that nobody thought of.
+#![expect(missing_docs, reason = "tests")]
+
+use std::collections::BTreeSet;
+
+use bg_common::service::Flow;
+use bg_ebpf::tables::FlowTable;
+use bg_tests::{
+    cases::{self, Case},
+    frame::wrong_checksum,
+    kernel::{Kernel, in_new_namespace, tick},
+    world::{Flows, World, key_v4, key_v6, xdp_action},
+};
+use proptest::{
+    collection::vec,
+    prelude::{Strategy, any},
+    sample::Index,
+    test_runner::{Config, TestRunner},
+};
+
+const IFINDEXES: [u32; 2] = [11, 12];
+
+#[test]
+fn the_case_table_holds_on_the_host() {
+    for case in cases::all(IFINDEXES, 1_000_000) {
+        let mut world = case.world.clone();
+        let (verdict, out) = world.run(&case.frame);
+        assert_eq!((verdict.action, verdict.reason), (case.action, case.reason), "{}", case.name);
+        assert_out(&case, &out);
+        assert_flow(&case, &world.flows_v4, &world.flows_v6);
+    }
+}
+
+#[test]
+fn the_case_table_holds_in_the_kernel() {
+    in_new_namespace(|| {
+        // An established table that holds nothing cannot be made: those cases
+        // fill one that holds a single flow.
+        let mut kernel = Kernel::load(1000).unwrap();
+        let ifindexes = kernel.ifindexes;
+        for case in cases::all(ifindexes, tick()).into_iter().filter(|case| case.world.capacity > 0) {
+            kernel.set(&case.world).unwrap();
+            let ingress = ifindexes[case.world.ingress as usize];
+            let (returned, reason, out) = kernel.run(&case.frame, ingress).unwrap();
+            assert_eq!((returned, reason), (xdp_action(case.action), case.reason), "{}", case.name);
+            assert_out(&case, &out);
+            let (v4, v6) = kernel.flows().unwrap();
+            assert_flow(&case, &v4, &v6);
+        }
+    });
+}
+
+#[test]
+fn a_full_table_is_counted_in_the_kernel() {
+    in_new_namespace(|| {
+        let mut kernel = Kernel::load(1).unwrap();
+        let ifindexes = kernel.ifindexes;
+        let full: Vec<Case> =
+            cases::all(ifindexes, tick()).into_iter().filter(|case| case.world.capacity == 0).collect();
+        assert_eq!(full.len(), 2, "one case per address family");
+        for mut case in full {
+            let stranger = (FlowTable::Established, key_v4("192.0.2.1:1".parse().unwrap(), 9));
+            case.world.flows_v4.insert(stranger, Flow::default());
+            let stranger = (FlowTable::Established, key_v6("[2001:db8::1]:1".parse().unwrap(), 9));
+            case.world.flows_v6.insert(stranger, Flow::default());
+            kernel.set(&case.world).unwrap();
+            let (returned, reason, out) = kernel.run(&case.frame, ifindexes[0]).unwrap();
+            assert_eq!((returned, reason), (xdp_action(case.action), case.reason), "{}", case.name);
+            assert_out(&case, &out);
+            let (v4, v6) = kernel.flows().unwrap();
+            assert_flow(&case, &v4, &v6);
+        }
+    });
+}
+
+#[test]
+fn both_packet_paths_agree_on_mutated_frames() {
+    in_new_namespace(|| {
+        let mut kernel = Kernel::load(1000).unwrap();
+        let ifindexes = kernel.ifindexes;
+        let pool: Vec<(World, Vec<u8>)> = cases::all(ifindexes, tick())
+            .into_iter()
+            .filter(|case| case.world.capacity > 0)
+            .map(|case| (case.world, case.frame))
+            .collect();
+        let mut runner = TestRunner::new(Config { cases: 6000, failure_persistence: None, ..Config::default() });
+        let kernel = std::cell::RefCell::new(&mut kernel);
+        let worlds = (any::<Index>(), any::<Index>());
+        runner
+            .run(&(worlds, mutations()), |((world, frame), mutations)| {
+                let mut host = world.get(&pool).0.clone();
+                host.tick = tick();
+                let frame = mutate(&frame.get(&pool).1, &mutations);
+                let mut kernel = kernel.borrow_mut();
+                kernel.set(&host).unwrap();
+                let (returned, reason, kernel_out) =
+                    kernel.run(&frame, ifindexes[host.ingress as usize]).unwrap();
+                let was_right = wrong_checksum(&frame).is_none();
+                let (verdict, host_out) = host.run(&frame);
+                assert_eq!((returned, reason), (xdp_action(verdict.action), verdict.reason));
+                assert_eq!(kernel_out, host_out);
+                let (v4, v6) = kernel.flows().unwrap();
+                assert_eq!(timeless(&v4), timeless(&host.flows_v4));
+                assert_eq!(timeless(&v6), timeless(&host.flows_v6));
+                if was_right {
+                    assert_eq!(wrong_checksum(&host_out), None, "a checksum that was right must stay right");
+                }
+                Ok(())
+            })
+            .unwrap();
+    });
+}
+
+#[derive(Clone, Debug)]
+enum Mutation {
+    Set(Index, u8),
+    Cut(Index),
+    Extend(Vec<u8>),
+    Swap(Index, Index),
+}
+
+fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
+    let one = proptest::prop_oneof![
+        6 => (any::<Index>(), any::<u8>()).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        1 => any::<Index>().prop_map(Mutation::Cut),
+        1 => vec(any::<u8>(), 1..40).prop_map(Mutation::Extend),
+        1 => (any::<Index>(), any::<Index>()).prop_map(|(a, b)| Mutation::Swap(a, b)),
+    ];
+    vec(one, 0..4)
+}
+
+fn mutate(frame: &[u8], mutations: &[Mutation]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    for mutation in mutations {
+        match mutation {
+            Mutation::Set(at, byte) => *at.get_mut(&mut frame) = *byte,
+            // The kernel's test run takes no frame without an Ethernet header.
+            Mutation::Cut(at) => frame.truncate(14 + at.index(frame.len() - 13)),
+            Mutation::Extend(bytes) => frame.extend(bytes),
+            Mutation::Swap(a, b) => {
+                let (a, b) = (a.index(frame.len()), b.index(frame.len()));
+                frame.swap(a, b);
+            }
+        }
+    }
+    frame
+}
+
+/// Flows without the times, which differ by when each path ran.
+fn timeless<A: Copy + std::fmt::Debug>(flows: &Flows<A>) -> BTreeSet<String> {
+    flows
+        .iter()
+        .map(|(key, flow)| format!("{key:?} {:?}", Flow { seen: 0, routed: 0, ..*flow }))
+        .collect()
+}
+
+fn assert_out(case: &Case, out: &[u8]) {
+    assert_eq!(out, case.out, "{}: the frame that leaves", case.name);
+}
+
+fn assert_flow(case: &Case, v4: &Flows<[u8; 4]>, v6: &Flows<[u8; 16]>) {
+    let Some(check) = &case.flow else { return };
+    let flow = if check.client.is_ipv4() {
+        v4.get(&(check.table, key_v4(check.client, check.listener)))
+    } else {
+        v6.get(&(check.table, key_v6(check.client, check.listener)))
+    };
+    match (flow, check.holds) {
+        (None, None) => {}
+        (Some(flow), Some(holds)) => assert!(holds(flow), "{}: {flow:?}", case.name),
+        (found, _) => panic!("{}: in {:?} there is {found:?}", case.name, check.table),
+    }
+}
