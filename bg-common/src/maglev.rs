@@ -33,6 +33,8 @@ pub fn size(members: usize, total: u64) -> u32 {
         .unwrap_or(SIZES[SIZES.len() - 1])
 }
 
+const EMPTY: u32 = u32::MAX;
+
 /// Fills `table` (of a length from [`size`]) with the ids of `members`.
 /// `next` is scratch space of the members' length.
 ///
@@ -43,7 +45,6 @@ pub fn fill(members: &[Member], next: &mut [u64], table: &mut [u32]) {
         return;
     }
     next.fill(0);
-    const EMPTY: u32 = u32::MAX;
     table.fill(EMPTY);
     let mut left = slots;
     loop {

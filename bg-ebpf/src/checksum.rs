@@ -85,7 +85,7 @@ impl Sum {
     #[inline(always)]
     #[must_use]
     pub fn bytes<const N: usize>(self, bytes: [u8; N]) -> Self {
-        const { assert!(N % 2 == 0) }
+        const { assert!(N.is_multiple_of(2)) }
         let mut sum = self;
         let mut at = 0;
         while at < N {

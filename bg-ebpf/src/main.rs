@@ -2,6 +2,10 @@
 //! kernel's packet and maps.
 #![no_std]
 #![no_main]
+#![allow(
+    missing_docs,
+    reason = "the entry's attribute macro makes an item of its own"
+)]
 
 mod maps;
 

@@ -32,8 +32,16 @@ pub struct Frame {
 
 #[derive(Clone, Debug)]
 enum Transport {
-    Tcp { flags: String, sequence: u32, acknowledgement: u32, window: u16, options: Vec<u8> },
-    Udp { checksum: bool },
+    Tcp {
+        flags: String,
+        sequence: u32,
+        acknowledgement: u32,
+        window: u16,
+        options: Vec<u8>,
+    },
+    Udp {
+        checksum: bool,
+    },
 }
 
 impl Frame {
@@ -46,19 +54,42 @@ impl Frame {
             window: 64_240,
             options: Vec::new(),
         };
-        Self { macs, from, to, hops: 64, transport, options: Vec::new(), payload: Vec::new(), padding: 0 }
+        Self {
+            macs,
+            from,
+            to,
+            hops: 64,
+            transport,
+            options: Vec::new(),
+            payload: Vec::new(),
+            padding: 0,
+        }
     }
 
     /// A UDP datagram with a checksum.
     pub fn udp(macs: Macs, from: SocketAddr, to: SocketAddr) -> Self {
         let transport = Transport::Udp { checksum: true };
-        Self { macs, from, to, hops: 64, transport, options: Vec::new(), payload: Vec::new(), padding: 0 }
+        Self {
+            macs,
+            from,
+            to,
+            hops: 64,
+            transport,
+            options: Vec::new(),
+            payload: Vec::new(),
+            padding: 0,
+        }
     }
 
     /// Sequence and acknowledgement numbers (TCP).
     #[must_use]
     pub fn numbers(mut self, sequence: u32, acknowledgement: u32) -> Self {
-        if let Transport::Tcp { sequence: s, acknowledgement: a, .. } = &mut self.transport {
+        if let Transport::Tcp {
+            sequence: s,
+            acknowledgement: a,
+            ..
+        } = &mut self.transport
+        {
             (*s, *a) = (sequence, acknowledgement);
         }
         self
@@ -126,8 +157,9 @@ impl Frame {
         let length = u16::try_from(self.payload.len()).expect("payload fits");
         let builder = match (self.from.ip(), self.to.ip()) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
-                let mut ip = Ipv4Header::new(length, self.hops, IpNumber::TCP, from.octets(), to.octets())
-                    .expect("an IPv4 header");
+                let mut ip =
+                    Ipv4Header::new(length, self.hops, IpNumber::TCP, from.octets(), to.octets())
+                        .expect("an IPv4 header");
                 ip.dont_fragment = true;
                 ip.options = Ipv4Options::try_from(self.options.as_slice()).expect("IPv4 options");
                 builder.ip(etherparse::IpHeaders::Ipv4(ip, Ipv4Extensions::default()))
@@ -148,7 +180,13 @@ impl Frame {
         };
         let mut bytes = Vec::new();
         match &self.transport {
-            Transport::Tcp { flags, sequence, acknowledgement, window, options } => {
+            Transport::Tcp {
+                flags,
+                sequence,
+                acknowledgement,
+                window,
+                options,
+            } => {
                 let mut tcp = builder.tcp(self.from.port(), self.to.port(), *sequence, *window);
                 for flag in flags.chars() {
                     tcp = match flag {
@@ -161,11 +199,13 @@ impl Frame {
                     };
                 }
                 let tcp = tcp.options_raw(options).expect("TCP options");
-                tcp.write(&mut bytes, &self.payload).expect("writing to memory");
+                tcp.write(&mut bytes, &self.payload)
+                    .expect("writing to memory");
             }
             Transport::Udp { checksum } => {
                 let udp = builder.udp(self.from.port(), self.to.port());
-                udp.write(&mut bytes, &self.payload).expect("writing to memory");
+                udp.write(&mut bytes, &self.payload)
+                    .expect("writing to memory");
                 if !checksum {
                     let at = bytes.len() - self.payload.len() - 2;
                     bytes[at..at + 2].fill(0);
@@ -182,9 +222,10 @@ impl Frame {
 pub fn wrong_checksum(frame: &[u8]) -> Option<String> {
     let parsed = etherparse::PacketHeaders::from_ethernet_slice(frame).ok()?;
     let net = parsed.net?;
-    let payload = match parsed.payload {
-        etherparse::PayloadSlice::Udp(bytes) | etherparse::PayloadSlice::Tcp(bytes) => bytes,
-        _ => return None,
+    let (etherparse::PayloadSlice::Udp(payload) | etherparse::PayloadSlice::Tcp(payload)) =
+        parsed.payload
+    else {
+        return None;
     };
     let (is, should) = match (&net, parsed.transport?) {
         (etherparse::NetHeaders::Ipv4(ip, _), TransportHeader::Tcp(tcp)) => {

@@ -9,7 +9,7 @@ use aya::{
     programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use bg_common::{
-    abi::{MaglevRow, PROGRAM, TICK_SHIFT, capacity, map},
+    abi::{MaglevRow, PROGRAM, TICK_SHIFT, map},
     key::FlowKey,
     reason::Reason,
     service::Flow,
@@ -47,7 +47,8 @@ pub fn in_namespace<R: Send>(file: &File, work: impl FnOnce() -> R + Send) -> R 
     std::thread::scope(|scope| {
         scope
             .spawn(|| {
-                setns(file.as_fd(), CloneFlags::CLONE_NEWNET).expect("entering a network namespace");
+                setns(file.as_fd(), CloneFlags::CLONE_NEWNET)
+                    .expect("entering a network namespace");
                 work()
             })
             .join()
@@ -89,7 +90,10 @@ impl Kernel {
             .map_max_entries(map::FLOWS_V6, flows)
             .load(bg_userspace::object::OBJECT)
             .context("loading the object")?;
-        let program: &mut Xdp = ebpf.program_mut(PROGRAM).context("no XDP program")?.try_into()?;
+        let program: &mut Xdp = ebpf
+            .program_mut(PROGRAM)
+            .context("no XDP program")?
+            .try_into()?;
         program.load().context("the verifier refused the program")?;
         let mut ports: DevMap<_> = map_of(&mut ebpf, map::PORTS)?;
         for (slot, ifindex) in ifindexes.iter().enumerate() {
@@ -113,11 +117,17 @@ impl Kernel {
         for (id, backend) in world.backends.iter().enumerate() {
             backends.set(id as u32, *backend, 0)?;
         }
-        let mut interfaces: Array<_, bg_common::service::Interface> = map_of(ebpf, map::INTERFACES)?;
+        let mut interfaces: Array<_, bg_common::service::Interface> =
+            map_of(ebpf, map::INTERFACES)?;
         for (slot, interface) in world.interfaces.iter().enumerate() {
             interfaces.set(slot as u32, *interface, 0)?;
         }
-        let slots = world.interfaces.iter().enumerate().map(|(slot, i)| (i.ifindex, slot as u32)).collect();
+        let slots = world
+            .interfaces
+            .iter()
+            .enumerate()
+            .map(|(slot, i)| (i.ifindex, slot as u32))
+            .collect();
         fill(ebpf, map::SLOTS, &slots)?;
         fill(ebpf, map::LISTENERS_V4, &world.listeners_v4)?;
         fill(ebpf, map::LISTENERS_V6, &world.listeners_v6)?;
@@ -136,15 +146,22 @@ impl Kernel {
     /// was counted, and the frame afterwards.
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> Result<(u32, Reason, Vec<u8>)> {
         let before = self.reasons()?;
-        let context = Context { data_end: frame.len() as u32, ingress_ifindex: ingress, ..Context::default() };
+        let context = Context {
+            data_end: frame.len() as u32,
+            ingress_ifindex: ingress,
+            ..Context::default()
+        };
         // SAFETY: Context is repr(C) of u32 fields only, so all its bytes are
         // initialised, and the slice lives as long as `context`.
         let context: &[u8] = unsafe {
             std::slice::from_raw_parts((&raw const context).cast(), size_of::<Context>())
         };
         let mut out = vec![0; frame.len() + 256];
-        let program: &mut Xdp =
-            self.ebpf.program_mut(PROGRAM).context("no XDP program")?.try_into()?;
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(PROGRAM)
+            .context("no XDP program")?
+            .try_into()?;
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
@@ -165,25 +182,29 @@ impl Kernel {
         Ok((result.return_value, reason, out))
     }
 
-    /// The flows of both families, as the maps have them.
-    pub fn flows(&mut self) -> Result<(Flows<[u8; 4]>, Flows<[u8; 16]>)> {
-        let mut v4 = Flows::new();
-        for (table, name) in TABLES_V4 {
-            let flows: HashMap<_, FlowKey<[u8; 4]>, Flow> = map_of(&mut self.ebpf, name)?;
-            for entry in flows.iter() {
+    /// The IPv4 flows, as the maps have them.
+    pub fn flows_v4(&mut self) -> Result<Flows<[u8; 4]>> {
+        self.flows(&TABLES_V4)
+    }
+
+    /// The IPv6 flows, as the maps have them.
+    pub fn flows_v6(&mut self) -> Result<Flows<[u8; 16]>> {
+        self.flows(&TABLES_V6)
+    }
+
+    fn flows<A: Copy + Eq + Hash>(&mut self, tables: &[(FlowTable, &str)]) -> Result<Flows<A>>
+    where
+        FlowKey<A>: Pod,
+    {
+        let mut flows = Flows::new();
+        for (table, name) in tables {
+            let entries: HashMap<_, FlowKey<A>, Flow> = map_of(&mut self.ebpf, name)?;
+            for entry in &entries {
                 let (key, flow) = entry?;
-                v4.insert((table, key), flow);
+                flows.insert((*table, key), flow);
             }
         }
-        let mut v6 = Flows::new();
-        for (table, name) in TABLES_V6 {
-            let flows: HashMap<_, FlowKey<[u8; 16]>, Flow> = map_of(&mut self.ebpf, name)?;
-            for entry in flows.iter() {
-                let (key, flow) = entry?;
-                v6.insert((table, key), flow);
-            }
-        }
-        Ok((v4, v6))
+        Ok(flows)
     }
 
     fn reasons(&mut self) -> Result<Vec<u64>> {
@@ -211,13 +232,20 @@ const TABLES_V6: [(FlowTable, &str); 3] = [
     (FlowTable::HalfOpen, map::HALF_OPEN_V6),
     (FlowTable::Udp, map::UDP_V6),
 ];
-const _: () = assert!(capacity::INTERFACES >= 2);
 
 fn of_table<A: Copy + Eq + Hash>(flows: &Flows<A>, table: FlowTable) -> Map<FlowKey<A>, Flow> {
-    flows.iter().filter(|((t, _), _)| *t == table).map(|((_, key), flow)| (*key, *flow)).collect()
+    flows
+        .iter()
+        .filter(|((t, _), _)| *t == table)
+        .map(|((_, key), flow)| (*key, *flow))
+        .collect()
 }
 
-fn fill<K: Pod + Eq + Hash, V: Pod>(ebpf: &mut Ebpf, name: &str, entries: &Map<K, V>) -> Result<()> {
+fn fill<K: Pod + Eq + Hash, V: Pod>(
+    ebpf: &mut Ebpf,
+    name: &str,
+    entries: &Map<K, V>,
+) -> Result<()> {
     let mut table: HashMap<_, K, V> = map_of(ebpf, name)?;
     let old: Vec<K> = table.keys().collect::<Result<_, _>>()?;
     for key in old {
@@ -234,13 +262,17 @@ where
     M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>,
     M: 'a,
 {
-    let map = ebpf.map_mut(name).with_context(|| format!("no map {name}"))?;
+    let map = ebpf
+        .map_mut(name)
+        .with_context(|| format!("no map {name}"))?;
     M::try_from(map).with_context(|| format!("map {name}"))
 }
 
 fn ip(arguments: &[&str]) -> Result<()> {
-    let status = Command::new("ip").args(arguments).status().context("running ip")?;
+    let status = Command::new("ip")
+        .args(arguments)
+        .status()
+        .context("running ip")?;
     ensure!(status.success(), "ip {} failed", arguments.join(" "));
     Ok(())
 }
-

@@ -32,9 +32,15 @@ pub const OUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 pub const INNER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
 
 /// Frames from clients to the gateway.
-pub const FROM_CLIENT: Macs = Macs { to: OUTER_MAC, from: CLIENT_MAC };
+pub const FROM_CLIENT: Macs = Macs {
+    to: OUTER_MAC,
+    from: CLIENT_MAC,
+};
 /// Frames from the gateway to clients.
-pub const TO_CLIENT: Macs = Macs { to: CLIENT_MAC, from: OUTER_MAC };
+pub const TO_CLIENT: Macs = Macs {
+    to: CLIENT_MAC,
+    from: OUTER_MAC,
+};
 
 /// MAC of a backend, by id.
 pub const fn backend_mac(id: u32) -> [u8; 6] {
@@ -43,12 +49,18 @@ pub const fn backend_mac(id: u32) -> [u8; 6] {
 
 /// Frames from the gateway to a backend.
 pub const fn to_backend(id: u32) -> Macs {
-    Macs { to: backend_mac(id), from: INNER_MAC }
+    Macs {
+        to: backend_mac(id),
+        from: INNER_MAC,
+    }
 }
 
 /// Frames from a backend to the gateway.
 pub const fn from_backend(id: u32) -> Macs {
-    Macs { to: INNER_MAC, from: backend_mac(id) }
+    Macs {
+        to: INNER_MAC,
+        from: backend_mac(id),
+    }
 }
 
 /// Flows of one address family, in all three tables.
@@ -98,8 +110,12 @@ pub mod at {
     pub const SERVICE_UDP_V6: &str = "[2001:db8::10]:4433";
     /// Backends by id: blue and green over IPv4, blue and green over IPv6. The
     /// green ones listen on a port of their own for TCP and UDP alike.
-    pub const BACKENDS: [&str; 4] =
-        ["10.0.1.10:0", "10.0.2.10:9000", "[fd00:1::10]:0", "[fd00:2::10]:9000"];
+    pub const BACKENDS: [&str; 4] = [
+        "10.0.1.10:0",
+        "10.0.2.10:9000",
+        "[fd00:1::10]:0",
+        "[fd00:2::10]:9000",
+    ];
     /// A client over IPv4.
     pub const CLIENT: &str = "198.51.100.7:40000";
     /// A client over IPv6.
@@ -119,11 +135,26 @@ impl World {
     pub fn new(ifindexes: [u32; 2]) -> Self {
         let mut world = Self {
             word: CutoverWord::new(Colour::Blue),
-            pools: [PoolWord::new(0, 1), PoolWord::new(2, 1), PoolWord::new(1, 1), PoolWord::new(3, 1)],
+            pools: [
+                PoolWord::new(0, 1),
+                PoolWord::new(2, 1),
+                PoolWord::new(1, 1),
+                PoolWord::new(3, 1),
+            ],
             backends: Vec::new(),
             interfaces: vec![
-                Interface { ifindex: ifindexes[0], mtu: 1500, mac: OUTER_MAC, zero: [0; 2] },
-                Interface { ifindex: ifindexes[1], mtu: 1500, mac: INNER_MAC, zero: [0; 2] },
+                Interface {
+                    ifindex: ifindexes[0],
+                    mtu: 1500,
+                    mac: OUTER_MAC,
+                    zero: [0; 2],
+                },
+                Interface {
+                    ifindex: ifindexes[1],
+                    mtu: 1500,
+                    mac: INNER_MAC,
+                    zero: [0; 2],
+                },
             ],
             listeners_v4: HashMap::new(),
             listeners_v6: HashMap::new(),
@@ -162,7 +193,12 @@ impl World {
     }
 
     fn listen(&mut self, id: u16, address: SocketAddr, protocol: u8) {
-        let listener = Listener { service: 0, id, zero: 0, idle: 450 };
+        let listener = Listener {
+            service: 0,
+            id,
+            zero: 0,
+            idle: 450,
+        };
         let path = ReturnPath {
             address: wide(address),
             port: address.port().to_be_bytes(),
@@ -170,26 +206,37 @@ impl World {
             service: 0,
         };
         let backends = self.backends.clone();
-        for backend in backends.iter().filter(|b| (b.family == 6) == address.is_ipv6()) {
+        for backend in backends
+            .iter()
+            .filter(|b| (b.family == 6) == address.is_ipv6())
+        {
             // Both green endpoints serve one listener each: TCP's and UDP's.
-            let port = if backend.port == [0, 0] { path.port } else { backend.port };
+            let port = if backend.port == [0, 0] {
+                path.port
+            } else {
+                backend.port
+            };
             match address {
                 SocketAddr::V4(_) => {
                     let [a, b, c, d, ..] = backend.address;
-                    self.returns_v4.insert(Endpoint::new([a, b, c, d], port, protocol), path);
+                    self.returns_v4
+                        .insert(Endpoint::new([a, b, c, d], port, protocol), path);
                 }
                 SocketAddr::V6(_) => {
-                    self.returns_v6.insert(Endpoint::new(backend.address, port, protocol), path);
+                    self.returns_v6
+                        .insert(Endpoint::new(backend.address, port, protocol), path);
                 }
             }
         }
         let port = address.port().to_be_bytes();
         match address {
             SocketAddr::V4(v4) => {
-                self.listeners_v4.insert(Endpoint::new(v4.ip().octets(), port, protocol), listener);
+                self.listeners_v4
+                    .insert(Endpoint::new(v4.ip().octets(), port, protocol), listener);
             }
             SocketAddr::V6(v6) => {
-                self.listeners_v6.insert(Endpoint::new(v6.ip().octets(), port, protocol), listener);
+                self.listeners_v6
+                    .insert(Endpoint::new(v6.ip().octets(), port, protocol), listener);
             }
         }
     }
@@ -201,13 +248,27 @@ impl World {
             ingress: self.interfaces[self.ingress as usize].ifindex,
         };
         let twin = Twin {
-            v4: FamilyTwin::new(&self.listeners_v4, &self.returns_v4, &self.flows_v4, self.capacity),
-            v6: FamilyTwin::new(&self.listeners_v6, &self.returns_v6, &self.flows_v6, self.capacity),
+            v4: FamilyTwin::new(
+                &self.listeners_v4,
+                &self.returns_v4,
+                &self.flows_v4,
+                self.capacity,
+            ),
+            v6: FamilyTwin::new(
+                &self.listeners_v6,
+                &self.returns_v6,
+                &self.flows_v6,
+                self.capacity,
+            ),
             world: self,
             reasons: RefCell::new(Vec::new()),
         };
         let verdict = process(&mut buffer, &twin);
-        assert_eq!(*twin.reasons.borrow(), [verdict.reason], "one verdict, one reason (law 6)");
+        assert_eq!(
+            *twin.reasons.borrow(),
+            [verdict.reason],
+            "one verdict, one reason (law 6)"
+        );
         let (flows_v4, flows_v6) = (twin.v4.snapshot(), twin.v6.snapshot());
         (self.flows_v4, self.flows_v6) = (flows_v4, flows_v6);
         (verdict, buffer.bytes)
@@ -285,12 +346,24 @@ impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
         flows: &Flows<A>,
         capacity: usize,
     ) -> Self {
-        let flows = flows.iter().map(|(key, flow)| (*key, leak(FlowCell::from(*flow)))).collect();
-        Self { listeners, returns, flows: RefCell::new(flows), capacity }
+        let flows = flows
+            .iter()
+            .map(|(key, flow)| (*key, leak(FlowCell::from(*flow))))
+            .collect();
+        Self {
+            listeners,
+            returns,
+            flows: RefCell::new(flows),
+            capacity,
+        }
     }
 
     fn snapshot(&self) -> Flows<A> {
-        self.flows.borrow().iter().map(|(key, cell)| (*key, copy(cell))).collect()
+        self.flows
+            .borrow()
+            .iter()
+            .map(|(key, cell)| (*key, copy(cell)))
+            .collect()
     }
 }
 
@@ -353,7 +426,11 @@ impl<'a> Tables for Twin<'a> {
     }
 
     fn slot(&self, ifindex: u32) -> Option<u32> {
-        self.world.interfaces.iter().position(|i| i.ifindex == ifindex).map(|slot| slot as u32)
+        self.world
+            .interfaces
+            .iter()
+            .position(|i| i.ifindex == ifindex)
+            .map(|slot| slot as u32)
     }
 
     fn tick(&self) -> u32 {

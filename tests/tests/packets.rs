@@ -26,7 +26,12 @@ fn the_case_table_holds_on_the_host() {
     for case in cases::all(IFINDEXES, 1_000_000) {
         let mut world = case.world.clone();
         let (verdict, out) = world.run(&case.frame);
-        assert_eq!((verdict.action, verdict.reason), (case.action, case.reason), "{}", case.name);
+        assert_eq!(
+            (verdict.action, verdict.reason),
+            (case.action, case.reason),
+            "{}",
+            case.name
+        );
         assert_out(&case, &out);
         assert_flow(&case, &world.flows_v4, &world.flows_v6);
     }
@@ -39,13 +44,21 @@ fn the_case_table_holds_in_the_kernel() {
         // fill one that holds a single flow.
         let mut kernel = Kernel::load(1000).unwrap();
         let ifindexes = kernel.ifindexes;
-        for case in cases::all(ifindexes, tick()).into_iter().filter(|case| case.world.capacity > 0) {
+        for case in cases::all(ifindexes, tick())
+            .into_iter()
+            .filter(|case| case.world.capacity > 0)
+        {
             kernel.set(&case.world).unwrap();
             let ingress = ifindexes[case.world.ingress as usize];
             let (returned, reason, out) = kernel.run(&case.frame, ingress).unwrap();
-            assert_eq!((returned, reason), (xdp_action(case.action), case.reason), "{}", case.name);
+            assert_eq!(
+                (returned, reason),
+                (xdp_action(case.action), case.reason),
+                "{}",
+                case.name
+            );
             assert_out(&case, &out);
-            let (v4, v6) = kernel.flows().unwrap();
+            let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
             assert_flow(&case, &v4, &v6);
         }
     });
@@ -56,19 +69,32 @@ fn a_full_table_is_counted_in_the_kernel() {
     in_new_namespace(|| {
         let mut kernel = Kernel::load(1).unwrap();
         let ifindexes = kernel.ifindexes;
-        let full: Vec<Case> =
-            cases::all(ifindexes, tick()).into_iter().filter(|case| case.world.capacity == 0).collect();
+        let full: Vec<Case> = cases::all(ifindexes, tick())
+            .into_iter()
+            .filter(|case| case.world.capacity == 0)
+            .collect();
         assert_eq!(full.len(), 2, "one case per address family");
         for mut case in full {
-            let stranger = (FlowTable::Established, key_v4("192.0.2.1:1".parse().unwrap(), 9));
+            let stranger = (
+                FlowTable::Established,
+                key_v4("192.0.2.1:1".parse().unwrap(), 9),
+            );
             case.world.flows_v4.insert(stranger, Flow::default());
-            let stranger = (FlowTable::Established, key_v6("[2001:db8::1]:1".parse().unwrap(), 9));
+            let stranger = (
+                FlowTable::Established,
+                key_v6("[2001:db8::1]:1".parse().unwrap(), 9),
+            );
             case.world.flows_v6.insert(stranger, Flow::default());
             kernel.set(&case.world).unwrap();
             let (returned, reason, out) = kernel.run(&case.frame, ifindexes[0]).unwrap();
-            assert_eq!((returned, reason), (xdp_action(case.action), case.reason), "{}", case.name);
+            assert_eq!(
+                (returned, reason),
+                (xdp_action(case.action), case.reason),
+                "{}",
+                case.name
+            );
             assert_out(&case, &out);
-            let (v4, v6) = kernel.flows().unwrap();
+            let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
             assert_flow(&case, &v4, &v6);
         }
     });
@@ -84,7 +110,11 @@ fn both_packet_paths_agree_on_mutated_frames() {
             .filter(|case| case.world.capacity > 0)
             .map(|case| (case.world, case.frame))
             .collect();
-        let mut runner = TestRunner::new(Config { cases: 6000, failure_persistence: None, ..Config::default() });
+        let mut runner = TestRunner::new(Config {
+            cases: 6000,
+            failure_persistence: None,
+            ..Config::default()
+        });
         let kernel = std::cell::RefCell::new(&mut kernel);
         let worlds = (any::<Index>(), any::<Index>());
         runner
@@ -94,17 +124,25 @@ fn both_packet_paths_agree_on_mutated_frames() {
                 let frame = mutate(&frame.get(&pool).1, &mutations);
                 let mut kernel = kernel.borrow_mut();
                 kernel.set(&host).unwrap();
-                let (returned, reason, kernel_out) =
-                    kernel.run(&frame, ifindexes[host.ingress as usize]).unwrap();
+                let (returned, reason, kernel_out) = kernel
+                    .run(&frame, ifindexes[host.ingress as usize])
+                    .unwrap();
                 let was_right = wrong_checksum(&frame).is_none();
                 let (verdict, host_out) = host.run(&frame);
-                assert_eq!((returned, reason), (xdp_action(verdict.action), verdict.reason));
+                assert_eq!(
+                    (returned, reason),
+                    (xdp_action(verdict.action), verdict.reason)
+                );
                 assert_eq!(kernel_out, host_out);
-                let (v4, v6) = kernel.flows().unwrap();
+                let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
                 assert_eq!(timeless(&v4), timeless(&host.flows_v4));
                 assert_eq!(timeless(&v6), timeless(&host.flows_v6));
                 if was_right {
-                    assert_eq!(wrong_checksum(&host_out), None, "a checksum that was right must stay right");
+                    assert_eq!(
+                        wrong_checksum(&host_out),
+                        None,
+                        "a checksum that was right must stay right"
+                    );
                 }
                 Ok(())
             })
@@ -151,7 +189,16 @@ fn mutate(frame: &[u8], mutations: &[Mutation]) -> Vec<u8> {
 fn timeless<A: Copy + std::fmt::Debug>(flows: &Flows<A>) -> BTreeSet<String> {
     flows
         .iter()
-        .map(|(key, flow)| format!("{key:?} {:?}", Flow { seen: 0, routed: 0, ..*flow }))
+        .map(|(key, flow)| {
+            format!(
+                "{key:?} {:?}",
+                Flow {
+                    seen: 0,
+                    routed: 0,
+                    ..*flow
+                }
+            )
+        })
         .collect()
 }
 
