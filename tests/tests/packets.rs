@@ -1,6 +1,5 @@
 //! The case table on the host and in the kernel, and both packet paths against
 //! each other on frames that nobody thought of.
-#![expect(missing_docs, reason = "tests")]
 
 use std::collections::BTreeSet;
 
