@@ -1,0 +1,110 @@
+//! What a validated configuration asks of the packet path.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use bg_common::{key, service::Colour};
+
+/// A transport protocol that can be switched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => key::TCP,
+            Self::Udp => key::UDP,
+        }
+    }
+
+    /// `"tcp"` or `"udp"`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// A virtual address, port and protocol that clients connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerPlan {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for ListenerPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}", self.protocol.as_str(), self.address)
+    }
+}
+
+/// One server of a colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendPlan {
+    /// Address.
+    pub address: IpAddr,
+    /// Port; `None` = the listener's.
+    pub port: Option<u16>,
+    /// Share of new flows relative to the pool's other members.
+    pub weight: u32,
+}
+
+impl BackendPlan {
+    /// True when a listener of this address can use the backend.
+    pub const fn serves(&self, listener: &ListenerPlan) -> bool {
+        self.address.is_ipv4() == listener.address.is_ipv4()
+    }
+
+    /// The endpoint that packets of the listener are sent to.
+    pub fn endpoint(&self, listener: &ListenerPlan) -> SocketAddr {
+        SocketAddr::new(self.address, self.port.unwrap_or(listener.address.port()))
+    }
+}
+
+impl fmt::Display for BackendPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, self.port) {
+            (address, Some(port)) => write!(f, "{}", SocketAddr::new(address, port)),
+            (address, None) => write!(f, "{address}"),
+        }
+    }
+}
+
+/// What flips as one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePlan {
+    /// Name in the configuration.
+    pub name: String,
+    /// Listeners, at least one.
+    pub listeners: Vec<ListenerPlan>,
+    /// UDP: a flow silent for longer is new.
+    pub udp_idle: Duration,
+    /// Backends by colour; index: `Colour as usize`.
+    pub colours: [Vec<BackendPlan>; 2],
+}
+
+impl ServicePlan {
+    /// The backends of a colour.
+    pub fn backends(&self, colour: Colour) -> &[BackendPlan] {
+        &self.colours[colour as usize]
+    }
+}
+
+/// All services of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// In the order of the file.
+    pub services: Vec<ServicePlan>,
+}
