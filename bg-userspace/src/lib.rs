@@ -1,4 +1,14 @@
-//! bgswitch: the daemon, its command line, and the only code that talks to the kernel.
+//! bgswitch: the daemon, its command line, and the only code that talks to the
+//! kernel.
 
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod daemon;
+pub mod datapath;
+pub mod journal;
 pub mod object;
 pub mod plan;
+pub mod state;
+pub mod switch;

@@ -1,5 +1,4 @@
-//! What the packet path shall do: a validated configuration, without the parts
-//! that only the daemon needs.
+//! What a validated configuration asks of the packet path.
 
 use std::{
     fmt,
@@ -9,7 +8,7 @@ use std::{
 
 use bg_common::{key, service::Colour};
 
-/// A transport protocol that a listener can have.
+/// A transport protocol that can be switched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
     /// TCP.
@@ -19,20 +18,11 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// The IANA protocol number.
+    /// IANA protocol number.
     pub const fn number(self) -> u8 {
         match self {
             Self::Tcp => key::TCP,
             Self::Udp => key::UDP,
-        }
-    }
-
-    /// The protocol with this IANA number.
-    pub const fn from_number(number: u8) -> Option<Self> {
-        match number {
-            key::TCP => Some(Self::Tcp),
-            key::UDP => Some(Self::Udp),
-            _ => None,
         }
     }
 
@@ -61,53 +51,60 @@ impl fmt::Display for ListenerPlan {
 }
 
 /// One server of a colour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BackendPlan {
     /// Address.
     pub address: IpAddr,
     /// Port; `None` = the listener's.
     pub port: Option<u16>,
-    /// Share of new flows relative to the other backends of the pool; at least 1.
+    /// Share of new flows relative to the pool's other members.
     pub weight: u32,
+}
+
+impl BackendPlan {
+    /// True when a listener of this address can use the backend.
+    pub const fn serves(&self, listener: &ListenerPlan) -> bool {
+        self.address.is_ipv4() == listener.address.is_ipv4()
+    }
+
+    /// The endpoint that packets of the listener are sent to.
+    pub fn endpoint(&self, listener: &ListenerPlan) -> SocketAddr {
+        SocketAddr::new(self.address, self.port.unwrap_or(listener.address.port()))
+    }
+}
+
+impl fmt::Display for BackendPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.address, self.port) {
+            (address, Some(port)) => write!(f, "{}", SocketAddr::new(address, port)),
+            (address, None) => write!(f, "{address}"),
+        }
+    }
 }
 
 /// What flips as one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePlan {
-    /// Name, unique.
+    /// Name in the configuration.
     pub name: String,
     /// Listeners, at least one.
     pub listeners: Vec<ListenerPlan>,
-    /// A UDP flow silent for longer is new again.
+    /// UDP: a flow silent for longer is new.
     pub udp_idle: Duration,
-    /// Backends; index: [`Colour`].
+    /// Backends by colour; index: `Colour as usize`.
     pub colours: [Vec<BackendPlan>; 2],
 }
 
 impl ServicePlan {
-    /// The backends of `colour`. A listener uses those of its address family.
+    /// The backends of a colour.
     pub fn backends(&self, colour: Colour) -> &[BackendPlan] {
         &self.colours[colour as usize]
     }
 }
 
-/// Everything that the packet path shall switch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// All services of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Plan {
-    /// Services; no two share a listener.
+    /// In the order of the file.
     pub services: Vec<ServicePlan>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_listener_reads_as_in_the_configuration() {
-        let listener = ListenerPlan {
-            address: "[2001:db8::10]:8000".parse().unwrap(),
-            protocol: Protocol::Udp,
-        };
-        assert_eq!(listener.to_string(), "udp://[2001:db8::10]:8000");
-    }
 }

@@ -1,0 +1,271 @@
+//! What goes over the socket: requests, answers, errors. JSON never loses a
+//! field within one `schema`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::FlipMode;
+
+/// The schema number of every answer.
+pub const SCHEMA: u32 = 1;
+
+/// `bgswitch status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The daemon.
+    pub daemon: DaemonStatus,
+    /// Where XDP is attached.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// Services, by name.
+    pub services: Vec<ServiceStatus>,
+    /// Packets by reason.
+    pub reasons: BTreeMap<String, u64>,
+    /// Remembered flows.
+    pub flow_table: FlowTableStatus,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// Version.
+    pub version: String,
+    /// Process id.
+    pub pid: u32,
+    /// Seconds since its start.
+    pub uptime_s: u64,
+}
+
+/// An interface.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct InterfaceStatus {
+    /// Name.
+    pub name: String,
+    /// `native` or `generic`, as the kernel says.
+    pub mode: String,
+    /// Kernel id of the program.
+    pub program_id: u32,
+}
+
+/// A service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Name.
+    pub name: String,
+    /// The colour new flows go to.
+    pub active: String,
+    /// How often it has flipped, modulo 65 536.
+    pub generation: u16,
+    /// `STEADY`, or `DRAINING` while old flows have a deadline.
+    pub state: String,
+    /// Share of new flows that go to the standby.
+    pub canary_percent: f64,
+    /// Listeners.
+    pub listeners: Vec<String>,
+    /// Both colours, by name.
+    pub colours: BTreeMap<String, ColourStatus>,
+}
+
+/// A colour of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ColourStatus {
+    /// Version, as configured.
+    pub version: Option<String>,
+    /// Remembered flows, closing ones left out.
+    pub flows: u64,
+    /// Packets, both directions.
+    pub packets: u64,
+    /// Bytes, both directions.
+    pub bytes: u64,
+    /// Flows that ever chose the colour.
+    pub new_flows: u64,
+    /// TCP resets sent for its flows.
+    pub resets: u64,
+    /// When its old flows are reset, RFC 3339.
+    pub draining_until: Option<String>,
+    /// Its pool.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Address, and port if it has one of its own.
+    pub address: String,
+    /// Weight in its pool.
+    pub weight: u32,
+    /// True when its next hop is known: packets can reach it. (There are no
+    /// health checks in this version.)
+    pub healthy: bool,
+    /// Remembered flows, closing ones left out.
+    pub flows: u64,
+}
+
+/// The flow tables.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FlowTableStatus {
+    /// Established TCP flows, both families.
+    pub entries: u64,
+    /// How many fit.
+    pub capacity: u64,
+}
+
+/// `bgswitch flip`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FlipRequest {
+    /// `blue` or `green`; the standby if absent.
+    pub to: Option<String>,
+    /// As configured if absent.
+    pub mode: Option<FlipMode>,
+    /// Drain deadline, seconds; as configured if absent.
+    pub drain_s: Option<u64>,
+    /// Only at this generation.
+    pub if_generation: Option<u16>,
+    /// Say what would happen, change nothing.
+    pub dry_run: bool,
+    /// Also to a colour that cannot be reached.
+    pub force: bool,
+    /// For the journal.
+    pub why: Option<String>,
+}
+
+/// `bgswitch rollback`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RollbackRequest {
+    /// Cut if absent: the bad colour's flows are reset.
+    pub mode: Option<FlipMode>,
+    /// For the journal.
+    pub why: Option<String>,
+}
+
+/// What a flip or a rollback did, or would do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Flipped {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Service.
+    pub service: String,
+    /// Colour before.
+    pub from: String,
+    /// Colour after.
+    pub to: String,
+    /// Generation before.
+    pub generation_before: u16,
+    /// Generation after.
+    pub generation: u16,
+    /// `drain` or `cut`.
+    pub mode: String,
+    /// `CLOCK_MONOTONIC` just before the store, ns; `null` in a dry run.
+    pub at_ns: Option<u64>,
+    /// What the store took; `null` in a dry run.
+    pub store_ns: Option<u64>,
+    /// From the store to the first new flow on the new colour, as stamped by
+    /// the packet path; `null` when none came while the command waited.
+    pub first_new_flow_us: Option<f64>,
+    /// Flows on the old colour; `null` when they were not counted in time.
+    pub old_flows: Option<u64>,
+    /// When they are reset, RFC 3339.
+    pub draining_until: Option<String>,
+    /// True when nothing was changed.
+    pub dry_run: bool,
+}
+
+/// One line of `bgswitch flows`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FlowLine {
+    /// Client.
+    pub client: String,
+    /// Colour.
+    pub colour: String,
+    /// Backend.
+    pub backend: Option<String>,
+    /// Generation it was born in.
+    pub generation: u16,
+    /// `established`, `half_open` or `udp`.
+    pub table: String,
+    /// Milliseconds since its last packet (67 ms steps).
+    pub idle_ms: u64,
+    /// It is closed or reset.
+    pub closing: bool,
+}
+
+/// Some flows of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Flows {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// How many there are.
+    pub total: u64,
+    /// At most the first thousand.
+    pub flows: Vec<FlowLine>,
+}
+
+/// The journal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct History {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Oldest first.
+    pub entries: Vec<crate::journal::Entry>,
+}
+
+/// `bgswitch reload`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The difference, a line each.
+    pub changes: Vec<String>,
+    /// True when nothing was changed.
+    pub dry_run: bool,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// What happened, why, and what to do.
+    pub error: String,
+    /// The exit code of the command.
+    pub code: u8,
+}
+
+impl Refusal {
+    /// A refusal with an exit code.
+    pub fn new(code: u8, error: impl Into<String>) -> Self {
+        Self { schema: SCHEMA, error: error.into(), code }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Exit codes of the command line.
+pub mod exit {
+    /// Failed.
+    pub const FAILED: u8 = 1;
+    /// Usage or configuration.
+    pub const USAGE: u8 = 2;
+    /// The daemon is not running.
+    pub const NO_DAEMON: u8 = 3;
+    /// Not permitted.
+    pub const NOT_PERMITTED: u8 = 4;
+    /// Stale generation, or nothing to flip.
+    pub const CONFLICT: u8 = 5;
+    /// The target cannot be reached.
+    pub const UNHEALTHY: u8 = 8;
+    /// Timed out.
+    pub const TIMED_OUT: u8 = 9;
+    /// Packet path.
+    pub const DATAPATH: u8 = 11;
+}

@@ -1,0 +1,29 @@
+use clap::Args;
+
+use super::Common;
+use crate::api::Reloaded;
+
+/// `bgswitch reload`.
+#[derive(Debug, Args)]
+pub(super) struct Reload {
+    /// Show the difference, change nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl Reload {
+    pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
+        let reloaded: Reloaded = common.post(&format!("/v1/reload?dry_run={}", self.dry_run), &())?;
+        common.print(&reloaded, |reloaded| {
+            let mut text = match (reloaded.changes.is_empty(), reloaded.dry_run) {
+                (true, _) => "nothing to change\n".to_owned(),
+                (false, true) => "would change (dry run):\n".to_owned(),
+                (false, false) => "changed:\n".to_owned(),
+            };
+            for change in &reloaded.changes {
+                text += &format!("  {change}\n");
+            }
+            text
+        })
+    }
+}

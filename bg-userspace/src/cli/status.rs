@@ -1,0 +1,101 @@
+use std::{
+    fmt::Write as _,
+    io::{IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use clap::Args;
+
+use super::{Common, Output};
+use crate::api::{self, Refusal, ServiceStatus, exit};
+
+/// `bgswitch status`.
+#[derive(Debug, Default, Args)]
+pub(super) struct Status {
+    /// Only this service.
+    service: Option<String>,
+    /// Show it anew each second.
+    #[arg(long)]
+    watch: bool,
+}
+
+impl Status {
+    pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
+        loop {
+            let mut status: api::Status = common.get("/v1/status")?;
+            if let Some(name) = &self.service {
+                status.services.retain(|service| service.name == *name);
+                if status.services.is_empty() {
+                    let message = format!("there is no service `{name}`: `bgswitch status` lists them");
+                    return Err(Refusal::new(exit::USAGE, message).into());
+                }
+            }
+            if self.watch && common.output == Output::Text && std::io::stdout().is_terminal() {
+                print!("\x1b[H\x1b[2J");
+            }
+            common.print(&status, |status| text(status, std::io::stdout().is_terminal()))?;
+            if !self.watch {
+                return Ok(());
+            }
+            std::io::stdout().flush()?;
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}
+
+fn text(status: &api::Status, colours: bool) -> String {
+    let mut out = String::new();
+    for service in &status.services {
+        service_text(&mut out, service, colours);
+    }
+    let interfaces: Vec<String> =
+        status.interfaces.iter().map(|i| format!("{} ({}, program {})", i.name, i.mode, i.program_id)).collect();
+    let _ = writeln!(out, "interfaces  {}", interfaces.join(", "));
+    let table = &status.flow_table;
+    let _ = writeln!(out, "flow table  {} of {} entries", table.entries, table.capacity);
+    let mut reasons: Vec<_> = status.reasons.iter().filter(|(_, count)| **count > 0).collect();
+    reasons.sort_by(|a, b| b.1.cmp(a.1));
+    let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    let _ = writeln!(out, "packets     {}", if reasons.is_empty() { "none yet".into() } else { reasons.join("  ") });
+    out
+}
+
+fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
+    let active = paint(&service.active, &service.active, colours);
+    let _ = writeln!(
+        out,
+        "{}  {}  new flows: {active} {} %  generation {}",
+        service.name,
+        service.state,
+        100.0 - service.canary_percent,
+        service.generation
+    );
+    let _ = writeln!(out, "  listeners  {}", service.listeners.join(" "));
+    for (name, colour) in &service.colours {
+        let label = paint(&format!("{name:<9}"), name, colours);
+        let role = if *name == service.active { "active " } else { "standby" };
+        let version = colour.version.as_deref().unwrap_or("-");
+        let _ = write!(out, "  {label}  {role}  {version:<12}  {} flows", colour.flows);
+        match &colour.draining_until {
+            Some(until) if colour.flows > 0 => {
+                let _ = writeln!(out, ", reset at {until}");
+            }
+            _ => out.push('\n'),
+        }
+        for backend in &colour.backends {
+            let trouble = if backend.healthy { "" } else { "  no next hop known" };
+            let weight = if backend.weight == 1 { String::new() } else { format!("  weight {}", backend.weight) };
+            let _ = writeln!(out, "             {:<24} {} flows{weight}{trouble}", backend.address, backend.flows);
+        }
+    }
+    out.push('\n');
+}
+
+fn paint(text: &str, colour: &str, colours: bool) -> String {
+    let code = match colour {
+        "blue" if colours => "\x1b[34m",
+        "green" if colours => "\x1b[32m",
+        _ => return text.to_owned(),
+    };
+    format!("{code}{text}\x1b[0m")
+}

@@ -1,0 +1,142 @@
+//! What the daemon tells about the packet path.
+
+use std::collections::BTreeMap;
+
+use bg_common::service::{Colour, ColourStats};
+
+use super::Daemon;
+use crate::{
+    api::{
+        BackendStatus, ColourStatus, DaemonStatus, FlowLine, FlowTableStatus, Flows,
+        InterfaceStatus, Refusal, SCHEMA, ServiceStatus, Status, exit,
+    },
+    config::Service,
+};
+
+/// Lines of `bgswitch flows`, at most.
+const FLOW_LINES: usize = 1000;
+
+type Counts = BTreeMap<(u32, Colour, Option<std::net::IpAddr>), u64>;
+
+impl Daemon {
+    /// Blocks for as long as it takes to count the flows.
+    pub(super) fn status(&self) -> Result<Status, Refusal> {
+        let failed = |error: crate::datapath::Error| Refusal::new(exit::DATAPATH, error.to_string());
+        let config = self.config().clone();
+        let mut counts = Counts::new();
+        let mut entries = 0;
+        self.datapath
+            .flows(|flow| {
+                entries += u64::from(flow.table == "established");
+                if !flow.closing && flow.table != "half_open" {
+                    *counts.entry((flow.service, flow.colour, flow.backend)).or_default() += 1;
+                }
+            })
+            .map_err(failed)?;
+        let services = config
+            .services
+            .values()
+            .map(|service| self.service_status(service, &counts))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        let reasons = self.datapath.reasons().map_err(failed)?;
+        Ok(Status {
+            schema: SCHEMA,
+            daemon: DaemonStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_s: self.started.elapsed().as_secs(),
+            },
+            interfaces: self
+                .datapath
+                .interfaces()
+                .iter()
+                .map(|interface| InterfaceStatus {
+                    name: interface.name.clone(),
+                    mode: interface.mode.to_owned(),
+                    program_id: interface.program_id,
+                })
+                .collect(),
+            services,
+            reasons: reasons.into_iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
+            flow_table: FlowTableStatus { entries, capacity: u64::from(self.datapath.capacity()) },
+        })
+    }
+
+    fn service_status(&self, service: &Service, counts: &Counts) -> Result<ServiceStatus, crate::datapath::Error> {
+        let name = &service.plan.name;
+        let unknown = || crate::datapath::Error::UnknownService(name.clone());
+        let word = self.datapath.word(name).ok_or_else(unknown)?;
+        let id = self.datapath.service_id(name).ok_or_else(unknown)?;
+        let stats = self.datapath.stats(name)?;
+        let unresolved = self.datapath.unresolved();
+        let state = self.state();
+        let mut colours = BTreeMap::new();
+        for colour in Colour::ALL {
+            let ColourStats { forward_packets, forward_bytes, return_packets, return_bytes, new_flows, resets } =
+                stats[colour as usize];
+            let flows_of = |address| counts.get(&(id, colour, Some(address))).copied().unwrap_or(0);
+            let of_colour = counts.iter().filter(|((service, of, _), _)| (*service, *of) == (id, colour));
+            let draining = state.draining(name, word.active(), colour, word.generation());
+            let status = ColourStatus {
+                version: service.versions[colour as usize].clone(),
+                flows: of_colour.map(|(_, count)| count).sum(),
+                packets: forward_packets + return_packets,
+                bytes: forward_bytes + return_bytes,
+                new_flows,
+                resets,
+                draining_until: draining.map(crate::state::Drain::rfc3339),
+                backends: service
+                    .plan
+                    .backends(colour)
+                    .iter()
+                    .map(|backend| BackendStatus {
+                        address: backend.to_string(),
+                        weight: backend.weight,
+                        healthy: !unresolved.contains(&(id, colour, backend.address)),
+                        flows: flows_of(backend.address),
+                    })
+                    .collect(),
+            };
+            colours.insert(colour.as_str().to_owned(), status);
+        }
+        let draining = colours.values().any(|colour| colour.draining_until.is_some());
+        Ok(ServiceStatus {
+            name: name.clone(),
+            active: word.active().as_str().to_owned(),
+            generation: word.generation(),
+            state: if draining { "DRAINING" } else { "STEADY" }.to_owned(),
+            canary_percent: f64::from(word.canary()) / 655.36,
+            listeners: service.plan.listeners.iter().map(ToString::to_string).collect(),
+            colours,
+        })
+    }
+
+    /// Blocks for as long as it takes to read the flows.
+    pub(super) fn flow_lines(&self, service: &str, colour: Option<Colour>) -> Result<Flows, Refusal> {
+        let id = self.datapath.service_id(service).ok_or_else(|| {
+            Refusal::new(exit::USAGE, format!("there is no service `{service}`: `bgswitch status` lists them"))
+        })?;
+        let mut flows = Flows { schema: SCHEMA, total: 0, flows: Vec::new() };
+        self.datapath
+            .flows(|flow| {
+                if flow.service != id || colour.is_some_and(|colour| colour != flow.colour) {
+                    return;
+                }
+                flows.total += 1;
+                if flows.flows.len() < FLOW_LINES {
+                    flows.flows.push(FlowLine {
+                        client: flow.client.to_string(),
+                        colour: flow.colour.as_str().to_owned(),
+                        backend: flow.backend.map(|backend| backend.to_string()),
+                        generation: flow.generation,
+                        table: flow.table.to_owned(),
+                        idle_ms: flow.idle.as_millis() as u64,
+                        closing: flow.closing,
+                    });
+                }
+            })
+            .map_err(|error| Refusal::new(exit::DATAPATH, error.to_string()))?;
+        Ok(flows)
+    }
+}

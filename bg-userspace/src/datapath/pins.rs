@@ -1,0 +1,201 @@
+//! Pinned state: where it lies, what shape it must have, how it is removed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{MapInfo, MapType};
+use bg_common::{
+    abi::{LAYOUT, MAGLEV_ROW, capacity, map},
+    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    reason::REASONS,
+    service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
+};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::error::Error;
+
+/// The directories of one gateway's pins.
+#[derive(Clone, Debug)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Pins below `bpffs`.
+    pub fn new(bpffs: &Path) -> Self {
+        Self { root: bpffs.to_owned() }
+    }
+
+    fn layout(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT}"))
+    }
+
+    /// The pin of a map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.layout().join("maps").join(name)
+    }
+
+    /// The pin of the program.
+    pub fn program(&self) -> PathBuf {
+        self.layout().join("program")
+    }
+
+    /// The pin of an interface's link.
+    pub fn link(&self, interface: &str) -> PathBuf {
+        self.layout().join("links").join(interface)
+    }
+
+    /// Names of the interfaces with a pinned link.
+    pub fn links(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.layout().join("links")) else { return Vec::new() };
+        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// Makes the root directory and locks it against a second daemon.
+    pub fn lock(&self) -> Result<Flock<fs::File>, Error> {
+        let on_bpffs = self
+            .root
+            .ancestors()
+            .find(|ancestor| ancestor.exists())
+            .and_then(|ancestor| statfs(ancestor).ok())
+            .is_some_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
+        if !on_bpffs {
+            return Err(Error::NoBpffs { path: self.root.clone() });
+        }
+        fs::create_dir_all(&self.root).map_err(Error::io(format!("making {}", self.root.display())))?;
+        let directory =
+            fs::File::open(&self.root).map_err(Error::io(format!("opening {}", self.root.display())))?;
+        Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| Error::Locked(self.root.clone()))
+    }
+
+    /// Refuses state of another layout, and maps that are not what their names
+    /// say. `max_flows` is not checked here: see [`Pins::flow_capacity`].
+    pub fn check(&self) -> Result<(), Error> {
+        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
+            if entry.path() != self.layout() {
+                return Err(Error::OtherLayout(entry.path()));
+            }
+        }
+        for (name, kind, key, value, entries, flags) in shapes() {
+            let path = self.map(name);
+            if !path.exists() {
+                continue;
+            }
+            let info = MapInfo::from_pin(&path)
+                .map_err(|error| Error::step(format!("reading {}", path.display()), error))?;
+            let describe = |kind: &MapType, key, value, entries: u32, flags| {
+                format!("type {kind:?}, key {key}, value {value}, {entries} entries, flags {flags:#x}")
+            };
+            let found_kind = info.map_type().unwrap_or(MapType::Unspecified);
+            // Flow tables have as many entries as were asked for when they were made.
+            let wanted = if entries == 0 { info.max_entries() } else { entries };
+            let found = (found_kind, info.key_size(), info.value_size(), info.max_entries(), info.map_flags());
+            if found != (kind, key, value, wanted, flags) {
+                return Err(Error::WrongShape {
+                    path,
+                    found: describe(&found.0, found.1, found.2, found.3, found.4),
+                    expected: describe(&kind, key, value, wanted, flags),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries of the pinned flow tables, if there are any.
+    pub fn flow_capacity(&self) -> Option<u32> {
+        MapInfo::from_pin(self.map(map::FLOWS_V4)).ok().map(|info| info.max_entries())
+    }
+
+    /// Makes the directories of this layout.
+    pub fn make(&self) -> Result<(), Error> {
+        for directory in ["maps", "links"] {
+            let path = self.layout().join(directory);
+            fs::create_dir_all(&path).map_err(Error::io(format!("making {}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Removes every pin of every layout; links first, so that no program runs
+    /// on half of its maps. Returns what was removed.
+    pub fn remove(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut removed = Vec::new();
+        let layouts: Vec<PathBuf> =
+            fs::read_dir(&self.root).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        for part in ["links", "program", "maps"] {
+            for layout in &layouts {
+                remove_tree(&layout.join(part), &mut removed)?;
+            }
+        }
+        for layout in layouts {
+            remove_tree(&layout, &mut removed)?;
+        }
+        if self.root.exists() {
+            fs::remove_dir(&self.root).map_err(Error::io(format!("removing {}", self.root.display())))?;
+        }
+        Ok(removed)
+    }
+}
+
+fn remove_tree(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), Error> {
+    let failed = || Error::io(format!("removing {}", path.display()));
+    if path.is_dir() {
+        for entry in fs::read_dir(path).map_err(failed())? {
+            remove_tree(&entry.map_err(failed())?.path(), removed)?;
+        }
+        fs::remove_dir(path).map_err(failed())
+    } else if path.exists() {
+        fs::remove_file(path).map_err(failed())?;
+        removed.push(path.to_owned());
+        Ok(())
+    } else {
+        Ok(())
+    }
+}
+
+type Shape = (&'static str, MapType, u32, u32, u32, u32);
+
+/// Name, type, key size, value size, entries (0 = any), flags.
+fn shapes() -> Vec<Shape> {
+    const MMAPABLE: u32 = 1 << 10;
+    const NO_PREALLOC: u32 = 1;
+    const fn of<T>() -> u32 {
+        size_of::<T>() as u32
+    }
+    let services = capacity::SERVICES as u32;
+    let listeners = capacity::LISTENERS as u32;
+    let returns = capacity::RETURNS as u32;
+    let slots = capacity::INTERFACES as u32;
+    let (half, udp) = (capacity::HALF_OPEN as u32, capacity::UDP as u32);
+    let flow = of::<Flow>();
+    let (v4, v6) = (of::<FlowKeyV4>(), of::<FlowKeyV6>());
+    let (end4, end6) = (of::<EndpointV4>(), of::<EndpointV6>());
+    vec![
+        (map::WORDS, MapType::Array, 4, 8, services, MMAPABLE),
+        (map::FIRST_FLOWS, MapType::Array, 4, 8, services, MMAPABLE),
+        (map::POOLS, MapType::Array, 4, 8, services * 4, MMAPABLE),
+        (map::MAGLEV, MapType::Array, 4, MAGLEV_ROW * 4, capacity::MAGLEV_ROWS as u32, MMAPABLE),
+        (map::BACKENDS, MapType::Array, 4, of::<Backend>(), capacity::BACKENDS as u32, MMAPABLE),
+        (map::INTERFACES, MapType::Array, 4, of::<Interface>(), slots, 0),
+        (map::SLOTS, MapType::Hash, 4, 4, slots, 0),
+        // The kernel sets BPF_F_RDONLY_PROG on device maps by itself.
+        (map::PORTS, MapType::DevMap, 4, 8, slots, 1 << 7),
+        (map::LISTENERS_V4, MapType::Hash, end4, of::<Listener>(), listeners, 0),
+        (map::LISTENERS_V6, MapType::Hash, end6, of::<Listener>(), listeners, 0),
+        (map::RETURNS_V4, MapType::Hash, end4, of::<ReturnPath>(), returns, 0),
+        (map::RETURNS_V6, MapType::Hash, end6, of::<ReturnPath>(), returns, 0),
+        (map::FLOWS_V4, MapType::Hash, v4, flow, 0, NO_PREALLOC),
+        (map::FLOWS_V6, MapType::Hash, v6, flow, 0, NO_PREALLOC),
+        (map::HALF_OPEN_V4, MapType::LruHash, v4, flow, half, 0),
+        (map::HALF_OPEN_V6, MapType::LruHash, v6, flow, half, 0),
+        (map::UDP_V4, MapType::LruHash, v4, flow, udp, 0),
+        (map::UDP_V6, MapType::LruHash, v6, flow, udp, 0),
+        (map::REASONS, MapType::PerCpuArray, 4, 8, REASONS, 0),
+        (map::STATS, MapType::PerCpuArray, 4, of::<ColourStats>(), services * 2, 0),
+    ]
+}

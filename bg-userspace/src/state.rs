@@ -1,0 +1,112 @@
+//! What the daemon must know after a restart and the kernel does not: when
+//! drains end. The kernel's word is believed over all of it (law 4).
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bg_common::service::Colour;
+use serde::{Deserialize, Serialize};
+
+/// The drain that a service is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// The generation of the flip that began it.
+    pub generation: u16,
+    /// Seconds since 1970.
+    pub until: u64,
+}
+
+impl Drain {
+    /// A drain that ends `after` from now.
+    pub fn new(generation: u16, after: Duration) -> Self {
+        Self { generation, until: unix_now() + after.as_secs() }
+    }
+
+    /// True when the deadline has passed.
+    pub fn is_over(&self) -> bool {
+        unix_now() >= self.until
+    }
+
+    /// The deadline, RFC 3339, UTC.
+    pub fn rfc3339(&self) -> String {
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(self.until)).to_string()
+    }
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+/// The state file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// Drains by service.
+    #[serde(default)]
+    pub drains: BTreeMap<String, Drain>,
+    /// The last word seen of each service: its bits.
+    #[serde(default)]
+    pub words: BTreeMap<String, u64>,
+    #[serde(skip)]
+    file: PathBuf,
+}
+
+impl State {
+    /// Reads the state; one that cannot be read is put aside, with a warning:
+    /// it never keeps the daemon from starting.
+    pub fn load(state_dir: &Path) -> Self {
+        let file = state_dir.join("state.json");
+        let read = match fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error),
+        };
+        let state = read.unwrap_or_else(|error| {
+            let aside = file.with_extension("json.bad");
+            tracing::warn!("{} cannot be read ({error}): put aside as {}", file.display(), aside.display());
+            let _ = fs::rename(&file, aside);
+            Self::default()
+        });
+        Self { file, ..state }
+    }
+
+    /// Writes the state: to a new file, synced, then renamed over the old one.
+    pub fn save(&self) -> io::Result<()> {
+        let directory = self.file.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        fs::create_dir_all(directory)?;
+        let temporary = self.file.with_extension("json.new");
+        let mut file = fs::File::create(&temporary)?;
+        file.write_all(&serde_json::to_vec_pretty(self)?)?;
+        file.sync_all()?;
+        fs::rename(&temporary, &self.file)?;
+        fs::File::open(directory)?.sync_all()
+    }
+
+    /// The end of the drain that `colour` of a service is in, if it is.
+    pub fn draining(&self, service: &str, active: Colour, colour: Colour, generation: u16) -> Option<&Drain> {
+        let drain = self.drains.get(service)?;
+        (colour != active && drain.generation == generation).then_some(drain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn garbage_is_put_aside() {
+        let directory = std::env::temp_dir().join(format!("bgswitch-state-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join("state.json"), b"{\"drains\":").unwrap();
+        let mut state = State::load(&directory);
+        assert!(state.drains.is_empty() && directory.join("state.json.bad").exists());
+        state.drains.insert("llm".into(), Drain { generation: 3, until: 7 });
+        state.save().unwrap();
+        assert_eq!(State::load(&directory), state);
+        fs::remove_dir_all(directory).unwrap();
+    }
+}
