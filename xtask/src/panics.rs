@@ -1,0 +1,79 @@
+//! The eBPF object must not contain a panic: the verifier would refuse it at
+//! load, with a message that names no source line.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context as _, Result, bail};
+use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind};
+
+use crate::command;
+
+/// `goto -1`: what is left of `loop {}`, the body of the panic handler, where
+/// it was inlined.
+const JUMP_TO_SELF: [u8; 8] = [0x05, 0, 0xff, 0xff, 0, 0, 0, 0];
+
+/// Fails if the object that the release build embeds can reach a panic.
+pub fn check() -> Result<()> {
+    let path = built_object()?;
+    let data = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let found = panics(&data).with_context(|| format!("reading {}", path.display()))?;
+    if found.is_empty() {
+        eprintln!("no reachable panic in {}", path.display());
+        return Ok(());
+    }
+    bail!(
+        "{} can panic, the kernel would not load it: {}",
+        path.display(),
+        found.join(", ")
+    );
+}
+
+/// The signs of a panic: symbols of core's panic machinery, endless loops.
+fn panics(data: &[u8]) -> Result<Vec<String>> {
+    let object = object::File::parse(data)?;
+    let mut found: Vec<String> = object
+        .symbols()
+        .filter_map(|symbol| symbol.name().ok())
+        .filter(|name| name.contains("panic") || name.contains("unwind"))
+        .map(ToOwned::to_owned)
+        .collect();
+    let mut sections = 0;
+    for section in object.sections().filter(|s| s.kind() == SectionKind::Text) {
+        sections += 1;
+        let code = section.data()?;
+        if code.as_chunks().0.contains(&JUMP_TO_SELF) {
+            found.push(format!("an endless loop in section {}", section.name()?));
+        }
+    }
+    if sections == 0 {
+        bail!("no program in the object");
+    }
+    Ok(found)
+}
+
+/// The object in the output directory of bg-userspace's build script, as cargo
+/// itself names it.
+fn built_object() -> Result<PathBuf> {
+    let mut build = command::cargo();
+    build.args(["build", "--release", "--package", "bg-userspace", "--message-format=json-render-diagnostics"]);
+    eprintln!("$ {}", command::line(&build));
+    let mut child = build.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let output = child.stdout.take().context("cargo build has no stdout")?;
+    let mut directory = None;
+    for line in BufReader::new(output).lines() {
+        let message: serde_json::Value = serde_json::from_str(&line?)?;
+        if message["reason"] == "build-script-executed"
+            && message["package_id"].as_str().is_some_and(|id| id.contains("bg-userspace"))
+        {
+            directory = message["out_dir"].as_str().map(ToOwned::to_owned);
+        }
+    }
+    command::check(&build, child.wait()?)?;
+    let directory = directory.context("cargo did not name the output of bg-userspace's build script")?;
+    Ok(Path::new(&directory).join("bgswitch-ebpf"))
+}
