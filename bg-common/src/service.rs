@@ -368,6 +368,9 @@ pub mod state {
     pub const RESET: u8 = 1 << 4;
     /// Established: a SYN of the same tuple is in the half-open table.
     pub const CONTESTED: u8 = 1 << 5;
+    /// Half-open: the flow is in the established table now. (The bit of
+    /// [`CONTESTED`], which only flows of that table have.)
+    pub const MOVED: u8 = CONTESTED;
     /// The flow was cut and its client was sent a RST.
     pub const CLIENT_CUT: u8 = 1 << 6;
     /// No route to the client is known: its next hop was learned from its packets.

@@ -550,7 +550,8 @@ fn proves<A>(half: &FlowCell, segment: &Segment<A>) -> bool {
 }
 
 /// Copies a proven flow into the established table. Its half-open entry is left
-/// to age out: no flow is ever without an entry. False when the table is full.
+/// to age out, marked: no flow is ever without an entry. False when the table is
+/// full.
 #[inline(always)]
 fn promote<A: Network, F: FamilyTables<A>>(
     family: &F,
@@ -560,7 +561,11 @@ fn promote<A: Network, F: FamilyTables<A>>(
 ) -> bool {
     half.seen.set(now);
     half.clear(state::ANSWERED | state::ORPHAN);
-    family.remember(FlowTable::Established, key, half)
+    let established = family.remember(FlowTable::Established, key, half);
+    if established {
+        half.set(state::MOVED);
+    }
+    established
 }
 
 /// Notes that a flow lives; after a RST only once that has had its time.

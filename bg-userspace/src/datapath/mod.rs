@@ -262,6 +262,9 @@ impl Datapath {
         for (name, table) in FLOW_TABLES {
             let data = self.inner.pinned(name)?;
             let mut one = |client: SocketAddr, flow: &Flow| {
+                if table == HALF_OPEN && flow.state & state::MOVED != 0 {
+                    return;
+                }
                 visit(&FlowRecord {
                     client,
                     service: flow.service,
@@ -700,11 +703,13 @@ const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
 /// A closed flow is kept for 10 s, for segments that are still on their way.
 const CLOSING_TICKS: u32 = 150;
 
+const HALF_OPEN: &str = "half_open";
+
 const FLOW_TABLES: [(&str, &str); 6] = [
     (map::FLOWS_V4, "established"),
     (map::FLOWS_V6, "established"),
-    (map::HALF_OPEN_V4, "half_open"),
-    (map::HALF_OPEN_V6, "half_open"),
+    (map::HALF_OPEN_V4, HALF_OPEN),
+    (map::HALF_OPEN_V6, HALF_OPEN),
     (map::UDP_V4, "udp"),
     (map::UDP_V6, "udp"),
 ];
