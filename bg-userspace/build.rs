@@ -17,13 +17,16 @@ fn main() -> Result<()> {
     println!("cargo:rerun-if-changed=../bg-common/src");
 
     let rustc = compiler()?;
-    let version = capture(&rustc, &["--version"]).context("asking the eBPF compiler for its version")?;
+    let version =
+        capture(&rustc, &["--version"]).context("asking the eBPF compiler for its version")?;
     println!("cargo:rustc-env=BG_EBPF_COMPILER={version}");
     let linker = in_path("bpf-linker").ok_or_else(|| {
         anyhow!("bpf-linker is not in PATH nor in cargo's bin directory; run `cargo xtask setup`")
     })?;
 
-    let bin = rustc.parent().context("the eBPF compiler has no directory")?;
+    let bin = rustc
+        .parent()
+        .context("the eBPF compiler has no directory")?;
     let linker_dir = linker.parent().context("bpf-linker has no directory")?;
     // aya-build prefers rustup's proxies where it sees them; with this PATH it
     // takes cargo and rustc of the compiler chosen above.
@@ -32,13 +35,18 @@ fn main() -> Result<()> {
     unsafe {
         env::set_var("PATH", path);
         env::set_var("RUSTC_BOOTSTRAP", "1");
-        env::set_var("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker_dir.join("bpf-linker"));
+        env::set_var(
+            "CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER",
+            linker_dir.join("bpf-linker"),
+        );
         env::remove_var("RUSTUP_TOOLCHAIN");
     }
 
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let object = manifest.join("../bg-ebpf").canonicalize()?;
-    let root = object.to_str().context("the path of the source tree is not UTF-8")?;
+    let root = object
+        .to_str()
+        .context("the path of the source tree is not UTF-8")?;
     aya_build::build_ebpf(
         [aya_build::Package {
             name: "bg-ebpf",
@@ -53,15 +61,27 @@ fn main() -> Result<()> {
 fn compiler() -> Result<PathBuf> {
     if let Some(given) = env::var_os("BG_EBPF_RUSTC") {
         return usable(Path::new(&given)).with_context(|| {
-            format!("BG_EBPF_RUSTC={} has no source of core beside it", given.display())
+            format!(
+                "BG_EBPF_RUSTC={} has no source of core beside it",
+                given.display()
+            )
         });
     }
-    let rustup = |toolchain| capture(Path::new("rustup"), &["which", "--toolchain", toolchain, "rustc"]);
-    [rustup("nightly"), rustup("stable"), Some("/usr/bin/rustc".to_owned())]
-        .into_iter()
-        .flatten()
-        .find_map(|candidate| usable(Path::new(&candidate)))
-        .context("no Rust compiler with the source of core was found; run `cargo xtask setup`")
+    let rustup = |toolchain| {
+        capture(
+            Path::new("rustup"),
+            &["which", "--toolchain", toolchain, "rustc"],
+        )
+    };
+    [
+        rustup("nightly"),
+        rustup("stable"),
+        Some("/usr/bin/rustc".to_owned()),
+    ]
+    .into_iter()
+    .flatten()
+    .find_map(|candidate| usable(Path::new(&candidate)))
+    .context("no Rust compiler with the source of core was found; run `cargo xtask setup`")
 }
 
 /// The compiler, if its sysroot has the source of `core` and a cargo.
@@ -74,7 +94,10 @@ fn usable(rustc: &Path) -> Option<PathBuf> {
 
 fn capture(program: &Path, arguments: &[&str]) -> Option<String> {
     let output = Command::new(program).args(arguments).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 fn in_path(program: &str) -> Option<PathBuf> {

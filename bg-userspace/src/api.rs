@@ -238,7 +238,11 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal with an exit code.
     pub fn new(code: u8, error: impl Into<String>) -> Self {
-        Self { schema: SCHEMA, error: error.into(), code }
+        Self {
+            schema: SCHEMA,
+            error: error.into(),
+            code,
+        }
     }
 }
 

@@ -19,14 +19,21 @@ pub fn call<T: DeserializeOwned>(
     path: &str,
     body: &impl Serialize,
 ) -> Result<T, Refusal> {
-    let failed = |error: &dyn std::fmt::Display| Refusal::new(exit::FAILED, format!("talking to the daemon: {error}"));
+    let failed = |error: &dyn std::fmt::Display| {
+        Refusal::new(exit::FAILED, format!("talking to the daemon: {error}"))
+    };
     let body = serde_json::to_vec(body).map_err(|e| failed(&e))?;
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| failed(&e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| failed(&e))?;
     runtime.block_on(async {
         let answer = tokio::time::timeout(timeout, exchange(socket, method, path, body)).await;
         let (ok, bytes) = answer.unwrap_or_else(|_| {
-            let message = format!("the daemon did not answer within {}", humantime::format_duration(timeout));
+            let message = format!(
+                "the daemon did not answer within {}",
+                humantime::format_duration(timeout)
+            );
             Err(Refusal::new(exit::TIMED_OUT, message))
         })?;
         if ok {
@@ -38,8 +45,15 @@ pub fn call<T: DeserializeOwned>(
     })
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> Result<(bool, Bytes), Refusal> {
-    let failed = |error: &dyn std::fmt::Display| Refusal::new(exit::FAILED, format!("talking to the daemon: {error}"));
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<(bool, Bytes), Refusal> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Refusal::new(exit::FAILED, format!("talking to the daemon: {error}"))
+    };
     let stream = UnixStream::connect(socket).await.map_err(|error| {
         let shown = socket.display();
         match error.kind() {
@@ -57,7 +71,9 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> R
             _ => Refusal::new(exit::FAILED, format!("connecting to {shown}: {error}")),
         }
     })?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| failed(&e))?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|e| failed(&e))?;
     tokio::spawn(connection);
     let request = Request::builder()
         .method(method)
@@ -68,6 +84,11 @@ async fn exchange(socket: &Path, method: Method, path: &str, body: Vec<u8>) -> R
         .map_err(|e| failed(&e))?;
     let response = sender.send_request(request).await.map_err(|e| failed(&e))?;
     let ok = response.status().is_success();
-    let bytes = response.into_body().collect().await.map_err(|e| failed(&e))?.to_bytes();
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(|e| failed(&e))?
+        .to_bytes();
     Ok((ok, bytes))
 }

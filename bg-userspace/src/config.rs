@@ -146,7 +146,13 @@ impl Config {
 
     /// What the packet path needs.
     pub fn plan(&self) -> Plan {
-        Plan { services: self.services.values().map(|service| service.plan.clone()).collect() }
+        Plan {
+            services: self
+                .services
+                .values()
+                .map(|service| service.plan.clone())
+                .collect(),
+        }
     }
 }
 
@@ -158,10 +164,21 @@ struct At<'a> {
 
 impl At<'_> {
     fn line(&self, offset: usize) -> usize {
-        self.text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count() + 1
+        self.text
+            .as_bytes()
+            .iter()
+            .take(offset)
+            .filter(|byte| **byte == b'\n')
+            .count()
+            + 1
     }
 
-    fn error(&self, offset: usize, key: impl Into<String>, message: impl Into<String>) -> ConfigError {
+    fn error(
+        &self,
+        offset: usize,
+        key: impl Into<String>,
+        message: impl Into<String>,
+    ) -> ConfigError {
         ConfigError {
             file: self.file.to_owned(),
             line: Some(self.line(offset)),
@@ -170,7 +187,12 @@ impl At<'_> {
         }
     }
 
-    fn of<T>(&self, value: &Spanned<T>, key: impl Into<String>, message: impl Into<String>) -> ConfigError {
+    fn of<T>(
+        &self,
+        value: &Spanned<T>,
+        key: impl Into<String>,
+        message: impl Into<String>,
+    ) -> ConfigError {
         self.error(value.span().start, key, message)
     }
 }
@@ -224,7 +246,10 @@ struct RawColour {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "an address, \"ADDRESS:PORT\", or { address = \"...\", weight = N }")]
+#[serde(
+    untagged,
+    expecting = "an address, \"ADDRESS:PORT\", or { address = \"...\", weight = N }"
+)]
 enum RawBackend {
     Text(String),
     Table(RawBackendTable),
@@ -244,8 +269,12 @@ fn gateway(at: &At, raw: RawGateway) -> Result<Gateway, ConfigError> {
     let key = |key: &str| format!("gateway.{key}");
     let names = raw.interfaces.get_ref();
     let unique: BTreeSet<&String> = names.iter().collect();
-    if names.is_empty() || unique.len() != names.len() || names.iter().any(|n| n.is_empty() || n.len() > 15) {
-        let message = "needs each interface once, by name: [\"eth0\", \"eth1\"], or one name for one arm";
+    if names.is_empty()
+        || unique.len() != names.len()
+        || names.iter().any(|n| n.is_empty() || n.len() > 15)
+    {
+        let message =
+            "needs each interface once, by name: [\"eth0\", \"eth1\"], or one name for one arm";
         return Err(at.of(&raw.interfaces, key("interfaces"), message));
     }
     if let Some(metrics) = &raw.metrics {
@@ -256,14 +285,22 @@ fn gateway(at: &At, raw: RawGateway) -> Result<Gateway, ConfigError> {
         Some("generic") => AttachMode::Generic,
         Some(other) => {
             let xdp = raw.xdp.as_ref().map_or(0, |xdp| xdp.span().start);
-            return Err(at.error(xdp, key("xdp"), format!("`{other}` is neither native nor generic")));
+            return Err(at.error(
+                xdp,
+                key("xdp"),
+                format!("`{other}` is neither native nor generic"),
+            ));
         }
     };
     let max_flows = match &raw.max_flows {
         None => 1_000_000,
         Some(flows) if MAX_FLOWS.contains(flows.get_ref()) => *flows.get_ref(),
         Some(flows) => {
-            let message = format!("must lie between {} and {}", MAX_FLOWS.start(), MAX_FLOWS.end());
+            let message = format!(
+                "must lie between {} and {}",
+                MAX_FLOWS.start(),
+                MAX_FLOWS.end()
+            );
             return Err(at.of(flows, key("max_flows"), message));
         }
     };
@@ -282,7 +319,12 @@ fn gateway(at: &At, raw: RawGateway) -> Result<Gateway, ConfigError> {
     })
 }
 
-fn validate_service(at: &At, name: &str, start: usize, raw: RawService) -> Result<Service, ConfigError> {
+fn validate_service(
+    at: &At,
+    name: &str,
+    start: usize,
+    raw: RawService,
+) -> Result<Service, ConfigError> {
     let key = |key: &str| format!("service.{name}.{key}");
     let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || name.len() > 63 || !name.chars().all(valid) {
@@ -310,7 +352,9 @@ fn validate_service(at: &At, name: &str, start: usize, raw: RawService) -> Resul
         (&raw.drain_end, "drain_end", "reset", &["keep"]),
         (&raw.reset_over, "reset_over", "0s", &[]),
     ] {
-        let Some(value) = value.as_ref().filter(|value| value.get_ref() != allowed) else { continue };
+        let Some(value) = value.as_ref().filter(|value| value.get_ref() != allowed) else {
+            continue;
+        };
         let given = value.get_ref();
         let message = if later.contains(&given.as_str()) || name == "reset_over" {
             format!("`{given}` is not supported by this version yet, only `{allowed}`")
@@ -323,17 +367,22 @@ fn validate_service(at: &At, name: &str, start: usize, raw: RawService) -> Resul
     let blue = backends(at, &raw.blue.backends, &key("blue.backends"), &listeners)?;
     let green = backends(at, &raw.green.backends, &key("green.backends"), &listeners)?;
     let duration = |value: &Option<Spanned<String>>, name: &str, default: Duration| {
-        let Some(value) = value else { return Ok(default) };
+        let Some(value) = value else {
+            return Ok(default);
+        };
         match humantime::parse_duration(value.get_ref()) {
             Ok(duration) if duration <= MAX_DURATION => Ok(duration),
             _ => {
-                let message = format!("`{}` is no duration up to 30 days, like \"30s\" or \"20m\"", value.get_ref());
+                let message = format!(
+                    "`{}` is no duration up to 30 days, like \"30s\" or \"20m\"",
+                    value.get_ref()
+                );
                 Err(at.of(value, key(name), message))
             }
         }
     };
     Ok(Service {
-        drain: duration(&raw.drain, "drain", Duration::from_secs(20 * 60))?,
+        drain: duration(&raw.drain, "drain", Duration::from_mins(20))?,
         plan: ServicePlan {
             name: name.to_owned(),
             udp_idle: duration(&raw.udp_idle, "udp_idle", Duration::from_secs(30))?,
@@ -345,11 +394,19 @@ fn validate_service(at: &At, name: &str, start: usize, raw: RawService) -> Resul
     })
 }
 
-const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 3600);
+const MAX_DURATION: Duration = Duration::from_hours(720);
 
-fn listeners(at: &At, raw: &Spanned<Vec<Spanned<String>>>, key: &str) -> Result<Vec<ListenerPlan>, ConfigError> {
+fn listeners(
+    at: &At,
+    raw: &Spanned<Vec<Spanned<String>>>,
+    key: &str,
+) -> Result<Vec<ListenerPlan>, ConfigError> {
     if raw.get_ref().is_empty() {
-        return Err(at.of(raw, key, "needs at least one, like \"tcp://203.0.113.10:8000\""));
+        return Err(at.of(
+            raw,
+            key,
+            "needs at least one, like \"tcp://203.0.113.10:8000\"",
+        ));
     }
     let mut listeners = Vec::new();
     for text in raw.get_ref() {
@@ -405,7 +462,9 @@ fn backends(
             RawBackend::Table(table) => (&table.address, table.weight.unwrap_or(1)),
         };
         if !(1..=100).contains(&weight) {
-            return Err(wrong(format!("`{text}`: weight {weight} must lie between 1 and 100")));
+            return Err(wrong(format!(
+                "`{text}`: weight {weight} must lie between 1 and 100"
+            )));
         }
         let (address, port) = match (text.parse::<IpAddr>(), text.parse::<SocketAddr>()) {
             (Ok(address), _) => (address, None),
@@ -414,25 +473,45 @@ fn backends(
             }
             (_, Ok(socket)) => (socket.ip(), Some(socket.port())),
             _ => {
-                let message = format!("`{text}` is no address, like \"10.0.1.10\", \"10.0.1.10:9000\" or \"[2001:db8::1]:9000\"");
+                let message = format!(
+                    "`{text}` is no address, like \"10.0.1.10\", \"10.0.1.10:9000\" or \"[2001:db8::1]:9000\""
+                );
                 return Err(wrong(message));
             }
         };
         usable(address).map_err(|trouble| wrong(format!("`{text}`: {trouble}")))?;
-        let backend = BackendPlan { address, port, weight };
+        let backend = BackendPlan {
+            address,
+            port,
+            weight,
+        };
         if !listeners.iter().any(|listener| backend.serves(listener)) {
-            return Err(wrong(format!("`{text}`: no listener of the service has its address family, so nothing could reach it")));
+            return Err(wrong(format!(
+                "`{text}`: no listener of the service has its address family, so nothing could reach it"
+            )));
         }
-        if backends.iter().any(|b| (b.address, b.port) == (address, port)) {
+        if backends
+            .iter()
+            .any(|b| (b.address, b.port) == (address, port))
+        {
             return Err(wrong(format!("`{text}` is given twice")));
         }
         if let Some(listener) = listeners.iter().find(|l| l.address == backend.endpoint(l)) {
-            return Err(wrong(format!("`{text}` is the service's own listener {listener}: packets would go round in circles")));
+            return Err(wrong(format!(
+                "`{text}` is the service's own listener {listener}: packets would go round in circles"
+            )));
         }
         backends.push(backend);
     }
-    if let Some(listener) = listeners.iter().find(|l| !backends.iter().any(|b| b.serves(l))) {
-        return Err(at.of(raw, key, format!("has no backend of the address family of {listener}")));
+    if let Some(listener) = listeners
+        .iter()
+        .find(|l| !backends.iter().any(|b| b.serves(l)))
+    {
+        return Err(at.of(
+            raw,
+            key,
+            format!("has no backend of the address family of {listener}"),
+        ));
     }
     Ok(backends)
 }
@@ -444,7 +523,11 @@ fn across_services(at: &At, services: &BTreeMap<String, Service>) -> Result<(), 
         for listener in &service.plan.listeners {
             if let Some(other) = listeners.insert(*listener, &service.plan.name) {
                 let message = format!("{listener} is also a listener of service.{other}");
-                return Err(at.error(at.find(&service.plan.name), format!("service.{}.listen", service.plan.name), message));
+                return Err(at.error(
+                    at.find(&service.plan.name),
+                    format!("service.{}.listen", service.plan.name),
+                    message,
+                ));
             }
         }
     }
@@ -452,12 +535,22 @@ fn across_services(at: &At, services: &BTreeMap<String, Service>) -> Result<(), 
     for service in services.values() {
         for listener in &service.plan.listeners {
             for colour in Colour::ALL {
-                for backend in service.plan.backends(colour).iter().filter(|b| b.serves(listener)) {
+                for backend in service
+                    .plan
+                    .backends(colour)
+                    .iter()
+                    .filter(|b| b.serves(listener))
+                {
                     let endpoint = backend.endpoint(listener);
                     let key = format!("service.{}.{}.backends", service.plan.name, colour.as_str());
                     let place = at.find(&service.plan.name);
-                    if let Some(other) = listeners.get(&ListenerPlan { address: endpoint, ..*listener }) {
-                        let message = format!("{endpoint} is a listener of service.{other}: a packet is switched once");
+                    if let Some(other) = listeners.get(&ListenerPlan {
+                        address: endpoint,
+                        ..*listener
+                    }) {
+                        let message = format!(
+                            "{endpoint} is a listener of service.{other}: a packet is switched once"
+                        );
                         return Err(at.error(place, key, message));
                     }
                     match endpoints.insert((endpoint, listener.protocol), *listener) {

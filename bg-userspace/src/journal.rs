@@ -37,7 +37,14 @@ pub struct Entry {
 
 impl Entry {
     /// An entry of this moment.
-    pub fn new(actor: &str, service: &str, action: &str, phase: &str, generation: u16, detail: String) -> Self {
+    pub fn new(
+        actor: &str,
+        service: &str,
+        action: &str,
+        phase: &str,
+        generation: u16,
+        detail: String,
+    ) -> Self {
         Self {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             actor: actor.to_owned(),
@@ -61,7 +68,9 @@ pub struct Journal {
 impl Journal {
     /// The journal of a state directory.
     pub fn new(state_dir: &Path) -> Self {
-        Self { file: state_dir.join("journal.jsonl") }
+        Self {
+            file: state_dir.join("journal.jsonl"),
+        }
     }
 
     /// Appends an entry with one write, and syncs it.
@@ -72,7 +81,11 @@ impl Journal {
         if fs::metadata(&self.file).is_ok_and(|meta| meta.len() > ROTATE_AT) {
             fs::rename(&self.file, self.file.with_extension("jsonl.1"))?;
         }
-        let mut file = fs::OpenOptions::new().create(true).append(true).read(true).open(&self.file)?;
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .read(true)
+            .open(&self.file)?;
         let mut line = serde_json::to_vec(entry)?;
         line.push(b'\n');
         file.write_all(&line)?;
@@ -84,7 +97,10 @@ impl Journal {
         let mut entries = Vec::new();
         for file in [self.file.with_extension("jsonl.1"), self.file.clone()] {
             match fs::read_to_string(&file) {
-                Ok(text) => entries.extend(text.lines().filter_map(|line| serde_json::from_str::<Entry>(line).ok())),
+                Ok(text) => entries.extend(
+                    text.lines()
+                        .filter_map(|line| serde_json::from_str::<Entry>(line).ok()),
+                ),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
@@ -99,9 +115,17 @@ mod tests {
 
     #[test]
     fn a_torn_line_costs_only_itself() {
-        let directory = std::env::temp_dir().join(format!("bgswitch-journal-{}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("bgswitch-journal-{}", std::process::id()));
         let journal = Journal::new(&directory);
-        let entry = Entry::new("root(0)", "llm", "flip", "intent", 1, "blue -> green".into());
+        let entry = Entry::new(
+            "root(0)",
+            "llm",
+            "flip",
+            "intent",
+            1,
+            "blue -> green".into(),
+        );
         journal.append(&entry).unwrap();
         let file = directory.join("journal.jsonl");
         let mut bytes = fs::read(&file).unwrap();

@@ -24,7 +24,10 @@ pub struct Drain {
 impl Drain {
     /// A drain that ends `after` from now.
     pub fn new(generation: u16, after: Duration) -> Self {
-        Self { generation, until: unix_now() + after.as_secs() }
+        Self {
+            generation,
+            until: unix_now() + after.as_secs(),
+        }
     }
 
     /// True when the deadline has passed.
@@ -39,7 +42,9 @@ impl Drain {
 }
 
 fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |now| now.as_secs())
 }
 
 /// The state file.
@@ -67,7 +72,11 @@ impl State {
         };
         let state = read.unwrap_or_else(|error| {
             let aside = file.with_extension("json.bad");
-            tracing::warn!("{} cannot be read ({error}): put aside as {}", file.display(), aside.display());
+            tracing::warn!(
+                "{} cannot be read ({error}): put aside as {}",
+                file.display(),
+                aside.display()
+            );
             let _ = fs::rename(&file, aside);
             Self::default()
         });
@@ -87,7 +96,13 @@ impl State {
     }
 
     /// The end of the drain that `colour` of a service is in, if it is.
-    pub fn draining(&self, service: &str, active: Colour, colour: Colour, generation: u16) -> Option<&Drain> {
+    pub fn draining(
+        &self,
+        service: &str,
+        active: Colour,
+        colour: Colour,
+        generation: u16,
+    ) -> Option<&Drain> {
         let drain = self.drains.get(service)?;
         (colour != active && drain.generation == generation).then_some(drain)
     }
@@ -104,7 +119,13 @@ mod tests {
         fs::write(directory.join("state.json"), b"{\"drains\":").unwrap();
         let mut state = State::load(&directory);
         assert!(state.drains.is_empty() && directory.join("state.json.bad").exists());
-        state.drains.insert("llm".into(), Drain { generation: 3, until: 7 });
+        state.drains.insert(
+            "llm".into(),
+            Drain {
+                generation: 3,
+                until: 7,
+            },
+        );
         state.save().unwrap();
         assert_eq!(State::load(&directory), state);
         fs::remove_dir_all(directory).unwrap();

@@ -35,7 +35,10 @@ pub fn flip(
     default_mode: FlipMode,
     unreachable: impl FnOnce(Colour) -> Vec<String>,
 ) -> Result<Switch, Refusal> {
-    if let Some(expected) = request.if_generation.filter(|expected| *expected != word.generation()) {
+    if let Some(expected) = request
+        .if_generation
+        .filter(|expected| *expected != word.generation())
+    {
         let message = format!(
             "{service} is at generation {}, not {expected}: somebody flipped it meanwhile. Look at \
              `bgswitch status {service}` and decide again",
@@ -62,13 +65,21 @@ pub fn flip(
         return Err(Refusal::new(exit::UNHEALTHY, message));
     }
     let mode = request.mode.unwrap_or(default_mode);
-    Ok(Switch { from: word, to: word.flipped(to, mode == FlipMode::Cut), mode })
+    Ok(Switch {
+        from: word,
+        to: word.flipped(to, mode == FlipMode::Cut),
+        mode,
+    })
 }
 
 /// A rollback: to the other colour, never refused.
 pub fn rollback(word: CutoverWord, request: &RollbackRequest) -> Switch {
     let mode = request.mode.unwrap_or(FlipMode::Cut);
-    Switch { from: word, to: word.flipped(word.active().other(), mode == FlipMode::Cut), mode }
+    Switch {
+        from: word,
+        to: word.flipped(word.active().other(), mode == FlipMode::Cut),
+        mode,
+    }
 }
 
 /// The answer, as far as it is known before the store.
@@ -103,18 +114,30 @@ mod tests {
 
     #[test]
     fn without_a_colour_it_goes_to_the_standby() {
-        assert_eq!(decide(&FlipRequest::default(), &[]).unwrap().to.active(), Colour::Green);
+        assert_eq!(
+            decide(&FlipRequest::default(), &[]).unwrap().to.active(),
+            Colour::Green
+        );
     }
 
     #[test]
     fn refusals_have_their_codes() {
-        let to = |to: &str| FlipRequest { to: Some(to.into()), ..FlipRequest::default() };
+        let to = |to: &str| FlipRequest {
+            to: Some(to.into()),
+            ..FlipRequest::default()
+        };
         assert_eq!(decide(&to("blue"), &[]), Err(exit::CONFLICT));
         assert_eq!(decide(&to("red"), &[]), Err(exit::USAGE));
-        let stale = FlipRequest { if_generation: Some(4), ..FlipRequest::default() };
+        let stale = FlipRequest {
+            if_generation: Some(4),
+            ..FlipRequest::default()
+        };
         assert_eq!(decide(&stale, &[]), Err(exit::CONFLICT));
         assert_eq!(decide(&to("green"), &["10.0.2.10"]), Err(exit::UNHEALTHY));
-        let forced = FlipRequest { force: true, ..to("green") };
+        let forced = FlipRequest {
+            force: true,
+            ..to("green")
+        };
         assert!(decide(&forced, &["10.0.2.10"]).is_ok());
     }
 

@@ -3,4 +3,6 @@
 pub mod cases;
 pub mod frame;
 pub mod kernel;
+pub mod lab;
+pub mod load;
 pub mod world;

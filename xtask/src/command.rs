@@ -74,9 +74,9 @@ pub fn capture<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[A]) -> 
 
 /// The command as one would type it.
 pub fn line(command: &Command) -> String {
-    let variables = command.get_envs().filter_map(|(name, value)| {
-        Some(format!("{}={}", name.display(), quoted(value?)))
-    });
+    let variables = command
+        .get_envs()
+        .filter_map(|(name, value)| Some(format!("{}={}", name.display(), quoted(value?))));
     variables
         .chain([quoted(command.get_program())])
         .chain(command.get_args().map(quoted))

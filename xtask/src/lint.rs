@@ -50,7 +50,9 @@ fn clippy_host() -> Result<()> {
 /// Lints the kernel shell with the compiler that builds it.
 fn clippy_bpf() -> Result<()> {
     let rustc = toolchain::compiler().context("no eBPF compiler")?;
-    let bin = rustc.parent().context("the eBPF compiler has no directory")?;
+    let bin = rustc
+        .parent()
+        .context("the eBPF compiler has no directory")?;
     if !bin.join("cargo-clippy").exists() {
         bail!(
             "{} has no clippy beside it; install it: `rustup component add clippy --toolchain nightly`, \

@@ -16,7 +16,10 @@ use std::{ffi::OsString, process::ExitCode};
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Sets up, shows, tests and lints bgswitch")]
+#[command(
+    name = "cargo xtask",
+    about = "Sets up, shows, tests and lints bgswitch"
+)]
 struct Arguments {
     #[command(subcommand)]
     verb: Verb,

@@ -60,7 +60,13 @@ fn panics(data: &[u8]) -> Result<Vec<String>> {
 /// itself names it.
 fn built_object() -> Result<PathBuf> {
     let mut build = command::cargo();
-    build.args(["build", "--release", "--package", "bg-userspace", "--message-format=json-render-diagnostics"]);
+    build.args([
+        "build",
+        "--release",
+        "--package",
+        "bg-userspace",
+        "--message-format=json-render-diagnostics",
+    ]);
     eprintln!("$ {}", command::line(&build));
     let mut child = build.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let output = child.stdout.take().context("cargo build has no stdout")?;
@@ -68,12 +74,15 @@ fn built_object() -> Result<PathBuf> {
     for line in BufReader::new(output).lines() {
         let message: serde_json::Value = serde_json::from_str(&line?)?;
         if message["reason"] == "build-script-executed"
-            && message["package_id"].as_str().is_some_and(|id| id.contains("bg-userspace"))
+            && message["package_id"]
+                .as_str()
+                .is_some_and(|id| id.contains("bg-userspace"))
         {
             directory = message["out_dir"].as_str().map(ToOwned::to_owned);
         }
     }
     command::check(&build, child.wait()?)?;
-    let directory = directory.context("cargo did not name the output of bg-userspace's build script")?;
+    let directory =
+        directory.context("cargo did not name the output of bg-userspace's build script")?;
     Ok(Path::new(&directory).join("bgswitch-ebpf"))
 }

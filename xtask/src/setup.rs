@@ -25,11 +25,21 @@ const BPF_LINKER: &str = "0.13.0";
 /// Packages by the file that shows that they are there.
 const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("ethtool", "ethtool")];
 /// The picture's typeface.
-const FONT: (&str, &str) = ("/usr/share/fonts/opentype/inter/Inter-Regular.otf", "fonts-inter");
+const FONT: (&str, &str) = (
+    "/usr/share/fonts/opentype/inter/Inter-Regular.otf",
+    "fonts-inter",
+);
 /// A compiler and the source of `core` of one version, and clippy to match.
 const COMPILER: [&str; 4] = ["rustc-web", "cargo-web", "rust-web-src", "rust-web-clippy"];
 /// What bpf-linker is built from.
-const LINKER: [&str; 6] = ["llvm-22-dev", "libpolly-22-dev", "libzstd-dev", "zlib1g-dev", "gcc", "g++"];
+const LINKER: [&str; 6] = [
+    "llvm-22-dev",
+    "libpolly-22-dev",
+    "libzstd-dev",
+    "zlib1g-dev",
+    "gcc",
+    "g++",
+];
 
 /// Finds or installs everything; says what it found and what it does.
 pub fn run() -> Result<()> {
@@ -41,7 +51,8 @@ pub fn run() -> Result<()> {
         );
     }
     missing.install()?;
-    let (Some(compiler), Some((linker, version))) = (toolchain::compiler(), toolchain::linker()) else {
+    let (Some(compiler), Some((linker, version))) = (toolchain::compiler(), toolchain::linker())
+    else {
         bail!("everything was installed, yet the eBPF compiler or bpf-linker is not to be found");
     };
     eprintln!(
@@ -136,7 +147,15 @@ fn add_core_to_nightly() -> bool {
         return false;
     }
     let mut add = Command::new("timeout");
-    add.args(["120", "rustup", "component", "add", "rust-src", "--toolchain", "nightly"]);
+    add.args([
+        "120",
+        "rustup",
+        "component",
+        "add",
+        "rust-src",
+        "--toolchain",
+        "nightly",
+    ]);
     if let Err(error) = command::run(&mut add) {
         eprintln!("setup: {error:#}");
     }
@@ -147,7 +166,8 @@ fn linker_is_missing() -> bool {
     let Some((linker, version)) = toolchain::linker() else {
         return true;
     };
-    let numbers = |text: &str| -> Vec<u32> { text.split('.').map_while(|n| n.parse().ok()).collect() };
+    let numbers =
+        |text: &str| -> Vec<u32> { text.split('.').map_while(|n| n.parse().ok()).collect() };
     let old = numbers(&version) < numbers(BPF_LINKER);
     if old {
         eprintln!(
@@ -179,8 +199,15 @@ fn apt_update() -> Command {
 
 fn apt_install(packages: &[&str]) -> Command {
     let mut apt = Command::new("env");
-    apt.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "-q", "-y", "--no-install-recommends"])
-        .args(packages);
+    apt.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "apt-get",
+        "install",
+        "-q",
+        "-y",
+        "--no-install-recommends",
+    ])
+    .args(packages);
     apt
 }
 

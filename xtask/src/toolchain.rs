@@ -16,10 +16,14 @@ pub fn compiler() -> Option<PathBuf> {
     if let Some(given) = env::var_os("BG_EBPF_RUSTC") {
         return Some(PathBuf::from(given)).filter(|rustc| has_core(rustc));
     }
-    [rustup("nightly"), rustup("stable"), Some("/usr/bin/rustc".into())]
-        .into_iter()
-        .flatten()
-        .find(|rustc| has_core(rustc))
+    [
+        rustup("nightly"),
+        rustup("stable"),
+        Some("/usr/bin/rustc".into()),
+    ]
+    .into_iter()
+    .flatten()
+    .find(|rustc| has_core(rustc))
 }
 
 /// rustup's compiler of that toolchain, if it is installed.

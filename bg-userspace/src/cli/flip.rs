@@ -55,10 +55,22 @@ impl Flip {
 
 /// What is true of the flip, and how to undo it (law 10).
 pub(super) fn text(flipped: &Flipped) -> String {
-    let Flipped { service, from, to, generation_before, generation, .. } = flipped;
-    let mut out = format!("{service}  {from} -> {to}   generation {generation_before} -> {generation}");
+    let Flipped {
+        service,
+        from,
+        to,
+        generation_before,
+        generation,
+        ..
+    } = flipped;
+    let mut out =
+        format!("{service}  {from} -> {to}   generation {generation_before} -> {generation}");
     if flipped.dry_run {
-        let _ = writeln!(out, "   mode {}\nnothing was changed (dry run)", flipped.mode);
+        let _ = writeln!(
+            out,
+            "   mode {}\nnothing was changed (dry run)",
+            flipped.mode
+        );
         return out;
     }
     if let Some(ns) = flipped.store_ns {
@@ -73,7 +85,9 @@ pub(super) fn text(flipped: &Flipped) -> String {
             let _ = write!(out, "no new flow yet; the next one goes to {to}");
         }
     }
-    let count = flipped.old_flows.map_or_else(|| "flows".to_owned(), |n| format!("{n} flows"));
+    let count = flipped
+        .old_flows
+        .map_or_else(|| "flows".to_owned(), |n| format!("{n} flows"));
     let _ = match (&flipped.draining_until, flipped.old_flows) {
         (_, Some(0)) => writeln!(out, "; no flows are left on {from}"),
         (Some(until), _) => writeln!(out, "; {count} stay on {from} until {until}"),

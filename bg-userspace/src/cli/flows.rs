@@ -17,13 +17,23 @@ pub(super) struct Flows {
 
 impl Flows {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
-        let query = self.colour.as_ref().map(|colour| format!("?colour={colour}")).unwrap_or_default();
+        let query = self
+            .colour
+            .as_ref()
+            .map(|colour| format!("?colour={colour}"))
+            .unwrap_or_default();
         let services = match self.service {
             Some(service) => vec![service],
-            None => common.get::<Status>("/v1/status")?.services.into_iter().map(|s| s.name).collect(),
+            None => common
+                .get::<Status>("/v1/status")?
+                .services
+                .into_iter()
+                .map(|s| s.name)
+                .collect(),
         };
         for service in services {
-            let flows: api::Flows = common.get(&format!("{}/flows{query}", service_path(&service)?))?;
+            let flows: api::Flows =
+                common.get(&format!("{}/flows{query}", service_path(&service)?))?;
             common.print(&flows, |flows| text(&service, flows))?;
         }
         Ok(())

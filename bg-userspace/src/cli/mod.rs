@@ -102,7 +102,10 @@ enum Command {
 /// Runs a command and turns what went wrong into its exit code.
 pub fn run(arguments: Arguments) -> ExitCode {
     let common = arguments.common;
-    let result = match arguments.command.unwrap_or(Command::Status(status::Status::default())) {
+    let result = match arguments
+        .command
+        .unwrap_or(Command::Status(status::Status::default()))
+    {
         Command::Run => run::run(&common),
         Command::Check(check) => check.run(&common),
         Command::Status(status) => status.run(&common),
@@ -133,7 +136,10 @@ fn code_of(error: &anyhow::Error) -> u8 {
         if cause.is::<datapath::Error>() {
             return exit::DATAPATH;
         }
-        if cause.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied) {
+        if cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
+        {
             return exit::NOT_PERMITTED;
         }
     }
@@ -152,12 +158,17 @@ impl Common {
     fn socket(&self) -> PathBuf {
         self.socket.clone().unwrap_or_else(|| {
             // A broken file is `run`'s and `check`'s business, not this one's.
-            Config::load(&self.config).map_or_else(|_| DEFAULT_SOCKET.into(), |config| config.gateway.socket)
+            Config::load(&self.config)
+                .map_or_else(|_| DEFAULT_SOCKET.into(), |config| config.gateway.socket)
         })
     }
 
     /// Prints an answer as asked.
-    fn print<T: Serialize>(&self, answer: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
+    fn print<T: Serialize>(
+        &self,
+        answer: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<()> {
         let out = match self.output {
             Output::Text => text(answer),
             Output::Json => serde_json::to_string(answer)? + "\n",
@@ -174,7 +185,10 @@ impl Common {
 fn service_path(service: &str) -> Result<String, Refusal> {
     let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if service.is_empty() || !service.chars().all(valid) {
-        return Err(Refusal::new(exit::USAGE, format!("`{service}` is no service's name")));
+        return Err(Refusal::new(
+            exit::USAGE,
+            format!("`{service}` is no service's name"),
+        ));
     }
     Ok(format!("/v1/services/{service}"))
 }

@@ -13,7 +13,8 @@ pub(super) struct Reload {
 
 impl Reload {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
-        let reloaded: Reloaded = common.post(&format!("/v1/reload?dry_run={}", self.dry_run), &())?;
+        let reloaded: Reloaded =
+            common.post(&format!("/v1/reload?dry_run={}", self.dry_run), &())?;
         common.print(&reloaded, |reloaded| {
             let mut text = match (reloaded.changes.is_empty(), reloaded.dry_run) {
                 (true, _) => "nothing to change\n".to_owned(),

@@ -26,14 +26,17 @@ impl Status {
             if let Some(name) = &self.service {
                 status.services.retain(|service| service.name == *name);
                 if status.services.is_empty() {
-                    let message = format!("there is no service `{name}`: `bgswitch status` lists them");
+                    let message =
+                        format!("there is no service `{name}`: `bgswitch status` lists them");
                     return Err(Refusal::new(exit::USAGE, message).into());
                 }
             }
             if self.watch && common.output == Output::Text && std::io::stdout().is_terminal() {
                 print!("\x1b[H\x1b[2J");
             }
-            common.print(&status, |status| text(status, std::io::stdout().is_terminal()))?;
+            common.print(&status, |status| {
+                text(status, std::io::stdout().is_terminal())
+            })?;
             if !self.watch {
                 return Ok(());
             }
@@ -48,15 +51,37 @@ fn text(status: &api::Status, colours: bool) -> String {
     for service in &status.services {
         service_text(&mut out, service, colours);
     }
-    let interfaces: Vec<String> =
-        status.interfaces.iter().map(|i| format!("{} ({}, program {})", i.name, i.mode, i.program_id)).collect();
+    let interfaces: Vec<String> = status
+        .interfaces
+        .iter()
+        .map(|i| format!("{} ({}, program {})", i.name, i.mode, i.program_id))
+        .collect();
     let _ = writeln!(out, "interfaces  {}", interfaces.join(", "));
     let table = &status.flow_table;
-    let _ = writeln!(out, "flow table  {} of {} entries", table.entries, table.capacity);
-    let mut reasons: Vec<_> = status.reasons.iter().filter(|(_, count)| **count > 0).collect();
+    let _ = writeln!(
+        out,
+        "flow table  {} of {} entries",
+        table.entries, table.capacity
+    );
+    let mut reasons: Vec<_> = status
+        .reasons
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .collect();
     reasons.sort_by(|a, b| b.1.cmp(a.1));
-    let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-    let _ = writeln!(out, "packets     {}", if reasons.is_empty() { "none yet".into() } else { reasons.join("  ") });
+    let reasons: Vec<String> = reasons
+        .iter()
+        .map(|(reason, count)| format!("{reason} {count}"))
+        .collect();
+    let _ = writeln!(
+        out,
+        "packets     {}",
+        if reasons.is_empty() {
+            "none yet".into()
+        } else {
+            reasons.join("  ")
+        }
+    );
     out
 }
 
@@ -73,9 +98,17 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
     let _ = writeln!(out, "  listeners  {}", service.listeners.join(" "));
     for (name, colour) in &service.colours {
         let label = paint(&format!("{name:<9}"), name, colours);
-        let role = if *name == service.active { "active " } else { "standby" };
+        let role = if *name == service.active {
+            "active "
+        } else {
+            "standby"
+        };
         let version = colour.version.as_deref().unwrap_or("-");
-        let _ = write!(out, "  {label}  {role}  {version:<12}  {} flows", colour.flows);
+        let _ = write!(
+            out,
+            "  {label}  {role}  {version:<12}  {} flows",
+            colour.flows
+        );
         match &colour.draining_until {
             Some(until) if colour.flows > 0 => {
                 let _ = writeln!(out, ", reset at {until}");
@@ -83,9 +116,21 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
             _ => out.push('\n'),
         }
         for backend in &colour.backends {
-            let trouble = if backend.healthy { "" } else { "  no next hop known" };
-            let weight = if backend.weight == 1 { String::new() } else { format!("  weight {}", backend.weight) };
-            let _ = writeln!(out, "             {:<24} {} flows{weight}{trouble}", backend.address, backend.flows);
+            let trouble = if backend.healthy {
+                ""
+            } else {
+                "  no next hop known"
+            };
+            let weight = if backend.weight == 1 {
+                String::new()
+            } else {
+                format!("  weight {}", backend.weight)
+            };
+            let _ = writeln!(
+                out,
+                "             {:<24} {} flows{weight}{trouble}",
+                backend.address, backend.flows
+            );
         }
     }
     out.push('\n');

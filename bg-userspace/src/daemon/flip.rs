@@ -29,11 +29,20 @@ impl Daemon {
     ) -> Result<Flipped, Refusal> {
         let (mode, drain) = {
             let config = self.config();
-            let known = config.services.get(service).ok_or_else(|| unknown(service))?;
-            (known.on_flip, request.drain_s.map_or(known.drain, Duration::from_secs))
+            let known = config
+                .services
+                .get(service)
+                .ok_or_else(|| unknown(service))?;
+            (
+                known.on_flip,
+                request.drain_s.map_or(known.drain, Duration::from_secs),
+            )
         };
         let changing = self.changing.lock().await;
-        let word = self.datapath.word(service).ok_or_else(|| unknown(service))?;
+        let word = self
+            .datapath
+            .word(service)
+            .ok_or_else(|| unknown(service))?;
         let id = self.datapath.service_id(service);
         let switch = switch::flip(service, word, &request, mode, |colour| {
             let silent = self.datapath.unresolved();
@@ -44,7 +53,10 @@ impl Daemon {
                 .collect()
         })?;
         if request.dry_run {
-            return Ok(Flipped { dry_run: true, ..describe(service, &switch) });
+            return Ok(Flipped {
+                dry_run: true,
+                ..describe(service, &switch)
+            });
         }
         let flipped = self.store("flip", actor, service, &switch, drain, request.why)?;
         drop(changing);
@@ -59,10 +71,17 @@ impl Daemon {
     ) -> Result<Flipped, Refusal> {
         let drain = {
             let config = self.config();
-            config.services.get(service).ok_or_else(|| unknown(service))?.drain
+            config
+                .services
+                .get(service)
+                .ok_or_else(|| unknown(service))?
+                .drain
         };
         let changing = self.changing.lock().await;
-        let word = self.datapath.word(service).ok_or_else(|| unknown(service))?;
+        let word = self
+            .datapath
+            .word(service)
+            .ok_or_else(|| unknown(service))?;
         let switch = switch::rollback(word, &request);
         let flipped = self.store("rollback", actor, service, &switch, drain, request.why)?;
         drop(changing);
@@ -80,12 +99,25 @@ impl Daemon {
     ) -> Result<Flipped, Refusal> {
         let mut flipped = describe(service, switch);
         let detail = format!("{} -> {}, {}", flipped.from, flipped.to, flipped.mode);
-        let mut entry =
-            Entry::new(actor, service, action, "intent", switch.from.generation(), detail.clone());
+        let mut entry = Entry::new(
+            actor,
+            service,
+            action,
+            "intent",
+            switch.from.generation(),
+            detail.clone(),
+        );
         entry.why.clone_from(&why);
         self.write(&entry);
         let stored = self.datapath.store(service, switch.from, switch.to);
-        let mut entry = Entry::new(actor, service, action, "result", switch.to.generation(), detail);
+        let mut entry = Entry::new(
+            actor,
+            service,
+            action,
+            "result",
+            switch.to.generation(),
+            detail,
+        );
         entry.why = why;
         let stored = match stored {
             Ok(stored) => stored,
@@ -96,7 +128,10 @@ impl Daemon {
                     StoreError::Conflict(_) => exit::CONFLICT,
                     StoreError::UnknownService(_) => exit::FAILED,
                 };
-                return Err(Refusal::new(code, format!("{service} was not flipped: {error}")));
+                return Err(Refusal::new(
+                    code,
+                    format!("{service} was not flipped: {error}"),
+                ));
             }
         };
         flipped.at_ns = Some(stored.at_ns);
@@ -121,7 +156,9 @@ impl Daemon {
         let id = self.datapath.service_id(service);
         let counter = {
             let daemon = Arc::clone(&self);
-            let old = Colour::ALL.into_iter().find(|colour| colour.as_str() == flipped.from);
+            let old = Colour::ALL
+                .into_iter()
+                .find(|colour| colour.as_str() == flipped.from);
             tokio::task::spawn_blocking(move || {
                 let mut count = 0;
                 daemon
@@ -144,7 +181,10 @@ impl Daemon {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        flipped.first_new_flow_us = tokio::time::timeout(FIRST_FLOW_WAIT, wait).await.ok().flatten();
+        flipped.first_new_flow_us = tokio::time::timeout(FIRST_FLOW_WAIT, wait)
+            .await
+            .ok()
+            .flatten();
         flipped.old_flows = match tokio::time::timeout(COUNT_WAIT, counter).await {
             Ok(Ok(count)) => count,
             _ => None,
@@ -154,5 +194,8 @@ impl Daemon {
 }
 
 fn unknown(service: &str) -> Refusal {
-    Refusal::new(exit::USAGE, format!("there is no service `{service}`: `bgswitch status` lists them"))
+    Refusal::new(
+        exit::USAGE,
+        format!("there is no service `{service}`: `bgswitch status` lists them"),
+    )
 }

@@ -30,7 +30,10 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
             |error| format!("unknown ({error})"),
             |credentials| {
                 let uid = Uid::from_raw(credentials.uid());
-                let name = User::from_uid(uid).ok().flatten().map_or_else(|| "?".to_owned(), |user| user.name);
+                let name = User::from_uid(uid)
+                    .ok()
+                    .flatten()
+                    .map_or_else(|| "?".to_owned(), |user| user.name);
                 format!("{name}({uid})")
             },
         ))
@@ -59,7 +62,11 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         .route("/v1/history", get(history))
         .route("/v1/reload", post(reload))
         .with_state(daemon);
-    axum::serve(listener, router.into_make_service_with_connect_info::<Peer>()).await
+    axum::serve(
+        listener,
+        router.into_make_service_with_connect_info::<Peer>(),
+    )
+    .await
 }
 
 /// Runs what reads whole tables beside the runtime, so that it never delays a flip.
@@ -72,12 +79,21 @@ async fn beside<T: Send + 'static>(
 }
 
 async fn status(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal> {
-    beside(move || daemon.status()).await.map(|status| Json(status).into_response())
+    beside(move || daemon.status())
+        .await
+        .map(|status| Json(status).into_response())
 }
 
-async fn service(State(daemon): State<Arc<Daemon>>, Path(name): Path<String>) -> Result<Response, Refusal> {
+async fn service(
+    State(daemon): State<Arc<Daemon>>,
+    Path(name): Path<String>,
+) -> Result<Response, Refusal> {
     let status = beside(move || daemon.status()).await?;
-    match status.services.into_iter().find(|service| service.name == name) {
+    match status
+        .services
+        .into_iter()
+        .find(|service| service.name == name)
+    {
         Some(service) => Ok((etag(service.generation), Json(service)).into_response()),
         None => Ok(StatusCode::NOT_FOUND.into_response()),
     }
@@ -96,15 +112,25 @@ async fn flip(
 ) -> Result<Response, Refusal> {
     // If-Match holds the generation that GET gave as ETag; a stale one is 412.
     let matching = headers.get(header::IF_MATCH).map(|value| {
-        value.to_str().ok().and_then(|text| text.trim_matches('"').parse::<u16>().ok())
+        value
+            .to_str()
+            .ok()
+            .and_then(|text| text.trim_matches('"').parse::<u16>().ok())
     });
     match matching {
         Some(None) => {
             return Err(Refusal::new(exit::USAGE, "If-Match is no generation"));
         }
         Some(Some(generation)) => {
-            if daemon.datapath.word(&service).is_some_and(|word| word.generation() != generation) {
-                let refusal = Refusal::new(exit::CONFLICT, format!("{service} is not at generation {generation}"));
+            if daemon
+                .datapath
+                .word(&service)
+                .is_some_and(|word| word.generation() != generation)
+            {
+                let refusal = Refusal::new(
+                    exit::CONFLICT,
+                    format!("{service} is not at generation {generation}"),
+                );
                 return Ok((StatusCode::PRECONDITION_FAILED, Json(refusal)).into_response());
             }
             request.if_generation = Some(generation);
@@ -136,7 +162,9 @@ async fn flows(
     Query(query): Query<FlowsQuery>,
 ) -> Result<Response, Refusal> {
     let colour = query.colour.as_deref().map(switch::colour).transpose()?;
-    beside(move || daemon.flow_lines(&service, colour)).await.map(|flows| Json(flows).into_response())
+    beside(move || daemon.flow_lines(&service, colour))
+        .await
+        .map(|flows| Json(flows).into_response())
 }
 
 async fn history(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal> {
@@ -144,7 +172,10 @@ async fn history(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal>
         let entries = daemon.journal.read().map_err(|error| {
             Refusal::new(exit::FAILED, format!("the journal cannot be read: {error}"))
         })?;
-        Ok(History { schema: SCHEMA, entries })
+        Ok(History {
+            schema: SCHEMA,
+            entries,
+        })
     })
     .await
     .map(|history| Json(history).into_response())
@@ -162,5 +193,10 @@ async fn reload(
     Query(query): Query<ReloadQuery>,
 ) -> Result<Response, Refusal> {
     let changes = daemon.reload(&actor, query.dry_run).await?;
-    Ok(Json(Reloaded { schema: SCHEMA, changes, dry_run: query.dry_run }).into_response())
+    Ok(Json(Reloaded {
+        schema: SCHEMA,
+        changes,
+        dry_run: query.dry_run,
+    })
+    .into_response())
 }

@@ -34,7 +34,7 @@ use crate::{
 const FIRST_RESOLVE: Duration = Duration::from_secs(2);
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// An established flow that was silent for longer is forgotten.
-const FLOW_IDLE: Duration = Duration::from_secs(2 * 3600);
+const FLOW_IDLE: Duration = Duration::from_hours(2);
 
 /// What all requests share.
 pub struct Daemon {
@@ -70,7 +70,12 @@ impl Daemon {
             started: Instant::now(),
             config: RwLock::new(config),
         });
-        daemon.note("start", "*", 0, format!("version {}", env!("CARGO_PKG_VERSION")));
+        daemon.note(
+            "start",
+            "*",
+            0,
+            format!("version {}", env!("CARGO_PKG_VERSION")),
+        );
         daemon.compare_words();
         Ok(daemon)
     }
@@ -80,7 +85,10 @@ impl Daemon {
         let resolver = self.datapath.resolver();
         resolver.resolve_now(FIRST_RESOLVE).await?;
         for (_, colour, address) in self.datapath.unresolved() {
-            tracing::warn!("no next hop is known for {address} ({}): the stack forwards to it", colour.as_str());
+            tracing::warn!(
+                "no next hop is known for {address} ({}): the stack forwards to it",
+                colour.as_str()
+            );
         }
         let socket = self.config().gateway.socket.clone();
         let listener = listen(&socket)?;
@@ -95,7 +103,12 @@ impl Daemon {
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
         for interface in self.datapath.interfaces() {
-            tracing::info!("{} runs XDP in {} mode, program {}", interface.name, interface.mode, interface.program_id);
+            tracing::info!(
+                "{} runs XDP in {} mode, program {}",
+                interface.name,
+                interface.mode,
+                interface.program_id
+            );
         }
         tracing::info!("ready on {}", socket.display());
         tokio::pin!(watch, server);
@@ -133,7 +146,9 @@ impl Daemon {
 
     /// Journals what the daemon itself did.
     fn note(&self, action: &str, service: &str, generation: u16, detail: String) {
-        self.write(&Entry::new("bgswitch", service, action, "result", generation, detail));
+        self.write(&Entry::new(
+            "bgswitch", service, action, "result", generation, detail,
+        ));
     }
 
     fn write(&self, entry: &Entry) {
@@ -164,9 +179,18 @@ impl Daemon {
         }
         let _changing = self.changing.lock().await;
         let plan: Plan = new.plan();
-        self.datapath.apply(&plan).map_err(|e| Refusal::new(exit::DATAPATH, e.to_string()))?;
+        self.datapath
+            .apply(&plan)
+            .map_err(|e| Refusal::new(exit::DATAPATH, e.to_string()))?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = new;
-        self.write(&Entry::new(actor, "*", "reload", "result", 0, changes.join("; ")));
+        self.write(&Entry::new(
+            actor,
+            "*",
+            "reload",
+            "result",
+            0,
+            changes.join("; "),
+        ));
         // New backends: find their way at once.
         if let Err(error) = self.datapath.resolver().resolve_now(FIRST_RESOLVE).await {
             tracing::error!("{error}");
@@ -191,7 +215,9 @@ impl Daemon {
         let names: Vec<String> = self.config().services.keys().cloned().collect();
         let mut changed = false;
         for name in names {
-            let Some(word) = self.datapath.word(&name) else { continue };
+            let Some(word) = self.datapath.word(&name) else {
+                continue;
+            };
             let seen = self.state().words.insert(name.clone(), word.0);
             if seen == Some(word.0) {
                 continue;
@@ -217,10 +243,15 @@ impl Daemon {
     fn end_drains(&self) {
         let drains: BTreeMap<_, _> = self.state().drains.clone();
         for (name, drain) in drains.into_iter().filter(|(_, drain)| drain.is_over()) {
-            if let Some(word) = self.datapath.word(&name).filter(|word| word.generation() == drain.generation) {
+            if let Some(word) = self
+                .datapath
+                .word(&name)
+                .filter(|word| word.generation() == drain.generation)
+            {
                 match self.datapath.store(&name, word, word.drained()) {
                     Ok(_) => {
-                        let detail = format!("{}'s old flows are reset", word.active().other().as_str());
+                        let detail =
+                            format!("{}'s old flows are reset", word.active().other().as_str());
                         self.state().words.insert(name.clone(), word.drained().0);
                         self.note("drain_end", &name, word.generation(), detail);
                     }
@@ -249,7 +280,11 @@ impl Daemon {
 /// The difference of two configurations, a line each.
 fn difference(old: &Config, new: &Config) -> Vec<String> {
     let mut lines = Vec::new();
-    for name in old.services.keys().filter(|name| !new.services.contains_key(*name)) {
+    for name in old
+        .services
+        .keys()
+        .filter(|name| !new.services.contains_key(*name))
+    {
         lines.push(format!("- service {name}"));
     }
     for (name, service) in &new.services {
@@ -258,24 +293,48 @@ fn difference(old: &Config, new: &Config) -> Vec<String> {
             continue;
         };
         let texts = |service: &crate::config::Service| {
-            let mut texts: Vec<String> =
-                service.plan.listeners.iter().map(|listener| format!("{name} listener {listener}")).collect();
+            let mut texts: Vec<String> = service
+                .plan
+                .listeners
+                .iter()
+                .map(|listener| format!("{name} listener {listener}"))
+                .collect();
             for colour in bg_common::service::Colour::ALL {
                 for backend in service.plan.backends(colour) {
-                    texts.push(format!("{name} {} backend {backend} weight {}", colour.as_str(), backend.weight));
+                    texts.push(format!(
+                        "{name} {} backend {backend} weight {}",
+                        colour.as_str(),
+                        backend.weight
+                    ));
                 }
                 if let Some(version) = &service.versions[colour as usize] {
                     texts.push(format!("{name} {} version {version}", colour.as_str()));
                 }
             }
             texts.push(format!("{name} on_flip {}", service.on_flip.as_str()));
-            texts.push(format!("{name} drain {}", humantime::format_duration(service.drain)));
-            texts.push(format!("{name} udp_idle {}", humantime::format_duration(service.plan.udp_idle)));
+            texts.push(format!(
+                "{name} drain {}",
+                humantime::format_duration(service.drain)
+            ));
+            texts.push(format!(
+                "{name} udp_idle {}",
+                humantime::format_duration(service.plan.udp_idle)
+            ));
             texts
         };
         let (before, after) = (texts(before), texts(service));
-        lines.extend(before.iter().filter(|t| !after.contains(t)).map(|t| format!("- {t}")));
-        lines.extend(after.iter().filter(|t| !before.contains(t)).map(|t| format!("+ {t}")));
+        lines.extend(
+            before
+                .iter()
+                .filter(|t| !after.contains(t))
+                .map(|t| format!("- {t}")),
+        );
+        lines.extend(
+            after
+                .iter()
+                .filter(|t| !before.contains(t))
+                .map(|t| format!("+ {t}")),
+        );
     }
     lines
 }
@@ -288,7 +347,9 @@ fn listen(path: &Path) -> Result<UnixListener> {
     }
     // The lock on the pins says that no other daemon runs: the socket is stale.
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).with_context(context),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).with_context(context);
+        }
         _ => {}
     }
     let listener = UnixListener::bind(path).with_context(context)?;

@@ -21,7 +21,8 @@ type Counts = BTreeMap<(u32, Colour, Option<std::net::IpAddr>), u64>;
 impl Daemon {
     /// Blocks for as long as it takes to count the flows.
     pub(super) fn status(&self) -> Result<Status, Refusal> {
-        let failed = |error: crate::datapath::Error| Refusal::new(exit::DATAPATH, error.to_string());
+        let failed =
+            |error: crate::datapath::Error| Refusal::new(exit::DATAPATH, error.to_string());
         let config = self.config().clone();
         let mut counts = Counts::new();
         let mut entries = 0;
@@ -29,7 +30,9 @@ impl Daemon {
             .flows(|flow| {
                 entries += u64::from(flow.table == "established");
                 if !flow.closing && flow.table != "half_open" {
-                    *counts.entry((flow.service, flow.colour, flow.backend)).or_default() += 1;
+                    *counts
+                        .entry((flow.service, flow.colour, flow.backend))
+                        .or_default() += 1;
                 }
             })
             .map_err(failed)?;
@@ -58,12 +61,22 @@ impl Daemon {
                 })
                 .collect(),
             services,
-            reasons: reasons.into_iter().map(|(reason, count)| (reason.as_str().to_owned(), count)).collect(),
-            flow_table: FlowTableStatus { entries, capacity: u64::from(self.datapath.capacity()) },
+            reasons: reasons
+                .into_iter()
+                .map(|(reason, count)| (reason.as_str().to_owned(), count))
+                .collect(),
+            flow_table: FlowTableStatus {
+                entries,
+                capacity: u64::from(self.datapath.capacity()),
+            },
         })
     }
 
-    fn service_status(&self, service: &Service, counts: &Counts) -> Result<ServiceStatus, crate::datapath::Error> {
+    fn service_status(
+        &self,
+        service: &Service,
+        counts: &Counts,
+    ) -> Result<ServiceStatus, crate::datapath::Error> {
         let name = &service.plan.name;
         let unknown = || crate::datapath::Error::UnknownService(name.clone());
         let word = self.datapath.word(name).ok_or_else(unknown)?;
@@ -73,10 +86,23 @@ impl Daemon {
         let state = self.state();
         let mut colours = BTreeMap::new();
         for colour in Colour::ALL {
-            let ColourStats { forward_packets, forward_bytes, return_packets, return_bytes, new_flows, resets } =
-                stats[colour as usize];
-            let flows_of = |address| counts.get(&(id, colour, Some(address))).copied().unwrap_or(0);
-            let of_colour = counts.iter().filter(|((service, of, _), _)| (*service, *of) == (id, colour));
+            let ColourStats {
+                forward_packets,
+                forward_bytes,
+                return_packets,
+                return_bytes,
+                new_flows,
+                resets,
+            } = stats[colour as usize];
+            let flows_of = |address| {
+                counts
+                    .get(&(id, colour, Some(address)))
+                    .copied()
+                    .unwrap_or(0)
+            };
+            let of_colour = counts
+                .iter()
+                .filter(|((service, of, _), _)| (*service, *of) == (id, colour));
             let draining = state.draining(name, word.active(), colour, word.generation());
             let status = ColourStatus {
                 version: service.versions[colour as usize].clone(),
@@ -100,24 +126,42 @@ impl Daemon {
             };
             colours.insert(colour.as_str().to_owned(), status);
         }
-        let draining = colours.values().any(|colour| colour.draining_until.is_some());
+        let draining = colours
+            .values()
+            .any(|colour| colour.draining_until.is_some());
         Ok(ServiceStatus {
             name: name.clone(),
             active: word.active().as_str().to_owned(),
             generation: word.generation(),
             state: if draining { "DRAINING" } else { "STEADY" }.to_owned(),
             canary_percent: f64::from(word.canary()) / 655.36,
-            listeners: service.plan.listeners.iter().map(ToString::to_string).collect(),
+            listeners: service
+                .plan
+                .listeners
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             colours,
         })
     }
 
     /// Blocks for as long as it takes to read the flows.
-    pub(super) fn flow_lines(&self, service: &str, colour: Option<Colour>) -> Result<Flows, Refusal> {
+    pub(super) fn flow_lines(
+        &self,
+        service: &str,
+        colour: Option<Colour>,
+    ) -> Result<Flows, Refusal> {
         let id = self.datapath.service_id(service).ok_or_else(|| {
-            Refusal::new(exit::USAGE, format!("there is no service `{service}`: `bgswitch status` lists them"))
+            Refusal::new(
+                exit::USAGE,
+                format!("there is no service `{service}`: `bgswitch status` lists them"),
+            )
         })?;
-        let mut flows = Flows { schema: SCHEMA, total: 0, flows: Vec::new() };
+        let mut flows = Flows {
+            schema: SCHEMA,
+            total: 0,
+            flows: Vec::new(),
+        };
         self.datapath
             .flows(|flow| {
                 if flow.service != id || colour.is_some_and(|colour| colour != flow.colour) {

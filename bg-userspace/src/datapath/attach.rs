@@ -12,7 +12,10 @@ use aya::{
         xdp::XdpLink,
     },
 };
-use bg_common::{abi::{capacity, map}, service::Interface};
+use bg_common::{
+    abi::{capacity, map},
+    service::Interface,
+};
 use futures_util::TryStreamExt as _;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
@@ -36,16 +39,24 @@ pub fn check(settings: &Settings, pins: &Pins) -> Result<(), Error> {
         if if_nametoindex(interface.as_str()).is_err() {
             return Err(Error::NoInterface(interface.clone()));
         }
-        let Some((mode, id)) = attached(interface)? else { continue };
-        let ours = FdLinkOf::pinned(&pins.link(interface)).is_some_and(|link| link.program_id == id);
+        let Some((mode, id)) = attached(interface)? else {
+            continue;
+        };
+        let ours =
+            FdLinkOf::pinned(&pins.link(interface)).is_some_and(|link| link.program_id == id);
         if !ours {
-            return Err(Error::ForeignProgram { interface: interface.clone(), program: name_of(id) });
+            return Err(Error::ForeignProgram {
+                interface: interface.clone(),
+                program: name_of(id),
+            });
         }
         if mode != settings.mode.as_str() {
             return Err(Error::Attach {
                 interface: interface.clone(),
                 mode: settings.mode.as_str(),
-                cause: format!("it is attached in {mode} mode; `bgswitch detach` first, or set gateway.xdp"),
+                cause: format!(
+                    "it is attached in {mode} mode; `bgswitch detach` first, or set gateway.xdp"
+                ),
             });
         }
     }
@@ -57,23 +68,30 @@ pub fn fill_slots(settings: &Settings, pins: &Pins) -> Result<(), Error> {
     let failed = |e: aya::maps::MapError| Error::step("filling the interface tables", describe(&e));
     let mut slots: HashMap<_, u32, u32> =
         HashMap::try_from(Map::HashMap(pinned(pins, map::SLOTS)?)).map_err(failed)?;
-    let mut ports: DevMap<MapData> = DevMap::try_from(Map::DevMap(pinned(pins, map::PORTS)?)).map_err(failed)?;
+    let mut ports: DevMap<MapData> =
+        DevMap::try_from(Map::DevMap(pinned(pins, map::PORTS)?)).map_err(failed)?;
     let mut table: Array<_, Interface> =
         Array::try_from(Map::Array(pinned(pins, map::INTERFACES)?)).map_err(failed)?;
     let mut taken: Vec<(u32, u32)> = slots.iter().collect::<Result<_, _>>().map_err(failed)?;
     for name in &settings.interfaces {
-        let ifindex = if_nametoindex(name.as_str()).map_err(|_| Error::NoInterface(name.clone()))?;
-        let slot = match taken.iter().find(|(index, _)| *index == ifindex) {
-            Some((_, slot)) => *slot,
-            None => {
-                let limit = capacity::INTERFACES;
-                (0..limit as u32)
-                    .find(|slot| taken.iter().all(|(_, other)| other != slot))
-                    .ok_or(Error::Full { what: "interfaces", wanted: limit + 1, limit })?
-            }
+        let ifindex =
+            if_nametoindex(name.as_str()).map_err(|_| Error::NoInterface(name.clone()))?;
+        let slot = if let Some((_, slot)) = taken.iter().find(|(index, _)| *index == ifindex) {
+            *slot
+        } else {
+            let limit = capacity::INTERFACES;
+            (0..limit as u32)
+                .find(|slot| taken.iter().all(|(_, other)| other != slot))
+                .ok_or(Error::Full {
+                    what: "interfaces",
+                    wanted: limit + 1,
+                    limit,
+                })?
         };
         taken.push((ifindex, slot));
-        table.set(slot, interface_of(name, ifindex)?, 0).map_err(failed)?;
+        table
+            .set(slot, interface_of(name, ifindex)?, 0)
+            .map_err(failed)?;
         ports
             .set(slot, ifindex, None, 0)
             .map_err(|e| Error::step("filling the device map", describe(&e)))?;
@@ -98,14 +116,26 @@ fn interface_of(name: &str, ifindex: u32) -> Result<Interface, Error> {
         Ok(found)
     })?;
     if mac == [0; 6] {
-        return Err(Error::step(format!("interface {name}"), "has no Ethernet address"));
+        return Err(Error::step(
+            format!("interface {name}"),
+            "has no Ethernet address",
+        ));
     }
-    Ok(Interface { ifindex, mtu, mac, zero: [0; 2] })
+    Ok(Interface {
+        ifindex,
+        mtu,
+        mac,
+        zero: [0; 2],
+    })
 }
 
 /// Attaches the loaded program to every interface, or replaces the one that is
 /// there; then lets go of interfaces that are no longer configured.
-pub fn attach(program: &mut Xdp, settings: &Settings, pins: &Pins) -> Result<Vec<InterfaceStatus>, Error> {
+pub fn attach(
+    program: &mut Xdp,
+    settings: &Settings,
+    pins: &Pins,
+) -> Result<Vec<InterfaceStatus>, Error> {
     let mut new = Vec::new();
     for interface in &settings.interfaces {
         let pin = pins.link(interface);
@@ -128,7 +158,11 @@ pub fn attach(program: &mut Xdp, settings: &Settings, pins: &Pins) -> Result<Vec
         }
         new.push(pin);
     }
-    for interface in pins.links().into_iter().filter(|name| !settings.interfaces.contains(name)) {
+    for interface in pins
+        .links()
+        .into_iter()
+        .filter(|name| !settings.interfaces.contains(name))
+    {
         tracing::warn!("{interface} is no longer configured: letting go of it");
         let _ = fs::remove_file(pins.link(&interface));
     }
@@ -136,9 +170,11 @@ pub fn attach(program: &mut Xdp, settings: &Settings, pins: &Pins) -> Result<Vec
         .interfaces
         .iter()
         .map(|interface| match attached(interface)? {
-            Some((mode, program_id)) if mode == settings.mode.as_str() => {
-                Ok(InterfaceStatus { name: interface.clone(), mode, program_id })
-            }
+            Some((mode, program_id)) if mode == settings.mode.as_str() => Ok(InterfaceStatus {
+                name: interface.clone(),
+                mode,
+                program_id,
+            }),
             other => Err(Error::Attach {
                 interface: interface.clone(),
                 mode: settings.mode.as_str(),
@@ -155,20 +191,34 @@ fn replace(program: &mut Xdp, pin: &Path) -> Result<bool, Error> {
     }
     let what = || format!("replacing the program behind {}", pin.display());
     let link = PinnedLink::from_pin(pin).map_err(|e| Error::step(what(), describe(&e)))?;
-    let link = XdpLink::try_from(FdLink::from(link)).map_err(|e| Error::step(what(), describe(&e)))?;
-    let id = program.attach_to_link(link).map_err(|e| Error::step(what(), describe(&e)))?;
+    let link =
+        XdpLink::try_from(FdLink::from(link)).map_err(|e| Error::step(what(), describe(&e)))?;
+    let id = program
+        .attach_to_link(link)
+        .map_err(|e| Error::step(what(), describe(&e)))?;
     // The pin keeps the link; what the library holds may go.
     drop(program.take_link(id));
     Ok(true)
 }
 
-fn attach_one(program: &mut Xdp, interface: &str, mode: AttachMode, pin: &Path) -> Result<(), Error> {
-    let failed = |cause: String| Error::Attach { interface: interface.to_owned(), mode: mode.as_str(), cause };
+fn attach_one(
+    program: &mut Xdp,
+    interface: &str,
+    mode: AttachMode,
+    pin: &Path,
+) -> Result<(), Error> {
+    let failed = |cause: String| Error::Attach {
+        interface: interface.to_owned(),
+        mode: mode.as_str(),
+        cause,
+    };
     let wanted = match mode {
         AttachMode::Native => XdpMode::Driver,
         AttachMode::Generic => XdpMode::Skb,
     };
-    let id = program.attach(interface, wanted).map_err(|e| failed(describe(&e)))?;
+    let id = program
+        .attach(interface, wanted)
+        .map_err(|e| failed(describe(&e)))?;
     let link = program.take_link(id).map_err(|e| failed(describe(&e)))?;
     // A link without a descriptor is netlink's and dies with us: dropping it
     // detaches it.
@@ -184,7 +234,9 @@ struct FdLinkOf {
 impl FdLinkOf {
     fn pinned(pin: &Path) -> Option<Self> {
         let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
-        Some(Self { program_id: link.info().ok()?.program_id() })
+        Some(Self {
+            program_id: link.info().ok()?.program_id(),
+        })
     }
 }
 
@@ -196,7 +248,9 @@ fn attached(interface: &str) -> Result<Option<(&'static str, u32)>, Error> {
         let (mut mode, mut id) = (None, None);
         while let Some(link) = links.try_next().await? {
             for attribute in link.attributes {
-                let LinkAttribute::Xdp(parts) = attribute else { continue };
+                let LinkAttribute::Xdp(parts) = attribute else {
+                    continue;
+                };
                 for part in parts {
                     match part {
                         LinkXdp::Attached(XdpAttached::Driver) => mode = Some("native"),
@@ -230,15 +284,23 @@ where
 {
     let run = || -> Result<R, Error> {
         let failed = Error::io("talking to the kernel over netlink");
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed)?;
         runtime.block_on(async {
-            let (connection, handle, _) =
-                rtnetlink::new_connection().map_err(Error::io("talking to the kernel over netlink"))?;
+            let (connection, handle, _) = rtnetlink::new_connection()
+                .map_err(Error::io("talking to the kernel over netlink"))?;
             tokio::spawn(connection);
-            work(handle).await.map_err(|e| Error::step("asking the kernel about its interfaces", e))
+            work(handle)
+                .await
+                .map_err(|e| Error::step("asking the kernel about its interfaces", e))
         })
     };
     std::thread::scope(|scope| {
-        scope.spawn(run).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        scope
+            .spawn(run)
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }

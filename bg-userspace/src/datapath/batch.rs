@@ -48,7 +48,12 @@ pub fn for_each<K: Pod, V: Pod>(fd: impl AsFd, mut visit: impl FnMut(&K, &V)) ->
         // for `count` entries of the map's sizes, and the positions are the four
         // bytes that hash tables use.
         let result = unsafe {
-            libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attributes, size_of::<Attributes>())
+            libc::syscall(
+                libc::SYS_bpf,
+                LOOKUP_BATCH,
+                &raw mut attributes,
+                size_of::<Attributes>(),
+            )
         };
         let error = (result < 0).then(io::Error::last_os_error);
         let ended = match error.as_ref().and_then(io::Error::raw_os_error) {
@@ -64,7 +69,10 @@ pub fn for_each<K: Pod, V: Pod>(fd: impl AsFd, mut visit: impl FnMut(&K, &V)) ->
         for index in 0..attributes.count as usize {
             // SAFETY: the kernel has written `count` entries of both.
             let (key, value) = unsafe {
-                (&*keys.as_ptr().add(index).cast::<K>(), &*values.as_ptr().add(index).cast::<V>())
+                (
+                    &*keys.as_ptr().add(index).cast::<K>(),
+                    &*values.as_ptr().add(index).cast::<V>(),
+                )
             };
             visit(key, value);
         }
@@ -75,4 +83,3 @@ pub fn for_each<K: Pod, V: Pod>(fd: impl AsFd, mut visit: impl FnMut(&K, &V)) ->
         first = false;
     }
 }
-

@@ -37,7 +37,9 @@ pub enum Error {
         expected: String,
     },
     /// The interface has an XDP program of somebody else.
-    #[error("interface {interface} already has an XDP program of somebody else ({program}): remove it first (`ip link set {interface} xdp off`)")]
+    #[error(
+        "interface {interface} already has an XDP program of somebody else ({program}): remove it first (`ip link set {interface} xdp off`)"
+    )]
     ForeignProgram {
         /// The interface.
         interface: String,
@@ -58,7 +60,9 @@ pub enum Error {
         cause: String,
     },
     /// The library attached without a link that outlives us.
-    #[error("the kernel gave no BPF link for {0}: forwarding would end with the daemon, so it was not attached (kernel 5.9 or newer is needed)")]
+    #[error(
+        "the kernel gave no BPF link for {0}: forwarding would end with the daemon, so it was not attached (kernel 5.9 or newer is needed)"
+    )]
     NotPinnable(String),
     /// More than a table holds.
     #[error("{what}: {wanted} are configured, {limit} fit")]
@@ -86,7 +90,10 @@ pub enum Error {
 impl Error {
     /// A step that failed.
     pub(crate) fn step(what: impl Into<String>, cause: impl std::fmt::Display) -> Self {
-        Self::Step { what: what.into(), cause: cause.to_string() }
+        Self::Step {
+            what: what.into(),
+            cause: cause.to_string(),
+        }
     }
 
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {

@@ -52,7 +52,11 @@ pub fn wide(address: IpAddr) -> [u8; 16] {
 /// The address of a backend.
 pub fn address_of(backend: &Backend) -> IpAddr {
     let [a, b, c, d, ..] = backend.address;
-    if backend.family == 4 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(backend.address) }
+    if backend.family == 4 {
+        IpAddr::from([a, b, c, d])
+    } else {
+        IpAddr::from(backend.address)
+    }
 }
 
 /// Lays a plan out over what the kernel holds: what stays keeps its id.
@@ -60,10 +64,20 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
     let mut layout = Layout::default();
     let mut service_ids = Ids::new("services", capacity::SERVICES as u32);
     let mut listener_ids = Ids::new("listeners", u32::from(u16::MAX));
-    service_ids.taken.extend(held.listeners.values().map(|listener| listener.service));
-    service_ids.taken.extend(held.backends.values().map(|backend| backend.service));
-    listener_ids.taken.extend(held.listeners.values().map(|listener| u32::from(listener.id)));
-    listener_ids.taken.extend(held.returns.values().map(|path| u32::from(path.listener)));
+    service_ids
+        .taken
+        .extend(held.listeners.values().map(|listener| listener.service));
+    service_ids
+        .taken
+        .extend(held.backends.values().map(|backend| backend.service));
+    listener_ids.taken.extend(
+        held.listeners
+            .values()
+            .map(|listener| u32::from(listener.id)),
+    );
+    listener_ids
+        .taken
+        .extend(held.returns.values().map(|path| u32::from(path.listener)));
     let mut backend_ids = Ids::new("backends", capacity::BACKENDS as u32);
     backend_ids.taken.extend(held.backends.keys());
     let mut adopted = BTreeSet::new();
@@ -96,7 +110,12 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
                     colour: colour as u8,
                     service: id,
                 };
-                let same = held.backends.iter().find(|(_, held)| Backend { next_hop: 0, ..**held } == entry);
+                let same = held.backends.iter().find(|(_, held)| {
+                    Backend {
+                        next_hop: 0,
+                        ..**held
+                    } == entry
+                });
                 let (backend_id, entry) = match same {
                     Some((id, held)) => (*id, *held),
                     None => (backend_ids.free()?, entry),
@@ -117,15 +136,31 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
                 _ => listener_ids.free()? as u16,
             };
             let idle = ticks(service.udp_idle.as_nanos() as u64);
-            layout.tables.listeners.insert(*listener, Listener { service: id, id: listener_id, zero: 0, idle });
+            layout.tables.listeners.insert(
+                *listener,
+                Listener {
+                    service: id,
+                    id: listener_id,
+                    zero: 0,
+                    idle,
+                },
+            );
             let path = ReturnPath {
                 address: wide(listener.address.ip()),
                 port: listener.address.port().to_be_bytes(),
                 listener: listener_id,
                 service: id,
             };
-            for backend in service.colours.iter().flatten().filter(|backend| backend.serves(listener)) {
-                let from = ListenerPlan { address: backend.endpoint(listener), protocol: listener.protocol };
+            for backend in service
+                .colours
+                .iter()
+                .flatten()
+                .filter(|backend| backend.serves(listener))
+            {
+                let from = ListenerPlan {
+                    address: backend.endpoint(listener),
+                    protocol: listener.protocol,
+                };
                 layout.tables.returns.insert(from, path);
             }
         }
@@ -133,10 +168,18 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
     let limit = capacity::LISTENERS;
     for (what, wanted, limit) in [
         ("listeners", layout.tables.listeners.len(), limit),
-        ("backend endpoints", layout.tables.returns.len().max(held.returns.len()), capacity::RETURNS),
+        (
+            "backend endpoints",
+            layout.tables.returns.len().max(held.returns.len()),
+            capacity::RETURNS,
+        ),
     ] {
         if wanted > limit {
-            return Err(Error::Full { what, wanted, limit });
+            return Err(Error::Full {
+                what,
+                wanted,
+                limit,
+            });
         }
     }
     Ok(layout)
@@ -154,8 +197,11 @@ pub fn pool_table(members: &[Member]) -> Vec<u32> {
 pub fn allocate(used: &[PoolWord], slots: u32) -> Result<u32, Error> {
     let arena = capacity::MAGLEV_ROWS as u32 * MAGLEV_ROW;
     let rows = |slots: u32| slots.next_multiple_of(MAGLEV_ROW);
-    let mut used: Vec<(u32, u32)> =
-        used.iter().filter(|pool| pool.slots() > 0).map(|pool| (pool.base(), rows(pool.slots()))).collect();
+    let mut used: Vec<(u32, u32)> = used
+        .iter()
+        .filter(|pool| pool.slots() > 0)
+        .map(|pool| (pool.base(), rows(pool.slots())))
+        .collect();
     used.sort_unstable();
     let mut base = 0;
     for (start, length) in used {
@@ -166,7 +212,11 @@ pub fn allocate(used: &[PoolWord], slots: u32) -> Result<u32, Error> {
     }
     if base + rows(slots) > arena {
         let (wanted, limit) = ((base + slots) as usize, arena as usize);
-        return Err(Error::Full { what: "slots of the pools' hash tables", wanted, limit });
+        return Err(Error::Full {
+            what: "slots of the pools' hash tables",
+            wanted,
+            limit,
+        });
     }
     Ok(base)
 }
@@ -174,8 +224,15 @@ pub fn allocate(used: &[PoolWord], slots: u32) -> Result<u32, Error> {
 /// The plan's name of a return path's listener.
 pub fn listener_of(path: &ReturnPath, from: &ListenerPlan) -> ListenerPlan {
     let [a, b, c, d, ..] = path.address;
-    let address = if from.address.is_ipv4() { IpAddr::from([a, b, c, d]) } else { IpAddr::from(path.address) };
-    ListenerPlan { address: SocketAddr::new(address, u16::from_be_bytes(path.port)), protocol: from.protocol }
+    let address = if from.address.is_ipv4() {
+        IpAddr::from([a, b, c, d])
+    } else {
+        IpAddr::from(path.address)
+    };
+    ListenerPlan {
+        address: SocketAddr::new(address, u16::from_be_bytes(path.port)),
+        protocol: from.protocol,
+    }
 }
 
 /// Ids of one kind: the lowest free one next.
@@ -187,15 +244,21 @@ struct Ids {
 
 impl Ids {
     const fn new(what: &'static str, limit: u32) -> Self {
-        Self { what, limit, taken: BTreeSet::new() }
+        Self {
+            what,
+            limit,
+            taken: BTreeSet::new(),
+        }
     }
 
     fn free(&mut self) -> Result<u32, Error> {
-        let id = (0..self.limit).find(|id| !self.taken.contains(id)).ok_or(Error::Full {
-            what: self.what,
-            wanted: self.limit as usize + 1,
-            limit: self.limit as usize,
-        })?;
+        let id = (0..self.limit)
+            .find(|id| !self.taken.contains(id))
+            .ok_or(Error::Full {
+                what: self.what,
+                wanted: self.limit as usize + 1,
+                limit: self.limit as usize,
+            })?;
         self.taken.insert(id);
         Ok(id)
     }
@@ -203,7 +266,11 @@ impl Ids {
 
 /// The protocol of a number in an endpoint.
 pub const fn protocol_of(number: u8) -> Protocol {
-    if number == bg_common::key::UDP { Protocol::Udp } else { Protocol::Tcp }
+    if number == bg_common::key::UDP {
+        Protocol::Udp
+    } else {
+        Protocol::Tcp
+    }
 }
 
 #[cfg(test)]
@@ -217,35 +284,70 @@ mod tests {
         let backends = |texts: &[&str]| {
             texts
                 .iter()
-                .map(|text| BackendPlan { address: text.parse().unwrap(), port: None, weight: 1 })
+                .map(|text| BackendPlan {
+                    address: text.parse().unwrap(),
+                    port: None,
+                    weight: 1,
+                })
                 .collect()
         };
         let listeners = listeners
             .iter()
-            .map(|text| ListenerPlan { address: text.parse().unwrap(), protocol: Protocol::Tcp })
+            .map(|text| ListenerPlan {
+                address: text.parse().unwrap(),
+                protocol: Protocol::Tcp,
+            })
             .collect();
         let colours = [backends(blue), backends(green)];
-        let service =
-            ServicePlan { name: "llm".into(), listeners, udp_idle: Duration::from_secs(30), colours };
-        Plan { services: vec![service] }
+        let service = ServicePlan {
+            name: "llm".into(),
+            listeners,
+            udp_idle: Duration::from_secs(30),
+            colours,
+        };
+        Plan {
+            services: vec![service],
+        }
     }
 
     #[test]
     fn what_stays_keeps_its_id() {
-        let before = lay_out(&plan(&["192.0.2.1:80"], &["10.0.0.1", "10.0.0.2"], &["10.1.0.1"]), &Tables::default());
+        let before = lay_out(
+            &plan(&["192.0.2.1:80"], &["10.0.0.1", "10.0.0.2"], &["10.1.0.1"]),
+            &Tables::default(),
+        );
         let before = before.unwrap();
-        let after = plan(&["192.0.2.1:81", "192.0.2.1:80"], &["10.0.0.3", "10.0.0.2"], &["10.1.0.1"]);
+        let after = plan(
+            &["192.0.2.1:81", "192.0.2.1:80"],
+            &["10.0.0.3", "10.0.0.2"],
+            &["10.1.0.1"],
+        );
         let after = lay_out(&after, &before.tables).unwrap();
         assert_eq!(after.services, before.services);
         assert!(after.new_services.is_empty());
         let id = |layout: &Layout, address: &str| {
             let address: IpAddr = address.parse().unwrap();
-            layout.tables.backends.iter().find(|(_, b)| address_of(b) == address).map(|(id, _)| *id)
+            layout
+                .tables
+                .backends
+                .iter()
+                .find(|(_, b)| address_of(b) == address)
+                .map(|(id, _)| *id)
         };
         assert_eq!(id(&after, "10.0.0.2"), id(&before, "10.0.0.2"));
-        assert_ne!(id(&after, "10.0.0.3"), id(&before, "10.0.0.1"), "its flows may still be there");
-        let listener = ListenerPlan { address: "192.0.2.1:80".parse().unwrap(), protocol: Protocol::Tcp };
-        assert_eq!(after.tables.listeners[&listener], before.tables.listeners[&listener]);
+        assert_ne!(
+            id(&after, "10.0.0.3"),
+            id(&before, "10.0.0.1"),
+            "its flows may still be there"
+        );
+        let listener = ListenerPlan {
+            address: "192.0.2.1:80".parse().unwrap(),
+            protocol: Protocol::Tcp,
+        };
+        assert_eq!(
+            after.tables.listeners[&listener],
+            before.tables.listeners[&listener]
+        );
     }
 
     #[test]

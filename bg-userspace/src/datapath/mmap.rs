@@ -25,9 +25,19 @@ impl Words {
         // SAFETY: a fresh shared mapping of a map whose size has been checked;
         // it is never resized, and unmapped only in `drop`.
         let base = unsafe {
-            mmap(None, length, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, fd, 0)
+            mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED,
+                fd,
+                0,
+            )
         }?;
-        Ok(Self { base: base.cast(), words })
+        Ok(Self {
+            base: base.cast(),
+            words,
+        })
     }
 
     /// The word at `index`.

@@ -143,7 +143,6 @@ struct Applied {
     services: BTreeMap<String, u32>,
     /// Backends of the plan.
     backends: BTreeMap<u32, Backend>,
-    listeners: BTreeMap<ListenerPlan, Listener>,
 }
 
 impl Datapath {
@@ -170,7 +169,11 @@ impl Datapath {
             let _ = pins.remove();
         }
         let (inner, interfaces) = started?;
-        Ok(Self { inner: Arc::new(inner), interfaces, _lock: lock })
+        Ok(Self {
+            inner: Arc::new(inner),
+            interfaces,
+            _lock: lock,
+        })
     }
 
     fn start_locked(
@@ -183,21 +186,29 @@ impl Datapath {
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
-        loader.map_max_entries(map::FLOWS_V4, max_flows).map_max_entries(map::FLOWS_V6, max_flows);
-        let mut ebpf = loader.load(OBJECT).map_err(|e| Error::step("loading the eBPF object", describe(&e)))?;
+        loader
+            .map_max_entries(map::FLOWS_V4, max_flows)
+            .map_max_entries(map::FLOWS_V6, max_flows);
+        let mut ebpf = loader
+            .load(OBJECT)
+            .map_err(|e| Error::step("loading the eBPF object", describe(&e)))?;
         let program: &mut Xdp = ebpf
             .program_mut(PROGRAM)
             .ok_or_else(|| Error::step("the eBPF object", "has no XDP program"))?
             .try_into()
             .map_err(|e| Error::step("the eBPF object", e))?;
-        program.load().map_err(|e| Error::step("the kernel's verifier", describe(&e)))?;
+        program
+            .load()
+            .map_err(|e| Error::step("the kernel's verifier", describe(&e)))?;
 
         let inner = Inner::open(pins)?;
         inner.apply(plan)?;
         attach::fill_slots(settings, pins)?;
         let interfaces = attach::attach(program, settings, pins)?;
         let _ = fs::remove_file(pins.program());
-        program.pin(pins.program()).map_err(|e| Error::step("pinning the program", describe(&e)))?;
+        program
+            .pin(pins.program())
+            .map_err(|e| Error::step("pinning the program", describe(&e)))?;
         Ok((inner, interfaces))
     }
 
@@ -208,18 +219,32 @@ impl Datapath {
 
     /// The service's word.
     pub fn word(&self, service: &str) -> Option<CutoverWord> {
-        Some(CutoverWord(self.inner.words.load(self.inner.service(service)? as usize)))
+        Some(CutoverWord(
+            self.inner.words.load(self.inner.service(service)? as usize),
+        ))
     }
 
     /// Stores a service's word, if it is still `expected`.
-    pub fn store(&self, service: &str, expected: CutoverWord, new: CutoverWord) -> Result<Stored, StoreError> {
-        let id = self.inner.service(service).ok_or_else(|| StoreError::UnknownService(service.to_owned()))?;
+    pub fn store(
+        &self,
+        service: &str,
+        expected: CutoverWord,
+        new: CutoverWord,
+    ) -> Result<Stored, StoreError> {
+        let id = self
+            .inner
+            .service(service)
+            .ok_or_else(|| StoreError::UnknownService(service.to_owned()))?;
         store(&self.inner.words, id, expected, new)
     }
 
     /// The stamp of the newest generation's first flow.
     pub fn first_flow(&self, service: &str) -> Option<FirstFlow> {
-        Some(FirstFlow(self.inner.first_flows.load(self.inner.service(service)? as usize)))
+        Some(FirstFlow(
+            self.inner
+                .first_flows
+                .load(self.inner.service(service)? as usize),
+        ))
     }
 
     /// All reason counters, summed over the CPUs.
@@ -228,7 +253,9 @@ impl Datapath {
         Reason::ALL
             .iter()
             .map(|reason| {
-                let values = counters.get(&(*reason as u32), 0).map_err(|e| Error::step("reading REASONS", e))?;
+                let values = counters
+                    .get(&(*reason as u32), 0)
+                    .map_err(|e| Error::step("reading REASONS", e))?;
                 Ok((*reason, values.iter().sum()))
             })
             .collect()
@@ -236,12 +263,18 @@ impl Datapath {
 
     /// Statistics of both colours of a service, summed over the CPUs.
     pub fn stats(&self, service: &str) -> Result<[ColourStats; 2], Error> {
-        let id = self.inner.service(service).ok_or_else(|| Error::UnknownService(service.to_owned()))?;
-        let stats: PerCpuArray<_, ColourStats> = self.inner.open_map(map::STATS, Map::PerCpuArray)?;
+        let id = self
+            .inner
+            .service(service)
+            .ok_or_else(|| Error::UnknownService(service.to_owned()))?;
+        let stats: PerCpuArray<_, ColourStats> =
+            self.inner.open_map(map::STATS, Map::PerCpuArray)?;
         let mut sums = [ColourStats::default(); 2];
         for colour in Colour::ALL {
             let index = id * 2 + colour as u32;
-            let values = stats.get(&index, 0).map_err(|e| Error::step("reading STATS", e))?;
+            let values = stats
+                .get(&index, 0)
+                .map_err(|e| Error::step("reading STATS", e))?;
             let sum = &mut sums[colour as usize];
             for cpu in values.iter() {
                 sum.forward_packets += cpu.forward_packets;
@@ -279,11 +312,17 @@ impl Datapath {
             };
             let result = if name.ends_with("V4") {
                 batch::for_each::<FlowKey<[u8; 4]>, Flow>(data.fd(), |key, flow| {
-                    one(SocketAddr::new(key.client.into(), u16::from_be_bytes(key.port)), flow);
+                    one(
+                        SocketAddr::new(key.client.into(), u16::from_be_bytes(key.port)),
+                        flow,
+                    );
                 })
             } else {
                 batch::for_each::<FlowKey<[u8; 16]>, Flow>(data.fd(), |key, flow| {
-                    one(SocketAddr::new(key.client.into(), u16::from_be_bytes(key.port)), flow);
+                    one(
+                        SocketAddr::new(key.client.into(), u16::from_be_bytes(key.port)),
+                        flow,
+                    );
                 })
             };
             result.map_err(Error::io(format!("reading {name}")))?;
@@ -307,7 +346,11 @@ impl Datapath {
         Ok(swept)
     }
 
-    fn sweep_table<A: Copy + 'static>(&self, name: &str, dead: impl Fn(&Flow) -> bool) -> Result<usize, Error>
+    fn sweep_table<A: Copy + 'static>(
+        &self,
+        name: &str,
+        dead: impl Fn(&Flow) -> bool,
+    ) -> Result<usize, Error>
     where
         FlowKey<A>: Pod,
     {
@@ -319,8 +362,8 @@ impl Datapath {
             }
         })
         .map_err(Error::io(format!("reading {name}")))?;
-        let mut table: HashMap<_, FlowKey<A>, Flow> =
-            HashMap::try_from(Map::HashMap(data)).map_err(|e| Error::step(format!("opening {name}"), e))?;
+        let mut table: HashMap<_, FlowKey<A>, Flow> = HashMap::try_from(Map::HashMap(data))
+            .map_err(|e| Error::step(format!("opening {name}"), e))?;
         for key in &keys {
             // Gone already is as good.
             let _ = table.remove(key);
@@ -330,8 +373,12 @@ impl Datapath {
 
     fn forget_backends(&self) -> Result<(), Error> {
         let applied = self.inner.applied().clone();
-        let left: BTreeMap<u32, Backend> =
-            self.inner.backends().into_iter().filter(|(id, _)| !applied.backends.contains_key(id)).collect();
+        let left: BTreeMap<u32, Backend> = self
+            .inner
+            .backends()
+            .into_iter()
+            .filter(|(id, _)| !applied.backends.contains_key(id))
+            .collect();
         if left.is_empty() {
             return Ok(());
         }
@@ -347,7 +394,11 @@ impl Datapath {
 
     /// Entries of the flow tables, and what fits.
     pub fn capacity(&self) -> u32 {
-        self.inner.pins.flow_capacity().unwrap_or(0).saturating_mul(2)
+        self.inner
+            .pins
+            .flow_capacity()
+            .unwrap_or(0)
+            .saturating_mul(2)
     }
 
     /// Where the program is attached.
@@ -372,7 +423,13 @@ impl Datapath {
             .backends
             .iter()
             .filter(|(id, _)| self.inner.next_hop(**id) == NextHop::NONE)
-            .map(|(_, backend)| (backend.service, Colour::from_bit(backend.colour), address_of(backend)))
+            .map(|(_, backend)| {
+                (
+                    backend.service,
+                    Colour::from_bit(backend.colour),
+                    address_of(backend),
+                )
+            })
             .collect()
     }
 }
@@ -406,7 +463,11 @@ impl Inner {
         pinned(&self.pins, name)
     }
 
-    fn open_map<T: TryFrom<Map, Error = MapError>>(&self, name: &str, of: impl FnOnce(MapData) -> Map) -> Result<T, Error> {
+    fn open_map<T: TryFrom<Map, Error = MapError>>(
+        &self,
+        name: &str,
+        of: impl FnOnce(MapData) -> Map,
+    ) -> Result<T, Error> {
         T::try_from(of(self.pinned(name)?)).map_err(|e| Error::step(format!("opening {name}"), e))
     }
 
@@ -415,13 +476,18 @@ impl Inner {
     }
 
     fn set_next_hop(&self, backend: u32, hop: NextHop) {
-        self.backend_words.store(backend as usize * BACKEND_WORDS, hop.0);
+        self.backend_words
+            .store(backend as usize * BACKEND_WORDS, hop.0);
     }
 
     /// The used slots of the backend table.
     fn backends(&self) -> BTreeMap<u32, Backend> {
         let slot = |id: usize| {
-            let word = |n: usize| self.backend_words.load(id * BACKEND_WORDS + n).to_ne_bytes();
+            let word = |n: usize| {
+                self.backend_words
+                    .load(id * BACKEND_WORDS + n)
+                    .to_ne_bytes()
+            };
             let last = word(3);
             let mut address = [0; 16];
             address[..8].copy_from_slice(&word(1));
@@ -435,7 +501,10 @@ impl Inner {
                 service: u32::from_ne_bytes([last[4], last[5], last[6], last[7]]),
             }
         };
-        (0..capacity::BACKENDS).map(|id| (id as u32, slot(id))).filter(|(_, b)| b.family != 0).collect()
+        (0..capacity::BACKENDS)
+            .map(|id| (id as u32, slot(id)))
+            .filter(|(_, b)| b.family != 0)
+            .collect()
     }
 
     fn set_backend(&self, id: u32, backend: &Backend) {
@@ -447,11 +516,17 @@ impl Inner {
         self.backend_words.store(at, backend.next_hop);
         self.backend_words.store(at + 1, word(low));
         self.backend_words.store(at + 2, word(high));
-        self.backend_words.store(at + 3, u64::from_ne_bytes([p, q, backend.family, backend.colour, a, b, c, d]));
+        self.backend_words.store(
+            at + 3,
+            u64::from_ne_bytes([p, q, backend.family, backend.colour, a, b, c, d]),
+        );
     }
 
     fn held(&self) -> Result<Tables, Error> {
-        let mut held = Tables { backends: self.backends(), ..Tables::default() };
+        let mut held = Tables {
+            backends: self.backends(),
+            ..Tables::default()
+        };
         self.read_endpoints::<[u8; 4], Listener>(map::LISTENERS_V4, &mut held.listeners)?;
         self.read_endpoints::<[u8; 16], Listener>(map::LISTENERS_V6, &mut held.listeners)?;
         self.read_endpoints::<[u8; 4], ReturnPath>(map::RETURNS_V4, &mut held.returns)?;
@@ -470,7 +545,13 @@ impl Inner {
         let data = self.pinned(name)?;
         batch::for_each::<Endpoint<A>, V>(data.fd(), |key, value| {
             let address = SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port));
-            into.insert(ListenerPlan { address, protocol: protocol_of(key.protocol) }, *value);
+            into.insert(
+                ListenerPlan {
+                    address,
+                    protocol: protocol_of(key.protocol),
+                },
+                *value,
+            );
         })
         .map_err(Error::io(format!("reading {name}")))
     }
@@ -489,7 +570,10 @@ impl Inner {
             |e: MapError| Error::step(what, describe(&e))
         };
         for (endpoint, value) in set {
-            let (port, protocol) = (endpoint.address.port().to_be_bytes(), endpoint.protocol.number());
+            let (port, protocol) = (
+                endpoint.address.port().to_be_bytes(),
+                endpoint.protocol.number(),
+            );
             match endpoint.address.ip() {
                 IpAddr::V4(ip) => v4.insert(Endpoint::new(ip.octets(), port, protocol), value, 0),
                 IpAddr::V6(ip) => v6.insert(Endpoint::new(ip.octets(), port, protocol), value, 0),
@@ -497,7 +581,10 @@ impl Inner {
             .map_err(failed(endpoint))?;
         }
         for endpoint in remove {
-            let (port, protocol) = (endpoint.address.port().to_be_bytes(), endpoint.protocol.number());
+            let (port, protocol) = (
+                endpoint.address.port().to_be_bytes(),
+                endpoint.protocol.number(),
+            );
             match endpoint.address.ip() {
                 IpAddr::V4(ip) => v4.remove(&Endpoint::new(ip.octets(), port, protocol)),
                 IpAddr::V6(ip) => v6.remove(&Endpoint::new(ip.octets(), port, protocol)),
@@ -522,26 +609,45 @@ impl Inner {
                 self.set_backend(*id, backend);
             }
         }
-        self.write_endpoints([map::RETURNS_V4, map::RETURNS_V6], &layout.tables.returns, &[])?;
+        self.write_endpoints(
+            [map::RETURNS_V4, map::RETURNS_V6],
+            &layout.tables.returns,
+            &[],
+        )?;
         for (index, (word, table)) in &pools {
             for (pair, slots) in table.chunks(2).enumerate() {
                 let high = slots.get(1).copied().unwrap_or(0);
                 let at = word.base() as usize / 2 + pair;
-                self.arena.store(at, u64::from(slots[0]) | u64::from(high) << 32);
+                self.arena
+                    .store(at, u64::from(slots[0]) | u64::from(high) << 32);
             }
             self.pools.store(*index as usize, word.0);
         }
         for id in &layout.new_services {
-            self.words.store(*id as usize, CutoverWord::new(Colour::Blue).0);
+            self.words
+                .store(*id as usize, CutoverWord::new(Colour::Blue).0);
             self.first_flows.store(*id as usize, 0);
         }
-        let gone: Vec<ListenerPlan> =
-            held.listeners.keys().filter(|l| !layout.tables.listeners.contains_key(l)).copied().collect();
-        for listener in layout.tables.listeners.keys().filter(|l| !held.listeners.contains_key(l)) {
+        let gone: Vec<ListenerPlan> = held
+            .listeners
+            .keys()
+            .filter(|l| !layout.tables.listeners.contains_key(l))
+            .copied()
+            .collect();
+        for listener in layout
+            .tables
+            .listeners
+            .keys()
+            .filter(|l| !held.listeners.contains_key(l))
+        {
             changes.push(format!("+ listener {listener}"));
         }
         changes.extend(gone.iter().map(|listener| format!("- listener {listener}")));
-        self.write_endpoints([map::LISTENERS_V4, map::LISTENERS_V6], &layout.tables.listeners, &gone)?;
+        self.write_endpoints(
+            [map::LISTENERS_V4, map::LISTENERS_V6],
+            &layout.tables.listeners,
+            &gone,
+        )?;
         // Return paths of listeners that are gone; those of backends that left
         // stay for their flows, until the sweep finds none.
         let stale: Vec<ListenerPlan> = held
@@ -549,29 +655,42 @@ impl Inner {
             .iter()
             .filter(|(from, path)| {
                 !layout.tables.returns.contains_key(from)
-                    && !layout.tables.listeners.contains_key(&listener_of(path, from))
+                    && !layout
+                        .tables
+                        .listeners
+                        .contains_key(&listener_of(path, from))
             })
             .map(|(from, _)| *from)
             .collect();
-        self.write_endpoints::<ReturnPath>([map::RETURNS_V4, map::RETURNS_V6], &BTreeMap::new(), &stale)?;
+        self.write_endpoints::<ReturnPath>(
+            [map::RETURNS_V4, map::RETURNS_V6],
+            &BTreeMap::new(),
+            &stale,
+        )?;
 
         for (id, backend) in &held.backends {
             if !layout.tables.backends.contains_key(id) {
-                changes.push(format!("- backend {} (its flows live on)", address_of(backend)));
+                changes.push(format!(
+                    "- backend {} (its flows live on)",
+                    address_of(backend)
+                ));
             }
         }
         *self.applied() = Applied {
             services: layout.services,
             backends: layout.tables.backends,
-            listeners: layout.tables.listeners,
         };
         Ok(changes)
     }
 
     /// The pools that change, with their places in the arena.
-    fn plan_pools(&self, layout: &layout::Layout) -> Result<BTreeMap<u32, (PoolWord, Vec<u32>)>, Error> {
-        let mut used: Vec<PoolWord> =
-            (0..capacity::SERVICES * 4).map(|index| PoolWord(self.pools.load(index))).collect();
+    fn plan_pools(
+        &self,
+        layout: &layout::Layout,
+    ) -> Result<BTreeMap<u32, (PoolWord, Vec<u32>)>, Error> {
+        let mut used: Vec<PoolWord> = (0..capacity::SERVICES * 4)
+            .map(|index| PoolWord(self.pools.load(index)))
+            .collect();
         let mut changed = BTreeMap::new();
         for (index, members) in &layout.pools {
             let table = layout::pool_table(members);
@@ -604,7 +723,11 @@ impl Inner {
             .filter(|from| from.address.ip() == address && !wanted.contains(&address))
             .copied()
             .collect();
-        self.write_endpoints::<ReturnPath>([map::RETURNS_V4, map::RETURNS_V6], &BTreeMap::new(), &stale)?;
+        self.write_endpoints::<ReturnPath>(
+            [map::RETURNS_V4, map::RETURNS_V6],
+            &BTreeMap::new(),
+            &stale,
+        )?;
         self.set_backend(id, &Backend::default());
         Ok(())
     }
@@ -627,13 +750,18 @@ impl PinnedWords {
             ));
         }
         pins.check()?;
-        Ok(Self { inner: Inner::open(&pins)? })
+        Ok(Self {
+            inner: Inner::open(&pins)?,
+        })
     }
 
     /// The id of the service that one of these listeners belongs to.
     pub fn service_of(&self, listeners: &[ListenerPlan]) -> Result<Option<u32>, Error> {
         let held = self.inner.held()?;
-        Ok(listeners.iter().find_map(|listener| held.listeners.get(listener)).map(|found| found.service))
+        Ok(listeners
+            .iter()
+            .find_map(|listener| held.listeners.get(listener))
+            .map(|found| found.service))
     }
 
     /// A service's word.
@@ -642,7 +770,12 @@ impl PinnedWords {
     }
 
     /// Stores a service's word, if it is still `expected`.
-    pub fn store(&self, id: u32, expected: CutoverWord, new: CutoverWord) -> Result<Stored, StoreError> {
+    pub fn store(
+        &self,
+        id: u32,
+        expected: CutoverWord,
+        new: CutoverWord,
+    ) -> Result<Stored, StoreError> {
         store(&self.inner.words, id, expected, new)
     }
 }
@@ -655,12 +788,19 @@ pub fn detach(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
     pins.remove()
 }
 
-fn store(words: &Words, id: u32, expected: CutoverWord, new: CutoverWord) -> Result<Stored, StoreError> {
+fn store(
+    words: &Words,
+    id: u32,
+    expected: CutoverWord,
+    new: CutoverWord,
+) -> Result<Stored, StoreError> {
     let word = words.at(id as usize);
     let at_ns = now_ns();
     let stored = word.compare_exchange(expected.0, new.0, Ordering::SeqCst, Ordering::Acquire);
     let store_ns = now_ns() - at_ns;
-    stored.map(|_| Stored { at_ns, store_ns }).map_err(|actual| StoreError::Conflict(CutoverWord(actual)))
+    stored
+        .map(|_| Stored { at_ns, store_ns })
+        .map_err(|actual| StoreError::Conflict(CutoverWord(actual)))
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of [`FirstFlow`].
@@ -673,7 +813,9 @@ fn tick() -> u32 {
 }
 
 fn nanoseconds(clock: ClockId) -> u64 {
-    clock_gettime(clock).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+    clock_gettime(clock).map_or(0, |now| {
+        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    })
 }
 
 const fn is_closing(flow: &Flow) -> bool {
@@ -682,7 +824,8 @@ const fn is_closing(flow: &Flow) -> bool {
 }
 
 fn pinned(pins: &Pins, name: &str) -> Result<MapData, Error> {
-    MapData::from_pin(pins.map(name)).map_err(|e| Error::step(format!("opening {name}"), describe(&e)))
+    MapData::from_pin(pins.map(name))
+        .map_err(|e| Error::step(format!("opening {name}"), describe(&e)))
 }
 
 /// An error with its causes, in one line.

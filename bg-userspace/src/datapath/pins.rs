@@ -28,7 +28,9 @@ pub struct Pins {
 impl Pins {
     /// Pins below `bpffs`.
     pub fn new(bpffs: &Path) -> Self {
-        Self { root: bpffs.to_owned() }
+        Self {
+            root: bpffs.to_owned(),
+        }
     }
 
     fn layout(&self) -> PathBuf {
@@ -52,8 +54,13 @@ impl Pins {
 
     /// Names of the interfaces with a pinned link.
     pub fn links(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.layout().join("links")) else { return Vec::new() };
-        entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        let Ok(entries) = fs::read_dir(self.layout().join("links")) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
     }
 
     /// Makes the root directory and locks it against a second daemon.
@@ -65,11 +72,14 @@ impl Pins {
             .and_then(|ancestor| statfs(ancestor).ok())
             .is_some_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
         if !on_bpffs {
-            return Err(Error::NoBpffs { path: self.root.clone() });
+            return Err(Error::NoBpffs {
+                path: self.root.clone(),
+            });
         }
-        fs::create_dir_all(&self.root).map_err(Error::io(format!("making {}", self.root.display())))?;
-        let directory =
-            fs::File::open(&self.root).map_err(Error::io(format!("opening {}", self.root.display())))?;
+        fs::create_dir_all(&self.root)
+            .map_err(Error::io(format!("making {}", self.root.display())))?;
+        let directory = fs::File::open(&self.root)
+            .map_err(Error::io(format!("opening {}", self.root.display())))?;
         Flock::lock(directory, FlockArg::LockExclusiveNonblock)
             .map_err(|_| Error::Locked(self.root.clone()))
     }
@@ -90,12 +100,24 @@ impl Pins {
             let info = MapInfo::from_pin(&path)
                 .map_err(|error| Error::step(format!("reading {}", path.display()), error))?;
             let describe = |kind: &MapType, key, value, entries: u32, flags| {
-                format!("type {kind:?}, key {key}, value {value}, {entries} entries, flags {flags:#x}")
+                format!(
+                    "type {kind:?}, key {key}, value {value}, {entries} entries, flags {flags:#x}"
+                )
             };
             let found_kind = info.map_type().unwrap_or(MapType::Unspecified);
             // Flow tables have as many entries as were asked for when they were made.
-            let wanted = if entries == 0 { info.max_entries() } else { entries };
-            let found = (found_kind, info.key_size(), info.value_size(), info.max_entries(), info.map_flags());
+            let wanted = if entries == 0 {
+                info.max_entries()
+            } else {
+                entries
+            };
+            let found = (
+                found_kind,
+                info.key_size(),
+                info.value_size(),
+                info.max_entries(),
+                info.map_flags(),
+            );
             if found != (kind, key, value, wanted, flags) {
                 return Err(Error::WrongShape {
                     path,
@@ -109,7 +131,9 @@ impl Pins {
 
     /// Entries of the pinned flow tables, if there are any.
     pub fn flow_capacity(&self) -> Option<u32> {
-        MapInfo::from_pin(self.map(map::FLOWS_V4)).ok().map(|info| info.max_entries())
+        MapInfo::from_pin(self.map(map::FLOWS_V4))
+            .ok()
+            .map(|info| info.max_entries())
     }
 
     /// Makes the directories of this layout.
@@ -125,8 +149,12 @@ impl Pins {
     /// on half of its maps. Returns what was removed.
     pub fn remove(&self) -> Result<Vec<PathBuf>, Error> {
         let mut removed = Vec::new();
-        let layouts: Vec<PathBuf> =
-            fs::read_dir(&self.root).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        let layouts: Vec<PathBuf> = fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path())
+            .collect();
         for part in ["links", "program", "maps"] {
             for layout in &layouts {
                 remove_tree(&layout.join(part), &mut removed)?;
@@ -136,7 +164,8 @@ impl Pins {
             remove_tree(&layout, &mut removed)?;
         }
         if self.root.exists() {
-            fs::remove_dir(&self.root).map_err(Error::io(format!("removing {}", self.root.display())))?;
+            fs::remove_dir(&self.root)
+                .map_err(Error::io(format!("removing {}", self.root.display())))?;
         }
         Ok(removed)
     }
@@ -179,16 +208,65 @@ fn shapes() -> Vec<Shape> {
         (map::WORDS, MapType::Array, 4, 8, services, MMAPABLE),
         (map::FIRST_FLOWS, MapType::Array, 4, 8, services, MMAPABLE),
         (map::POOLS, MapType::Array, 4, 8, services * 4, MMAPABLE),
-        (map::MAGLEV, MapType::Array, 4, MAGLEV_ROW * 4, capacity::MAGLEV_ROWS as u32, MMAPABLE),
-        (map::BACKENDS, MapType::Array, 4, of::<Backend>(), capacity::BACKENDS as u32, MMAPABLE),
-        (map::INTERFACES, MapType::Array, 4, of::<Interface>(), slots, 0),
+        (
+            map::MAGLEV,
+            MapType::Array,
+            4,
+            MAGLEV_ROW * 4,
+            capacity::MAGLEV_ROWS as u32,
+            MMAPABLE,
+        ),
+        (
+            map::BACKENDS,
+            MapType::Array,
+            4,
+            of::<Backend>(),
+            capacity::BACKENDS as u32,
+            MMAPABLE,
+        ),
+        (
+            map::INTERFACES,
+            MapType::Array,
+            4,
+            of::<Interface>(),
+            slots,
+            0,
+        ),
         (map::SLOTS, MapType::Hash, 4, 4, slots, 0),
         // The kernel sets BPF_F_RDONLY_PROG on device maps by itself.
         (map::PORTS, MapType::DevMap, 4, 8, slots, 1 << 7),
-        (map::LISTENERS_V4, MapType::Hash, end4, of::<Listener>(), listeners, 0),
-        (map::LISTENERS_V6, MapType::Hash, end6, of::<Listener>(), listeners, 0),
-        (map::RETURNS_V4, MapType::Hash, end4, of::<ReturnPath>(), returns, 0),
-        (map::RETURNS_V6, MapType::Hash, end6, of::<ReturnPath>(), returns, 0),
+        (
+            map::LISTENERS_V4,
+            MapType::Hash,
+            end4,
+            of::<Listener>(),
+            listeners,
+            0,
+        ),
+        (
+            map::LISTENERS_V6,
+            MapType::Hash,
+            end6,
+            of::<Listener>(),
+            listeners,
+            0,
+        ),
+        (
+            map::RETURNS_V4,
+            MapType::Hash,
+            end4,
+            of::<ReturnPath>(),
+            returns,
+            0,
+        ),
+        (
+            map::RETURNS_V6,
+            MapType::Hash,
+            end6,
+            of::<ReturnPath>(),
+            returns,
+            0,
+        ),
         (map::FLOWS_V4, MapType::Hash, v4, flow, 0, NO_PREALLOC),
         (map::FLOWS_V6, MapType::Hash, v6, flow, 0, NO_PREALLOC),
         (map::HALF_OPEN_V4, MapType::LruHash, v4, flow, half, 0),
@@ -196,6 +274,13 @@ fn shapes() -> Vec<Shape> {
         (map::UDP_V4, MapType::LruHash, v4, flow, udp, 0),
         (map::UDP_V6, MapType::LruHash, v6, flow, udp, 0),
         (map::REASONS, MapType::PerCpuArray, 4, 8, REASONS, 0),
-        (map::STATS, MapType::PerCpuArray, 4, of::<ColourStats>(), services * 2, 0),
+        (
+            map::STATS,
+            MapType::PerCpuArray,
+            4,
+            of::<ColourStats>(),
+            services * 2,
+            0,
+        ),
     ]
 }

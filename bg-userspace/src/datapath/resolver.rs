@@ -42,12 +42,12 @@ impl Resolver {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        let (connection, handle, mut events) =
-            new_multicast_connection(&groups).map_err(Error::io("watching routes and neighbours"))?;
+        let (connection, handle, mut events) = new_multicast_connection(&groups)
+            .map_err(Error::io("watching routes and neighbours"))?;
         tokio::spawn(connection);
         let mut probes = 0u64;
         loop {
-            self.resolve(&handle, probes % 30 == 0).await?;
+            self.resolve(&handle, probes.is_multiple_of(30)).await?;
             probes += 1;
             // A change, or the next second; several changes at once are one.
             let _ = tokio::time::timeout(Duration::from_secs(1), events.next()).await;
@@ -79,19 +79,21 @@ impl Resolver {
         for (id, backend) in backends {
             let address = address_of(&backend);
             let hop = match route(handle, address).await {
-                Some((ifindex, via)) => match (slots.get(&ifindex), neighbours.get(&(ifindex, via))) {
-                    (Some(slot), Some((mac, fresh))) => {
-                        if probe && !fresh {
-                            ask(address);
+                Some((ifindex, via)) => {
+                    match (slots.get(&ifindex), neighbours.get(&(ifindex, via))) {
+                        (Some(slot), Some((mac, fresh))) => {
+                            if probe && !fresh {
+                                ask(address);
+                            }
+                            NextHop::new(*mac, *slot as u16)
                         }
-                        NextHop::new(*mac, *slot as u16)
+                        (Some(_), None) => {
+                            ask(address);
+                            NextHop::NONE
+                        }
+                        (None, _) => NextHop::NONE,
                     }
-                    (Some(_), None) => {
-                        ask(address);
-                        NextHop::NONE
-                    }
-                    (None, _) => NextHop::NONE,
-                },
+                }
                 None => NextHop::NONE,
             };
             all &= hop != NextHop::NONE;
@@ -105,7 +107,10 @@ impl Resolver {
 
     fn slots(&self) -> Result<BTreeMap<u32, u32>, Error> {
         let slots: HashMap<_, u32, u32> = self.inner.open_map(map::SLOTS, Map::HashMap)?;
-        slots.iter().collect::<Result<_, _>>().map_err(|e| Error::step("reading SLOTS", e))
+        slots
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(|e| Error::step("reading SLOTS", e))
     }
 }
 
@@ -114,8 +119,10 @@ impl Resolver {
 async fn neighbours(handle: &Handle) -> Result<Neighbours, Error> {
     let mut found = Neighbours::new();
     let mut messages = handle.neighbours().get().execute();
-    while let Some(message) =
-        messages.try_next().await.map_err(|e| Error::step("reading the neighbour table", e))?
+    while let Some(message) = messages
+        .try_next()
+        .await
+        .map_err(|e| Error::step("reading the neighbour table", e))?
     {
         let fresh = match message.header.state {
             NeighbourState::Reachable | NeighbourState::Permanent | NeighbourState::Noarp => true,
@@ -125,9 +132,15 @@ async fn neighbours(handle: &Handle) -> Result<Neighbours, Error> {
         let (mut address, mut mac) = (None, None);
         for attribute in message.attributes {
             match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => address = Some(IpAddr::V4(ip)),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => address = Some(IpAddr::V6(ip)),
-                NeighbourAttribute::LinkLayerAddress(bytes) => mac = <[u8; 6]>::try_from(bytes).ok(),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
+                    address = Some(IpAddr::V4(ip));
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
+                    address = Some(IpAddr::V6(ip));
+                }
+                NeighbourAttribute::LinkLayerAddress(bytes) => {
+                    mac = <[u8; 6]>::try_from(bytes).ok();
+                }
                 _ => {}
             }
         }
@@ -141,10 +154,20 @@ async fn neighbours(handle: &Handle) -> Result<Neighbours, Error> {
 /// The interface and the next hop's address on the way to `to`.
 async fn route(handle: &Handle, to: IpAddr) -> Option<(u32, IpAddr)> {
     let message = match to {
-        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(ip, 32).build(),
-        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(ip, 128).build(),
+        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(ip, 32)
+            .build(),
+        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(ip, 128)
+            .build(),
     };
-    let reply = handle.route().get(message).execute().try_next().await.ok()??;
+    let reply = handle
+        .route()
+        .get(message)
+        .execute()
+        .try_next()
+        .await
+        .ok()??;
     let (mut ifindex, mut via) = (None, to);
     for attribute in reply.attributes {
         match attribute {

@@ -1,0 +1,349 @@
+//! Servers that say which colour they are, and clients that write down what
+//! they got: real HTTP over real sockets, in the lab's namespaces.
+
+use std::{
+    convert::Infallible,
+    fs::File,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use http_body_util::{BodyExt as _, Empty, combinators::BoxBody};
+use hyper::{
+    Request, Response,
+    body::{Bytes, Frame, Incoming},
+    client::conn::http1 as client,
+    server::conn::http1 as server,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use nix::{
+    sched::{CloneFlags, setns},
+    time::{ClockId, clock_gettime},
+};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+
+/// Nanoseconds of `CLOCK_MONOTONIC`: the clock of a flip's `at_ns`.
+pub fn now_ns() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).expect("the monotonic clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+/// Runs `work` in a runtime on a thread of its own in a namespace.
+pub fn in_place<R, F>(
+    namespace: File,
+    work: impl FnOnce() -> F + Send + 'static,
+) -> JoinHandle<Result<R>>
+where
+    R: Send + 'static,
+    F: Future<Output = Result<R>>,
+{
+    std::thread::spawn(move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).context("entering the namespace")?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let local = tokio::task::LocalSet::new();
+        runtime.block_on(local.run_until(work()))
+    })
+}
+
+type Body = BoxBody<Bytes, Infallible>;
+
+/// Serves HTTP on TCP ports and echoes UDP datagrams, answering with `colour`,
+/// until the process ends. Returns when it listens.
+///
+/// `GET /stream/N` sends a line every 50 ms for N seconds.
+pub fn serve(namespace: File, colour: &'static str, tcp: &[u16], udp: &[SocketAddr]) -> Result<()> {
+    let (ready, listening) = std::sync::mpsc::channel();
+    let (tcp, udp) = (tcp.to_vec(), udp.to_vec());
+    let thread: JoinHandle<Result<()>> = in_place(namespace, move || async move {
+        for port in tcp {
+            let listener = TcpListener::bind(("::", port)).await?;
+            tokio::task::spawn_local(accept(listener, colour));
+        }
+        for address in udp {
+            let socket = UdpSocket::bind(address).await?;
+            tokio::task::spawn_local(async move {
+                let mut buffer = [0; 2048];
+                while let Ok((_, from)) = socket.recv_from(&mut buffer).await {
+                    let _ = socket.send_to(colour.as_bytes(), from).await;
+                }
+            });
+        }
+        let _ = ready.send(());
+        std::future::pending().await
+    });
+    if listening.recv_timeout(Duration::from_secs(10)).is_err() {
+        ensure!(thread.is_finished(), "the server did not start");
+        thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the server panicked"))??;
+    }
+    Ok(())
+}
+
+async fn accept(listener: TcpListener, colour: &'static str) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let _ = stream.set_nodelay(true);
+        tokio::task::spawn_local(async move {
+            let service = service_fn(move |request: Request<Incoming>| async move {
+                Ok::<_, Infallible>(Response::new(answer(request.uri().path(), colour)))
+            });
+            // A client that goes away is no concern of the server.
+            let _ = server::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+    }
+}
+
+fn answer(path: &str, colour: &'static str) -> Body {
+    let Some(seconds) = path
+        .strip_prefix("/stream/")
+        .and_then(|text| text.parse::<u64>().ok())
+    else {
+        return http_body_util::Full::new(Bytes::from_static(colour.as_bytes())).boxed();
+    };
+    let (sender, receiver) = tokio::sync::mpsc::channel(4);
+    tokio::task::spawn_local(async move {
+        for _ in 0..seconds * 20 {
+            if sender.send(format!("{colour}\n")).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    Lines(receiver).boxed()
+}
+
+struct Lines(tokio::sync::mpsc::Receiver<String>);
+
+impl hyper::body::Body for Lines {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.0
+            .poll_recv(context)
+            .map(|line| line.map(|line| Ok(Frame::data(Bytes::from(line)))))
+    }
+}
+
+/// One request, as its client saw it.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// When its connection was begun, `CLOCK_MONOTONIC` ns.
+    pub connected_ns: u64,
+    /// True for the first request of a connection.
+    pub first: bool,
+    /// When it was done, `CLOCK_MONOTONIC` ns.
+    pub done_ns: u64,
+    /// How long it took, from the request (or the connection, for the first
+    /// one) to the end of the answer.
+    pub latency: Duration,
+    /// The colour that answered, or what went wrong.
+    pub result: Result<String, String>,
+}
+
+/// What clients do between requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// One connection for all requests.
+    KeepAlive,
+    /// One connection for each request.
+    Never,
+}
+
+/// Clients at work.
+#[derive(Debug)]
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    answers: Arc<Mutex<Vec<Answer>>>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Load {
+    /// Starts clients: for each, where it connects to, how, and its pause
+    /// between requests.
+    pub fn start(namespace: File, clients: Vec<(SocketAddr, Reuse)>, pause: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let answers = Arc::new(Mutex::new(Vec::new()));
+        let (stopped, record) = (Arc::clone(&stop), Arc::clone(&answers));
+        let thread = in_place(namespace, move || async move {
+            let mut tasks = tokio::task::JoinSet::new();
+            for (to, reuse) in clients {
+                tasks.spawn_local(client_loop(
+                    to,
+                    reuse,
+                    pause,
+                    Arc::clone(&stopped),
+                    Arc::clone(&record),
+                ));
+            }
+            tasks.join_all().await;
+            Ok(())
+        });
+        Self {
+            stop,
+            answers,
+            thread,
+        }
+    }
+
+    /// What was answered so far.
+    pub fn answers(&self) -> Vec<Answer> {
+        self.answers
+            .lock()
+            .map(|answers| answers.clone())
+            .unwrap_or_default()
+    }
+
+    /// How many answers there are so far, and how many of them are failures.
+    pub fn progress(&self) -> (usize, usize) {
+        self.answers.lock().map_or((0, 0), |answers| {
+            (
+                answers.len(),
+                answers
+                    .iter()
+                    .filter(|answer| answer.result.is_err())
+                    .count(),
+            )
+        })
+    }
+
+    /// Lets the requests under way end, and hands all answers over.
+    pub fn finish(self) -> Result<Vec<Answer>> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread
+            .join()
+            .map_err(|_| anyhow::anyhow!("the clients panicked"))??;
+        Ok(self
+            .answers
+            .lock()
+            .map(|mut answers| std::mem::take(&mut *answers))
+            .unwrap_or_default())
+    }
+}
+
+async fn client_loop(
+    to: SocketAddr,
+    reuse: Reuse,
+    pause: Duration,
+    stop: Arc<AtomicBool>,
+    record: Arc<Mutex<Vec<Answer>>>,
+) {
+    let mut sender = None;
+    let mut connected_ns = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        let first = sender.is_none();
+        if first {
+            connected_ns = now_ns();
+        }
+        let result = tokio::time::timeout(Duration::from_secs(10), request(&mut sender, to)).await;
+        let result = match result {
+            Ok(Ok(colour)) => Ok(colour),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(_) => Err("no answer within 10 s".to_owned()),
+        };
+        if result.is_err() || reuse == Reuse::Never {
+            sender = None;
+        }
+        let answer = Answer {
+            connected_ns,
+            first,
+            done_ns: now_ns(),
+            latency: begun.elapsed(),
+            result,
+        };
+        if let Ok(mut record) = record.lock() {
+            record.push(answer);
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+type Sender = client::SendRequest<Empty<Bytes>>;
+
+async fn connect(to: SocketAddr) -> Result<Sender> {
+    let stream = TcpStream::connect(to).await.context("connecting")?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = client::handshake(TokioIo::new(stream)).await?;
+    tokio::task::spawn_local(connection);
+    Ok(sender)
+}
+
+async fn request(sender: &mut Option<Sender>, to: SocketAddr) -> Result<String> {
+    if sender.is_none() {
+        *sender = Some(connect(to).await?);
+    }
+    let sender = sender.as_mut().context("no connection")?;
+    sender.ready().await.context("the connection was closed")?;
+    let request = Request::get("/")
+        .header("host", "service")
+        .body(Empty::new())?;
+    let response = sender.send_request(request).await.context("sending")?;
+    ensure!(
+        response.status().is_success(),
+        "status {}",
+        response.status()
+    );
+    let bytes = response
+        .into_body()
+        .collect()
+        .await
+        .context("reading")?
+        .to_bytes();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Fetches a stream of `seconds`; returns its lines, or how it broke.
+pub fn stream(namespace: File, to: SocketAddr, seconds: u64) -> JoinHandle<Result<Vec<String>>> {
+    in_place(namespace, move || async move {
+        let mut sender = connect(to).await?;
+        let request = Request::get(format!("/stream/{seconds}"))
+            .header("host", "service")
+            .body(Empty::new())?;
+        let response = sender.send_request(request).await?;
+        let bytes = response
+            .into_body()
+            .collect()
+            .await
+            .context("the stream broke")?
+            .to_bytes();
+        Ok(String::from_utf8_lossy(&bytes)
+            .lines()
+            .map(str::to_owned)
+            .collect())
+    })
+}
+
+/// Sends a datagram from `socket` and returns the answer.
+pub async fn query(socket: &UdpSocket, to: SocketAddr) -> Result<String> {
+    let mut buffer = [0; 64];
+    socket.send_to(b"who", to).await?;
+    let (length, _) = tokio::time::timeout(Duration::from_secs(2), socket.recv_from(&mut buffer))
+        .await
+        .context("no answer over UDP")??;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// One request over a new connection: the colour that answered.
+pub fn once(namespace: File, to: SocketAddr) -> Result<String> {
+    in_place(
+        namespace,
+        move || async move { request(&mut None, to).await },
+    )
+    .join()
+    .map_err(|_| anyhow::anyhow!("the client panicked"))?
+}
