@@ -92,74 +92,50 @@ impl Lab {
 
     fn wire(&self) -> Result<()> {
         for (place, _) in PLACES {
-            let namespace = self.namespace(place);
-            ip(&["netns", "add", &namespace])?;
-            self.ip(place, &["link", "set", "lo", "up"])?;
+            ip(&format!("netns add {}", self.namespace(place)))?;
+            self.ip(place, "link set lo up")?;
             for key in ["all", "default"] {
                 self.run(
                     place,
-                    &[
-                        "sysctl",
-                        "-qw",
-                        &format!("net.ipv6.conf.{key}.accept_dad=0"),
-                    ],
+                    &format!("sysctl -qw net.ipv6.conf.{key}.accept_dad=0"),
                 )?;
             }
         }
         let sides = [
-            (Place::Client, "c", "198.51.100", "2001:db8:c:"),
-            (Place::Blue, "b", "10.0.1", "fd00:1:"),
-            (Place::Green, "g", "10.0.2", "fd00:2:"),
+            (Place::Client, "clients", "198.51.100", "2001:db8:c:"),
+            (Place::Blue, "blue", "10.0.1", "fd00:1:"),
+            (Place::Green, "green", "10.0.2", "fd00:2:"),
         ];
         for (place, link, v4, v6) in sides {
             let far = self.namespace(place);
             self.ip(
                 Place::Gateway,
-                &[
-                    "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", &far,
-                ],
+                &format!("link add name {link} type veth peer name eth0 netns {far}"),
             )?;
-            for (place, link) in [(Place::Gateway, link), (place, "eth0")] {
+            let ends = [(Place::Gateway, link), (place, "eth0")];
+            for (place, link) in ends {
                 // A local sender leaves checksums to the "hardware", and a veth
-                // takes redirected frames only with GRO on (or XDP at its end).
-                self.run(place, &["ethtool", "-K", link, "tx", "off", "gro", "on"])?;
-                self.ip(place, &["link", "set", link, "up"])?;
+                // takes redirected frames only if its other end has GRO on (or
+                // XDP) by the time it comes up.
+                self.run(place, &format!("ethtool -K {link} tx off gro on"))?;
             }
+            for (place, link) in ends {
+                self.ip(place, &format!("link set {link} up"))?;
+            }
+            self.ip(Place::Gateway, &format!("addr add {v4}.1/24 dev {link}"))?;
             self.ip(
                 Place::Gateway,
-                &["addr", "add", &format!("{v4}.1/24"), "dev", link],
+                &format!("addr add {v6}:1/64 dev {link} nodad"),
             )?;
-            self.ip(
-                Place::Gateway,
-                &["addr", "add", &format!("{v6}:1/64"), "dev", link, "nodad"],
-            )?;
-            self.ip(
-                place,
-                &["addr", "add", &format!("{v4}.10/24"), "dev", "eth0"],
-            )?;
-            self.ip(
-                place,
-                &["addr", "add", &format!("{v4}.11/24"), "dev", "eth0"],
-            )?;
-            self.ip(
-                place,
-                &[
-                    "addr",
-                    "add",
-                    &format!("{v6}:10/64"),
-                    "dev",
-                    "eth0",
-                    "nodad",
-                ],
-            )?;
-            self.ip(
-                place,
-                &["route", "add", "default", "via", &format!("{v4}.1")],
-            )?;
-            self.ip(
-                place,
-                &["-6", "route", "add", "default", "via", &format!("{v6}:1")],
-            )?;
+            for address in [
+                format!("{v4}.10/24"),
+                format!("{v4}.11/24"),
+                format!("{v6}:10/64"),
+            ] {
+                self.ip(place, &format!("addr add {address} dev eth0 nodad"))?;
+            }
+            self.ip(place, &format!("route add default via {v4}.1"))?;
+            self.ip(place, &format!("-6 route add default via {v6}:1"))?;
         }
         Ok(())
     }
@@ -203,16 +179,14 @@ impl Lab {
         Ok(command)
     }
 
-    /// Runs a command in a namespace to its end.
-    pub fn run(&self, place: Place, words: &[&str]) -> Result<()> {
-        let output = self.command(place, words[0])?.args(&words[1..]).output()?;
+    /// Runs a command, given as words between blanks, in a namespace to its end.
+    pub fn run(&self, place: Place, line: &str) -> Result<String> {
+        let mut words = line.split_whitespace();
+        let program = words.next().context("an empty command")?;
+        let output = self.command(place, program)?.args(words).output()?;
         let text = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success(),
-            "{} in {place:?}: {text}",
-            words.join(" ")
-        );
-        Ok(())
+        ensure!(output.status.success(), "{line} in {place:?}: {text}");
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Starts a command in a namespace, to be ended with the lab.
@@ -225,8 +199,9 @@ impl Lab {
         Ok(())
     }
 
-    fn ip(&self, place: Place, words: &[&str]) -> Result<()> {
-        ip(&[&["-n", &self.namespace(place)], words].concat())
+    /// Runs `ip` in a namespace.
+    pub fn ip(&self, place: Place, line: &str) -> Result<()> {
+        ip(&format!("-n {} {line}", self.namespace(place)))
     }
 
     /// The path of the configuration file.
@@ -243,7 +218,7 @@ impl Lab {
     pub fn configure(&self, service: &str) -> Result<()> {
         let directory = self.directory.display();
         let text = format!(
-            "[gateway]\ninterfaces = [\"c\", \"b\", \"g\"]\nmax_flows = 100000\n\
+            "[gateway]\ninterfaces = [\"clients\", \"blue\", \"green\"]\nmax_flows = 100000\n\
              socket = \"{directory}/sock\"\nstate_dir = \"{directory}/state\"\nbpffs = \"{}\"\n{service}",
             self.bpffs().display()
         );
@@ -347,7 +322,7 @@ impl Drop for Lab {
         }
         remove_pins(&self.bpffs());
         for (place, _) in PLACES {
-            let _ = ip(&["netns", "del", &self.namespace(place)]);
+            let _ = ip(&format!("netns del {}", self.namespace(place)));
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
@@ -375,13 +350,13 @@ pub fn binary() -> Result<PathBuf> {
         .context("target/release/bgswitch is not built: `cargo build --release`")
 }
 
-fn ip(words: &[&str]) -> Result<()> {
+fn ip(line: &str) -> Result<()> {
     let output = Command::new("ip")
-        .args(words)
+        .args(line.split_whitespace())
         .output()
         .context("running ip")?;
     let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "ip {}: {text}", words.join(" "));
+    ensure!(output.status.success(), "ip {line}: {text}");
     Ok(())
 }
 
@@ -427,7 +402,7 @@ fn sweep_leftovers() {
             .collect()
     };
     for name in names("/run/netns") {
-        let _ = ip(&["netns", "del", &name]);
+        let _ = ip(&format!("netns del {name}"));
     }
     for name in names("/sys/fs/bpf") {
         remove_pins(&Path::new("/sys/fs/bpf").join(name));

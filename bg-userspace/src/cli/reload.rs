@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use clap::Args;
 
 use super::Common;
@@ -22,7 +24,7 @@ impl Reload {
                 (false, false) => "changed:\n".to_owned(),
             };
             for change in &reloaded.changes {
-                text += &format!("  {change}\n");
+                let _ = writeln!(text, "  {change}");
             }
             text
         })
