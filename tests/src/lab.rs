@@ -333,7 +333,7 @@ pub fn default_service() -> String {
     let colour = |servers: [&str; 3]| format!("backends = [\"{}\"]", servers.join("\", \""));
     format!(
         "[service.llm]\nlisten = [\"tcp://{SERVICE}:8000\", \"tcp://{SERVICE}:8001\", \
-         \"tcp://[{SERVICE_V6}]:8000\", \"udp://{SERVICE}:4433\"]\n\
+         \"tcp://[{SERVICE_V6}]:8000\", \"tcp://[{SERVICE_V6}]:8001\", \"udp://{SERVICE}:4433\"]\n\
          [service.llm.blue]\nversion = \"model@1\"\n{}\n[service.llm.green]\nversion = \"model@2\"\n{}\n",
         colour(SERVERS[0]),
         colour(SERVERS[1])
