@@ -5,12 +5,20 @@ use std::{io, path::PathBuf};
 use bg_common::{abi::LAYOUT, service::CutoverWord};
 
 /// Why the packet path could not be loaded, attached or changed. The exit code
-/// is 11 for all of them.
+/// is 4 for [`Error::NotPermitted`], 11 for all others.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another daemon holds the pins.
-    #[error("another bgswitch daemon runs on {0}: stop it first, or give this one another `bpffs`")]
+    #[error("a bgswitch daemon runs on {0} and holds the packet path: stop it first")]
     Locked(PathBuf),
+    /// Not by this user.
+    #[error("{what}: {cause}: be root")]
+    NotPermitted {
+        /// Of what.
+        what: String,
+        /// The kernel's word.
+        cause: io::Error,
+    },
     /// No BPF file system.
     #[error("{path} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`")]
     NoBpffs {
@@ -49,6 +57,9 @@ pub enum Error {
     /// An interface of the configuration does not exist.
     #[error("gateway.interfaces: there is no interface {0} here (`ip link` lists them)")]
     NoInterface(String),
+    /// An interface whose frames are no Ethernet frames.
+    #[error("interface {0} has no Ethernet address: it cannot carry what bgswitch rewrites")]
+    NotEthernet(String),
     /// Native XDP is not to be had.
     #[error("XDP could not be attached to {interface} in {mode} mode: {cause}")]
     Attach {
@@ -65,7 +76,7 @@ pub enum Error {
     )]
     NotPinnable(String),
     /// More than a table holds.
-    #[error("{what}: {wanted} are configured, {limit} fit")]
+    #[error("{what}: {wanted} are needed, {limit} fit")]
     Full {
         /// Of what.
         what: &'static str,
@@ -98,7 +109,10 @@ impl Error {
 
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
-        move |cause| Self::step(what, cause)
+        move |cause| match cause.kind() {
+            io::ErrorKind::PermissionDenied => Self::NotPermitted { what, cause },
+            _ => Self::step(what, cause),
+        }
     }
 }
 

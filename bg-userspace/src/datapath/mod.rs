@@ -32,14 +32,12 @@ use bg_common::{
         ReturnPath, state,
     },
 };
-use nix::{
-    fcntl::Flock,
-    time::{ClockId, clock_gettime},
-};
+use nix::time::{ClockId, clock_gettime};
 
 pub use self::{
     attach::InterfaceStatus,
     error::{Error, StoreError},
+    pins::Lock,
     resolver::Resolver,
 };
 use self::{
@@ -80,8 +78,6 @@ pub struct Settings {
     pub mode: AttachMode,
     /// Established TCP flows that fit, per address family.
     pub max_flows: u32,
-    /// Where the pins are.
-    pub bpffs: PathBuf,
 }
 
 /// A flip that was stored.
@@ -116,15 +112,20 @@ pub struct FlowRecord {
     pub closing: bool,
 }
 
-/// What an apply changed, in words.
-pub type Changes = Vec<String>;
+/// A plan that fits, laid out over what the kernel holds.
+#[derive(Debug)]
+pub struct Change {
+    held: Tables,
+    layout: layout::Layout,
+    pools: BTreeMap<u32, (PoolWord, Vec<u32>)>,
+}
 
 /// The packet path, adopted or new. Dropping it changes no forwarding.
 #[derive(Debug)]
 pub struct Datapath {
     inner: Arc<Inner>,
     interfaces: Vec<InterfaceStatus>,
-    _lock: Flock<fs::File>,
+    _lock: Lock,
 }
 
 #[derive(Debug)]
@@ -145,12 +146,23 @@ struct Applied {
     backends: BTreeMap<u32, Backend>,
 }
 
+/// Locks the pins below `bpffs` against a second daemon, for as long as the
+/// lock lives.
+pub fn lock(bpffs: &Path) -> Result<Lock, Error> {
+    Pins::new(bpffs).lock()
+}
+
+/// Refuses interfaces that are not there.
+pub fn interfaces_exist(interfaces: &[String]) -> Result<(), Error> {
+    attach::exist(interfaces)
+}
+
 impl Datapath {
-    /// Locks, checks, loads or adopts, pins, applies the plan, and attaches.
-    /// Everything that can be refused is refused before the first change.
-    pub fn start(settings: &Settings, plan: &Plan) -> Result<Self, Error> {
-        let pins = Pins::new(&settings.bpffs);
-        let lock = pins.lock()?;
+    /// Checks, loads or adopts, pins, attaches and applies the plan. What fails
+    /// leaves nothing behind where nothing was, and changes nothing where
+    /// something was.
+    pub fn start(lock: Lock, settings: &Settings, plan: &Plan) -> Result<Self, Error> {
+        let pins = lock.pins().clone();
         pins.check()?;
         attach::check(settings, &pins)?;
         let fresh = pins.flow_capacity().is_none();
@@ -201,10 +213,13 @@ impl Datapath {
             .load()
             .map_err(|e| Error::step("the kernel's verifier", describe(&e)))?;
 
+        // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
-        inner.apply(plan)?;
-        attach::fill_slots(settings, pins)?;
-        let interfaces = attach::attach(program, settings, pins)?;
+        let change = inner.prepare(plan)?;
+        let added = attach::add(program, settings, pins)?;
+        inner.apply(change)?;
+        let interfaces = attach::replace(program, settings, pins)?;
+        added.keep();
         let _ = fs::remove_file(pins.program());
         program
             .pin(pins.program())
@@ -212,9 +227,14 @@ impl Datapath {
         Ok((inner, interfaces))
     }
 
-    /// Applies a plan whole or not at all.
-    pub fn apply(&self, plan: &Plan) -> Result<Changes, Error> {
-        self.inner.apply(plan)
+    /// What a plan changes; an error says why it cannot be applied.
+    pub fn prepare(&self, plan: &Plan) -> Result<Change, Error> {
+        self.inner.prepare(plan)
+    }
+
+    /// Applies what was prepared, with no other change in between.
+    pub fn apply(&self, change: Change) -> Result<(), Error> {
+        self.inner.apply(change)
     }
 
     /// The service's word.
@@ -594,18 +614,29 @@ impl Inner {
         Ok(())
     }
 
-    /// Lays the plan out, then writes it so that no packet meets a listener
-    /// without a pool: backends, return paths, pools, listeners; then what is
-    /// no longer wanted, listeners first.
-    fn apply(&self, plan: &Plan) -> Result<Changes, Error> {
+    /// Lays the plan out and reads what the kernel holds, changing nothing.
+    fn prepare(&self, plan: &Plan) -> Result<Change, Error> {
         let held = self.held()?;
         let layout = lay_out(plan, &held)?;
         let pools = self.plan_pools(&layout)?;
+        Ok(Change {
+            held,
+            layout,
+            pools,
+        })
+    }
 
-        let mut changes = Changes::new();
+    /// Writes so that no packet meets a listener without a pool: backends, return
+    /// paths, pools, listeners; then removes what is no longer wanted, listeners
+    /// first.
+    fn apply(&self, change: Change) -> Result<(), Error> {
+        let Change {
+            held,
+            layout,
+            pools,
+        } = change;
         for (id, backend) in &layout.tables.backends {
             if !held.backends.contains_key(id) {
-                changes.push(format!("+ backend {}", address_of(backend)));
                 self.set_backend(*id, backend);
             }
         }
@@ -634,15 +665,6 @@ impl Inner {
             .filter(|l| !layout.tables.listeners.contains_key(l))
             .copied()
             .collect();
-        for listener in layout
-            .tables
-            .listeners
-            .keys()
-            .filter(|l| !held.listeners.contains_key(l))
-        {
-            changes.push(format!("+ listener {listener}"));
-        }
-        changes.extend(gone.iter().map(|listener| format!("- listener {listener}")));
         self.write_endpoints(
             [map::LISTENERS_V4, map::LISTENERS_V6],
             &layout.tables.listeners,
@@ -668,19 +690,11 @@ impl Inner {
             &stale,
         )?;
 
-        for (id, backend) in &held.backends {
-            if !layout.tables.backends.contains_key(id) {
-                changes.push(format!(
-                    "- backend {} (its flows live on)",
-                    address_of(backend)
-                ));
-            }
-        }
         *self.applied() = Applied {
             services: layout.services,
             backends: layout.tables.backends,
         };
-        Ok(changes)
+        Ok(())
     }
 
     /// The pools that change, with their places in the arena.
@@ -743,7 +757,7 @@ impl PinnedWords {
     /// Opens the pinned state below `bpffs`.
     pub fn open(bpffs: &Path) -> Result<Self, Error> {
         let pins = Pins::new(bpffs);
-        if !pins.map(map::WORDS).exists() {
+        if !pins.hold_state()? {
             return Err(Error::step(
                 format!("opening the pinned state in {}", bpffs.display()),
                 "there is none: nothing forwards here",
@@ -769,6 +783,11 @@ impl PinnedWords {
         CutoverWord(self.inner.words.load(id as usize))
     }
 
+    /// The stamp of the newest generation's first flow.
+    pub fn first_flow(&self, id: u32) -> FirstFlow {
+        FirstFlow(self.inner.first_flows.load(id as usize))
+    }
+
     /// Stores a service's word, if it is still `expected`.
     pub fn store(
         &self,
@@ -783,9 +802,7 @@ impl PinnedWords {
 /// Removes everything: links, program, maps, of all layouts. Returns the pins
 /// that were removed.
 pub fn detach(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
-    let pins = Pins::new(bpffs);
-    let _lock = pins.lock()?;
-    pins.remove()
+    lock(bpffs)?.pins().remove()
 }
 
 fn store(
