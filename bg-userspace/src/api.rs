@@ -43,7 +43,8 @@ pub struct DaemonStatus {
 pub struct InterfaceStatus {
     /// Name.
     pub name: String,
-    /// `native` or `generic`, as the kernel says.
+    /// `native` or `generic`, as the kernel says; `absent` while the interface is
+    /// not there.
     pub mode: String,
     /// Kernel id of the program.
     pub program_id: u32,
@@ -187,6 +188,10 @@ pub struct Flipped {
     pub draining_until: Option<String>,
     /// True when nothing was changed.
     pub dry_run: bool,
+    /// True when the service was there already: somebody else rolled it back in
+    /// the same moment, and nothing was changed.
+    #[serde(default)]
+    pub already: bool,
     /// What did not work beside the flip itself, like the journal.
     pub warnings: Vec<String>,
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{self, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -106,7 +106,11 @@ impl Journal {
             .append(true)
             .read(true)
             .open(&self.file)?;
-        let mut line = serde_json::to_vec(entry)?;
+        let mut line = Vec::new();
+        if !ends_a_line(&mut file)? {
+            line.push(b'\n');
+        }
+        serde_json::to_writer(&mut line, entry)?;
         line.push(b'\n');
         file.write_all(&line)?;
         file.sync_data()
@@ -132,6 +136,17 @@ impl Journal {
     }
 }
 
+/// False when the last line was torn by a crash.
+fn ends_a_line(file: &mut fs::File) -> io::Result<bool> {
+    if file.metadata()?.len() == 0 {
+        return Ok(true);
+    }
+    let mut last = [0];
+    file.seek(io::SeekFrom::End(-1))?;
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,7 +169,9 @@ mod tests {
         let mut bytes = fs::read(&file).unwrap();
         bytes.extend(b"{\"time\":\"2026-");
         fs::write(&file, &bytes).unwrap();
-        assert_eq!(journal.read().unwrap(), [entry]);
+        assert_eq!(journal.read().unwrap(), std::slice::from_ref(&entry));
+        journal.append(&entry).unwrap();
+        assert_eq!(journal.read().unwrap(), [entry.clone(), entry]);
         fs::remove_dir_all(directory).unwrap();
     }
 }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod journal;
+pub mod keeper;
 pub mod object;
 pub mod plan;
 pub mod state;

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    str::FromStr,
     time::Duration,
 };
 
@@ -36,7 +37,10 @@ impl Protocol {
 }
 
 /// A virtual address, port and protocol that clients connect to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(try_from = "String", into = "String")]
 pub struct ListenerPlan {
     /// Address and port.
     pub address: SocketAddr,
@@ -47,6 +51,36 @@ pub struct ListenerPlan {
 impl fmt::Display for ListenerPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://{}", self.protocol.as_str(), self.address)
+    }
+}
+
+impl FromStr for ListenerPlan {
+    type Err = String;
+
+    /// The inverse of `Display`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is no listener, like \"tcp://203.0.113.10:8000\"");
+        let (protocol, address) = text.split_once("://").ok_or_else(wrong)?;
+        let protocol = [Protocol::Tcp, Protocol::Udp]
+            .into_iter()
+            .find(|known| known.as_str() == protocol)
+            .ok_or_else(wrong)?;
+        let address = address.parse().map_err(|_| wrong())?;
+        Ok(Self { address, protocol })
+    }
+}
+
+impl TryFrom<String> for ListenerPlan {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ListenerPlan> for String {
+    fn from(listener: ListenerPlan) -> Self {
+        listener.to_string()
     }
 }
 

@@ -1,6 +1,6 @@
-//! What the daemon must know after a restart and the kernel does not: when
-//! drains end, and what the services are called. The kernel's word is believed
-//! over all of it (law 4).
+//! What the daemon must know after a restart and the kernel does not: what the
+//! services are called, where they were, and when drains end. The kernel's word
+//! is believed over all of it (law 4).
 
 use std::{
     collections::BTreeMap,
@@ -10,56 +10,65 @@ use std::{
     time::Duration,
 };
 
-use bg_common::service::Colour;
+use bg_common::service::{Colour, CutoverWord};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    switch::Switch,
-    time::{self, unix_now},
-};
+use crate::{datapath::Known, plan::ListenerPlan, switch::Switch, time};
 
-/// The drain that a service is in.
+/// The drain that a flip began. Its deadline is in the clock that no one can set
+/// (`CLOCK_BOOTTIME`): pins and flows last as long as the boot, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Drain {
-    /// The generation of the flip that began it.
+    /// The generation of the flip.
     pub generation: u16,
-    /// Seconds since 1970.
-    pub until: u64,
+    /// Milliseconds since the boot.
+    until_ms: u64,
 }
 
 impl Drain {
     /// A drain that ends `after` from now.
     pub fn new(generation: u16, after: Duration) -> Self {
+        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         Self {
             generation,
-            until: unix_now() + after.as_secs(),
+            until_ms: time::since_boot_ms().saturating_add(after_ms),
         }
     }
 
     /// True when the deadline has passed.
     pub fn is_over(&self) -> bool {
-        unix_now() >= self.until
+        time::since_boot_ms() >= self.until_ms
     }
 
-    /// The deadline, RFC 3339, UTC.
+    /// The deadline by the wall clock as it is set now: RFC 3339, UTC.
     pub fn rfc3339(&self) -> String {
-        time::rfc3339(self.until)
+        time::rfc3339_at_boot_ms(self.until_ms)
     }
+}
+
+/// A service, by its name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its id in the packet path; none after it left.
+    pub id: Option<u32>,
+    /// The bits of its last word.
+    pub word: u64,
+    /// Its listeners.
+    pub listeners: Vec<ListenerPlan>,
+    /// Drains that may be under way: that of the word's generation is, that of
+    /// the next one is if its flip was stored.
+    #[serde(default)]
+    drains: Vec<Drain>,
 }
 
 /// The state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct State {
-    /// Drains by service.
+    /// Services by name, those included that left.
+    pub services: BTreeMap<String, Service>,
+    /// The boot that ids and drains belong to.
     #[serde(default)]
-    pub drains: BTreeMap<String, Drain>,
-    /// The last word seen of each service: its bits.
-    #[serde(default)]
-    pub words: BTreeMap<String, u64>,
-    /// Ids of the services in the packet path: what a rollback without the
-    /// daemon goes by when the configuration cannot be read.
-    #[serde(default)]
-    pub ids: BTreeMap<String, u32>,
+    boot: String,
     #[serde(skip)]
     file: PathBuf,
 }
@@ -69,12 +78,7 @@ impl State {
     /// it never keeps the daemon from starting.
     pub fn load(state_dir: &Path) -> Self {
         let file = state_dir.join("state.json");
-        let read = match fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(error),
-        };
-        let state = read.unwrap_or_else(|error| {
+        let mut state = read(&file).unwrap_or_else(|error| {
             let aside = file.with_extension("json.bad");
             tracing::warn!(
                 "{} cannot be read ({error}): put aside as {}",
@@ -84,14 +88,23 @@ impl State {
             let _ = fs::rename(&file, aside);
             Self::default()
         });
-        Self { file, ..state }
+        let boot = time::boot_id();
+        if state.boot != boot {
+            state.detached();
+        }
+        Self {
+            boot,
+            file,
+            ..state
+        }
     }
 
     /// Writes the state: to a new file, synced, then renamed over the old one.
     pub fn save(&self) -> io::Result<()> {
         let directory = self.file.parent().ok_or(io::ErrorKind::InvalidInput)?;
         fs::create_dir_all(directory)?;
-        let temporary = self.file.with_extension("json.new");
+        let extension = format!("json.{}", std::process::id());
+        let temporary = self.file.with_extension(extension);
         let mut file = fs::File::create(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(self)?)?;
         file.sync_all()?;
@@ -99,55 +112,229 @@ impl State {
         fs::File::open(directory)?.sync_all()
     }
 
-    /// Notes a word that was stored. Returns the drain it began, if it did.
-    pub fn switched(&mut self, service: &str, switch: &Switch) -> Option<Drain> {
-        self.words.insert(service.to_owned(), switch.to.0);
-        self.drains.remove(service);
+    /// Takes over from the file what a rollback beside a daemon that hung has
+    /// noted there: drains of flips later than the last one that is known here.
+    pub fn merge(&mut self) {
+        let Ok(other) = read(&self.file) else {
+            return;
+        };
+        if other.boot != self.boot {
+            return;
+        }
+        for (name, service) in &mut self.services {
+            let noted = other.services.get(name).map(|other| &other.drains);
+            for drain in noted.into_iter().flatten() {
+                let is_later = drain.generation.wrapping_sub(service.generation()) as i16 > 0;
+                if is_later && service.drain(drain.generation).is_none() {
+                    service.drains.push(*drain);
+                }
+            }
+        }
+    }
+
+    /// What the packet path is to know of the services.
+    pub fn known(&self) -> BTreeMap<String, Known> {
+        let known = |service: &Service| Known {
+            id: service.id,
+            word: CutoverWord(service.word),
+            listeners: service.listeners.clone(),
+        };
+        self.services
+            .iter()
+            .map(|(name, service)| (name.clone(), known(service)))
+            .collect()
+    }
+
+    /// Notes the services that are in the packet path now. Those that left keep
+    /// their word, in case they come back.
+    pub fn applied(&mut self, now: BTreeMap<String, (u32, CutoverWord, Vec<ListenerPlan>)>) {
+        for (name, service) in &mut self.services {
+            if !now.contains_key(name) {
+                service.id = None;
+                service.drains.clear();
+            }
+        }
+        for (name, (id, word, listeners)) in now {
+            let service = self.services.entry(name).or_default();
+            if service.id != Some(id) {
+                service.word = word.0;
+                service.drains.clear();
+            }
+            (service.id, service.listeners) = (Some(id), listeners);
+        }
+    }
+
+    /// Nothing is in the packet path any more: flows, drains and ids are gone.
+    pub fn detached(&mut self) {
+        self.applied(BTreeMap::new());
+    }
+
+    /// Notes a flip that is about to be stored. Returns the drain that it will
+    /// begin, if it will: to be saved before the store.
+    pub fn intend(&mut self, service: &str, switch: &Switch) -> Option<Drain> {
         let drain = Drain::new(switch.to.generation(), switch.drain?);
-        self.drains.insert(service.to_owned(), drain);
+        let service = self.services.entry(service.to_owned()).or_default();
+        service.drains.retain(|d| d.generation != drain.generation);
+        service.drains.push(drain);
         Some(drain)
     }
 
-    /// Forgets all services but these.
-    pub fn keep(&mut self, ids: BTreeMap<String, u32>) {
-        self.drains.retain(|name, _| ids.contains_key(name));
-        self.words.retain(|name, _| ids.contains_key(name));
-        self.ids = ids;
+    /// Takes an intent back whose flip was not stored.
+    pub fn withdraw(&mut self, service: &str, switch: &Switch) {
+        if let Some(service) = self.services.get_mut(service) {
+            let void = switch.to.generation();
+            service.drains.retain(|drain| drain.generation != void);
+        }
     }
 
-    /// The end of the drain that `colour` of a service is in, if it is.
-    pub fn draining(
-        &self,
-        service: &str,
-        active: Colour,
-        colour: Colour,
-        generation: u16,
-    ) -> Option<&Drain> {
-        let drain = self.drains.get(service)?;
-        (colour != active && drain.generation == generation).then_some(drain)
+    /// Notes the word that a service has. Returns the one noted before, if it was
+    /// another one.
+    pub fn saw(&mut self, service: &str, word: CutoverWord) -> Option<CutoverWord> {
+        let service = self.services.entry(service.to_owned()).or_default();
+        let before = CutoverWord(std::mem::replace(&mut service.word, word.0));
+        let generation = word.generation();
+        if word.floor() == Some(generation) {
+            service.drains.clear();
+        }
+        if before == word {
+            return None;
+        }
+        service.drains.retain(|d| d.generation == generation);
+        Some(before)
+    }
+
+    /// Services whose drain is over, with its generation.
+    pub fn drains_over(&self) -> Vec<(String, u16)> {
+        let over = |service: &Service| {
+            let drain = service.drain(service.generation())?;
+            drain.is_over().then_some(drain.generation)
+        };
+        self.services
+            .iter()
+            .filter_map(|(name, service)| Some((name.clone(), over(service)?)))
+            .collect()
+    }
+
+    /// The drain that `colour` of a service is in, if it is.
+    pub fn draining(&self, service: &str, word: CutoverWord, colour: Colour) -> Option<&Drain> {
+        let drain = self.services.get(service)?.drain(word.generation())?;
+        (colour != word.active()).then_some(drain)
+    }
+}
+
+impl Service {
+    const fn generation(&self) -> u16 {
+        CutoverWord(self.word).generation()
+    }
+
+    fn drain(&self, generation: u16) -> Option<&Drain> {
+        self.drains.iter().find(|d| d.generation == generation)
+    }
+}
+
+fn read(file: &Path) -> io::Result<State> {
+    match fs::read(file) {
+        Ok(bytes) => Ok(serde_json::from_slice(&bytes)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(State::default()),
+        Err(error) => Err(error),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::FlipMode;
+
+    const BLUE: CutoverWord = CutoverWord::new(Colour::Blue);
+
+    fn directory(name: &str) -> PathBuf {
+        let directory =
+            std::env::temp_dir().join(format!("bgswitch-state-{name}-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        directory
+    }
+
+    fn drain(from: CutoverWord, after: Duration) -> Switch {
+        Switch {
+            from,
+            to: from.flipped(from.active().other(), false),
+            mode: FlipMode::Drain,
+            drain: Some(after),
+        }
+    }
+
+    fn with_llm(directory: &Path) -> State {
+        let mut state = State::load(directory);
+        let listeners = vec!["tcp://192.0.2.1:80".parse().unwrap()];
+        state.applied([("llm".to_owned(), (3, BLUE, listeners))].into());
+        state
+    }
 
     #[test]
     fn garbage_is_put_aside() {
-        let directory = std::env::temp_dir().join(format!("bgswitch-state-{}", std::process::id()));
-        fs::create_dir_all(&directory).unwrap();
-        fs::write(directory.join("state.json"), b"{\"drains\":").unwrap();
-        let mut state = State::load(&directory);
-        assert!(state.drains.is_empty() && directory.join("state.json.bad").exists());
-        state.drains.insert(
-            "llm".into(),
-            Drain {
-                generation: 3,
-                until: 7,
-            },
-        );
+        let directory = directory("garbage");
+        fs::write(directory.join("state.json"), b"{\"services\":").unwrap();
+        let mut state = with_llm(&directory);
+        assert!(directory.join("state.json.bad").exists());
+        state.intend("llm", &drain(BLUE, Duration::from_mins(1)));
         state.save().unwrap();
         assert_eq!(State::load(&directory), state);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_drain_that_was_noted_before_the_store_counts_from_the_store_on() {
+        let directory = directory("drain");
+        let mut state = with_llm(&directory);
+        let first = drain(BLUE, Duration::from_mins(1));
+        state.intend("llm", &first);
+        state.saw("llm", first.to);
+        let second = drain(first.to, Duration::ZERO);
+        state.intend("llm", &second);
+        // Killed here, or the store failed: the first drain is what counts.
+        assert!(state.draining("llm", first.to, Colour::Blue).is_some());
+        assert!(state.drains_over().is_empty());
+        // Killed after the store: a later start sees the word, and the drain.
+        assert_eq!(state.saw("llm", second.to), Some(first.to));
+        assert_eq!(state.drains_over(), [("llm".to_owned(), 2)]);
+        assert!(state.draining("llm", second.to, Colour::Green).is_some());
+        state.saw("llm", second.to.drained());
+        assert!(state.drains_over().is_empty());
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_rollback_beside_the_daemon_leaves_its_drain() {
+        let directory = directory("beside");
+        let mut daemon = with_llm(&directory);
+        daemon.save().unwrap();
+        let mut beside = State::load(&directory);
+        let switch = drain(BLUE, Duration::from_mins(1));
+        let noted = beside.intend("llm", &switch);
+        beside.saw("llm", switch.to);
+        beside.save().unwrap();
+        daemon.merge();
+        daemon.saw("llm", switch.to);
+        assert_eq!(
+            daemon.draining("llm", switch.to, Colour::Blue),
+            noted.as_ref()
+        );
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn another_boot_has_no_drains_and_no_ids_but_the_words() {
+        let directory = directory("boot");
+        let mut state = with_llm(&directory);
+        state.intend("llm", &drain(BLUE, Duration::from_mins(1)));
+        let green = BLUE.flipped(Colour::Green, false);
+        state.saw("llm", green);
+        state.boot = "another".to_owned();
+        state.save().unwrap();
+        let state = State::load(&directory);
+        assert_eq!(state.known()["llm"].word, green);
+        assert_eq!(state.known()["llm"].id, None);
+        assert!(state.draining("llm", green, Colour::Blue).is_none());
         fs::remove_dir_all(directory).unwrap();
     }
 }

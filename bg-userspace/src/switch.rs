@@ -124,6 +124,7 @@ pub fn describe(service: &str, switch: &Switch) -> Flipped {
         old_flows: None,
         draining_until: None,
         dry_run: false,
+        already: false,
         warnings: Vec::new(),
     }
 }

@@ -1,22 +1,38 @@
 //! Points in time: UTC for scripts and files, local time for people.
 
 use jiff::{Timestamp, tz::TimeZone};
+use nix::time::{ClockId, clock_gettime};
 
 /// Now, RFC 3339, UTC, milliseconds.
 pub fn now() -> String {
     format!("{:.3}", Timestamp::now())
 }
 
-/// Seconds since 1970.
-pub fn unix_now() -> u64 {
-    Timestamp::now().as_second() as u64
+/// Milliseconds since the boot, those of a suspended host included.
+pub fn since_boot_ms() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| {
+        now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000
+    })
 }
 
-/// `unix` seconds after 1970, RFC 3339, UTC.
-pub fn rfc3339(unix: u64) -> String {
-    Timestamp::from_second(unix as i64)
+/// A moment since the boot by the wall clock as it is set now: RFC 3339, UTC,
+/// to the second.
+pub fn rfc3339_at_boot_ms(at_ms: u64) -> String {
+    let ahead = i64::try_from(at_ms).unwrap_or(i64::MAX) - since_boot_ms() as i64;
+    at_second(Timestamp::now().as_millisecond().saturating_add(ahead))
+}
+
+/// The second that the most of `unix_ms` belongs to.
+fn at_second(unix_ms: i64) -> String {
+    Timestamp::from_second(unix_ms.saturating_add(500).div_euclid(1000))
         .unwrap_or(Timestamp::MAX)
         .to_string()
+}
+
+/// What the kernel calls this boot.
+pub fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().to_owned()
 }
 
 /// The local time of day of an RFC 3339 time, with the date when that is not
@@ -69,6 +85,6 @@ mod tests {
 
     #[test]
     fn scripts_read_utc() {
-        assert_eq!(rfc3339(1_795_273_330), "2026-11-21T15:02:10Z");
+        assert_eq!(at_second(1_795_273_330_400), "2026-11-21T15:02:10Z");
     }
 }

@@ -43,7 +43,7 @@ impl Detach {
                 ..Entry::new(&actor(Uid::current()), "*", "detach", "result", 0, detail)
             };
             let mut state = State::load(&paths.state_dir);
-            state.keep([].into());
+            state.detached();
             for written in [Journal::new(&paths.state_dir).append(&entry), state.save()] {
                 if let Err(error) = written {
                     warn(&error.to_string());

@@ -91,6 +91,11 @@ fn text(flipped: &Flipped) -> String {
         old_flows,
         ..
     } = flipped;
+    if flipped.already {
+        return format!(
+            "{service} is at {to} already, generation {generation} (rolled back meanwhile)\n"
+        );
+    }
     let mut out =
         format!("{service}  {from} -> {to}   generation {generation_before} -> {generation}");
     if let Some(ns) = flipped.store_ns {

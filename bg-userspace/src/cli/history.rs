@@ -32,7 +32,7 @@ impl History {
             // The journal is a file: it can be read without the daemon.
             Err(refusal) if refusal.kind == Kind::NoDaemon => {
                 warn("the daemon does not run: this is what the journal says");
-                let paths = Paths::load(&common.config)?;
+                let (paths, _) = Paths::salvage(&common.config);
                 api::History {
                     schema: SCHEMA,
                     entries: Journal::new(&paths.state_dir).read()?,

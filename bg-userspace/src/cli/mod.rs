@@ -191,12 +191,14 @@ impl Common {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Refusal> {
-        let (socket, trouble) = match (&self.socket, Paths::load(&self.config)) {
-            (Some(socket), _) => (socket.clone(), None),
-            (None, Ok(paths)) => (paths.socket, None),
-            // A broken file is `run`'s and `check`'s business, unless it kept
-            // the daemon from being found.
-            (None, Err(error)) => (Paths::default().socket, Some(error)),
+        // A broken file is `run`'s and `check`'s business, unless it kept the
+        // daemon from being found.
+        let (socket, trouble) = match &self.socket {
+            Some(socket) => (socket.clone(), None),
+            None => {
+                let (paths, trouble) = Paths::salvage(&self.config);
+                (paths.socket, trouble)
+            }
         };
         client::call(&socket, self.timeout, method, path, body).map_err(|refusal| match trouble {
             Some(error) if refusal.kind == Kind::NoDaemon => Refusal {

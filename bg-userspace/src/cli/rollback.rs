@@ -1,6 +1,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use bg_common::service::CutoverWord;
 use clap::Args;
 use nix::unistd::Uid;
 
@@ -10,6 +11,7 @@ use crate::{
     config::{Config, FlipMode, Paths},
     datapath::{PinnedWords, StoreError},
     journal::{Entry, Journal, actor},
+    keeper::{INTENT_WAIT, Keeper, Pending, RESULT_WAIT},
     state::State,
     switch::{self, Switch},
 };
@@ -23,8 +25,9 @@ Examples:
   bgswitch rollback llm -m 'wrong answers'    back at once, the bad colour's flows are reset
   bgswitch rollback llm --mode drain          back, the bad colour's flows may end
 
-When the daemon does not run, or does not answer within --timeout, the word is
-stored without it: that needs root.";
+Leaves the colour that is live when the command begins: when somebody else rolls
+back in that moment, it does not flip again. When the daemon does not run, or
+does not answer within --timeout, the word is stored without it: that needs root.";
 
 /// `bgswitch rollback SERVICE`.
 #[derive(Debug, Args)]
@@ -43,93 +46,167 @@ pub(super) struct Rollback {
 impl Rollback {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
         let path = service_path(&self.service)? + "/rollback";
+        // Where the service is now is what shall be left, by whom of all that try.
+        let pinned = Pinned::open(common, &self.service);
         let request = RollbackRequest {
             mode: self.mode,
             why: self.message,
-            if_generation: None,
+            if_generation: pinned.as_ref().ok().map(|pinned| pinned.from.generation()),
         };
-        match common.post::<Flipped>(&path, &request) {
-            // A daemon that is dead, or hangs, keeps nobody from rolling back.
-            Err(refusal) if [Kind::NoDaemon, Kind::TimedOut].contains(&refusal.kind) => {
-                let why = match refusal.kind {
-                    Kind::NoDaemon => "the daemon does not run",
-                    _ => "the daemon does not answer",
-                };
-                let flipped = without_daemon(common, &self.service, &request)
-                    .with_context(|| format!("{why}, and without it"))?;
-                warn(&format!("{why}: the word was stored without it"));
-                if flipped.draining_until.is_some() {
-                    warn("the deadline of the drain passes unheeded until the daemon runs");
-                }
-                flip::print(common, &flipped)
+        let refusal = match common.post::<Flipped>(&path, &request) {
+            Ok(flipped) => return flip::print(common, &flipped),
+            Err(refusal) => refusal,
+        };
+        let (why, pinned) = match (refusal.kind, pinned) {
+            (Kind::StaleGeneration | Kind::Conflict, Ok(pinned)) => {
+                return pinned.moved(common, &request, pinned.word(), refusal);
             }
-            answer => flip::print(common, &answer?),
-        }
+            // A daemon that is dead, or hangs, keeps nobody from rolling back.
+            (Kind::NoDaemon, pinned) => ("the daemon does not run", pinned),
+            (Kind::TimedOut, pinned) => ("the daemon does not answer", pinned),
+            _ => return Err(refusal.into()),
+        };
+        let pinned = pinned.with_context(|| format!("{why}, and without it"))?;
+        pinned.roll_back(common, &request, why)
     }
 }
 
-/// One store through the pinned map, journalled (law 5).
-fn without_daemon(
-    common: &Common,
-    service: &str,
-    request: &RollbackRequest,
-) -> anyhow::Result<Flipped> {
-    let paths = Paths::load(&common.config)?;
-    let words = PinnedWords::open(&paths.bpffs)?;
-    let mut state = State::load(&paths.state_dir);
-    // The file may be half edited: then the daemon's notes tell the service's id.
-    let (id, drain) = match Config::load(&common.config) {
-        Ok(config) => {
-            let known = config.services.get(service).ok_or_else(|| {
-                Refusal::unknown_service(service, config.services.keys().map(String::as_str))
-            })?;
-            (words.service_of(&known.plan.listeners)?, known.drain)
-        }
-        Err(error) => {
+/// A service's word in the pinned map, as it was found, and what is needed to
+/// store another one (law 5).
+struct Pinned {
+    service: String,
+    words: PinnedWords,
+    id: u32,
+    from: CutoverWord,
+    drain: Duration,
+    state: State,
+    journal: Journal,
+}
+
+impl Pinned {
+    fn open(common: &Common, service: &str) -> anyhow::Result<Self> {
+        let (paths, _) = Paths::salvage(&common.config);
+        let words = PinnedWords::open(&paths.bpffs)?;
+        let state = State::load(&paths.state_dir);
+        let noted = state.known();
+        // The file may be half edited: the daemon's notes come first.
+        let config = Config::load(&common.config);
+        if let Err(error) = &config {
             warn(&format!("{error}; going by what the daemon noted"));
-            (state.ids.get(service).copied(), DRAIN)
         }
-    };
-    let id = id.with_context(|| format!("`{service}` is not in the packet path"))?;
-    let journal = Journal::new(&paths.state_dir);
-    let actor = actor(Uid::current());
-    loop {
-        let switch = switch::rollback(words.word(id), request, drain);
-        let mut flipped = switch::describe(service, &switch);
+        let configured = config.as_ref().ok().and_then(|c| c.services.get(service));
+        let listeners = configured.map_or(&[][..], |known| &known.plan.listeners);
+        let Some(id) = words.service(noted.get(service), listeners)? else {
+            let names = noted.iter().filter(|(_, known)| known.id.is_some());
+            let names = names.map(|(name, _)| name.as_str());
+            return Err(Refusal::unknown_service(service, names).into());
+        };
+        Ok(Self {
+            service: service.to_owned(),
+            from: words.word(id),
+            words,
+            id,
+            drain: configured.map_or(DRAIN, |known| known.drain),
+            state,
+            journal: Journal::new(&paths.state_dir),
+        })
+    }
+
+    fn word(&self) -> CutoverWord {
+        self.words.word(self.id)
+    }
+
+    /// One store, journalled; a disk that hangs does not keep it from happening.
+    fn roll_back(
+        mut self,
+        common: &Common,
+        request: &RollbackRequest,
+        why: &str,
+    ) -> anyhow::Result<()> {
+        let mut switch = switch::rollback(self.from, request, self.drain);
+        let mut flipped = switch::describe(&self.service, &switch);
+        let actor = actor(Uid::current());
+        let entry = |phase, generation, detail| Entry {
+            why: request.why.clone(),
+            ..Entry::new(&actor, &self.service, "rollback", phase, generation, detail)
+        };
         let detail = format!(
             "{} -> {}, {}, without the daemon",
             flipped.from, flipped.to, flipped.mode
         );
-        let entry = |phase, generation| Entry {
-            why: request.why.clone(),
-            ..Entry::new(
-                &actor,
-                service,
-                "rollback",
-                phase,
-                generation,
-                detail.clone(),
-            )
+        let keeper = Keeper::start(self.journal.clone())?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let wait = |pending: Pending, limit| runtime.block_on(pending.within(limit));
+        let intent = entry("intent", switch.from.generation(), detail.clone());
+        let drain = self.state.intend(&self.service, &switch);
+        let intent = keeper.entry(intent);
+        let noted = drain.map(|_| keeper.state(self.state.clone()));
+        flipped.warnings.extend(wait(intent, INTENT_WAIT));
+        flipped
+            .warnings
+            .extend(noted.and_then(|noted| wait(noted, RESULT_WAIT)));
+
+        let stored = loop {
+            match self.words.store(self.id, switch.from, switch.to) {
+                // Not another flip, only the end of a drain: the same again.
+                Err(StoreError::Conflict(word))
+                    if word.generation() == switch.from.generation() =>
+                {
+                    switch = switch::rollback(word, request, self.drain);
+                }
+                stored => break stored,
+            }
         };
-        // A journal that cannot be written never keeps a rollback from happening.
-        let warning = |result: std::io::Result<()>| result.err().map(|error| error.to_string());
-        let intent = journal.append(&entry("intent", switch.from.generation()));
-        flipped.warnings.extend(warning(intent));
-        match words.store(id, switch.from, switch.to) {
+        match stored {
             Ok(stored) => {
                 flipped.at_ns = Some(stored.at_ns);
                 flipped.store_ns = Some(stored.store_ns);
-                let drain = state.switched(service, &switch);
                 flipped.draining_until = drain.map(|drain| drain.rfc3339());
-                flipped.warnings.extend(warning(state.save()));
-                let result = journal.append(&entry("result", switch.to.generation()));
-                flipped.warnings.extend(warning(result));
-                flipped.first_new_flow_us = first_flow(&words, id, &switch, stored.at_ns);
-                return Ok(flipped);
+                flipped.first_new_flow_us = first_flow(&self.words, self.id, &switch, stored.at_ns);
+                self.state.saw(&self.service, switch.to);
+                let saved = keeper.state(self.state.clone());
+                let result = keeper.entry(entry("result", switch.to.generation(), detail));
+                flipped.warnings.extend(wait(saved, RESULT_WAIT));
+                flipped.warnings.extend(wait(result, RESULT_WAIT));
+                warn(&format!("{why}: the word was stored without it"));
+                if drain.is_some() {
+                    warn("the deadline of the drain passes unheeded until the daemon runs");
+                }
+                flip::print(common, &flipped)
             }
-            Err(StoreError::Conflict(_)) => {}
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let detail = format!("failed: {error}");
+                let result = keeper.entry(entry("result", switch.from.generation(), detail));
+                wait(result, RESULT_WAIT);
+                let refusal = Refusal::new(Kind::Conflict, error.to_string());
+                self.moved(common, request, self.word(), refusal)
+            }
         }
+    }
+
+    /// The word has moved since it was read. If it leads where it was to lead,
+    /// that is all that was wanted; it is never moved a second time.
+    fn moved(
+        &self,
+        common: &Common,
+        request: &RollbackRequest,
+        word: CutoverWord,
+        refusal: Refusal,
+    ) -> anyhow::Result<()> {
+        let switch = Switch {
+            to: word,
+            ..switch::rollback(self.from, request, self.drain)
+        };
+        if word.active() == self.from.active() {
+            return Err(refusal.into());
+        }
+        let flipped = Flipped {
+            already: true,
+            ..switch::describe(&self.service, &switch)
+        };
+        flip::print(common, &flipped)
     }
 }
 

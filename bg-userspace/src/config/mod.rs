@@ -200,6 +200,46 @@ impl Paths {
     }
 }
 
+impl Paths {
+    /// Reads the paths of a file that may be half edited: what can be read of
+    /// `[gateway]`, and the default ones for the rest. Says what is wrong, too.
+    pub fn salvage(file: &Path) -> (Self, Option<ConfigError>) {
+        match Self::load(file) {
+            Ok(paths) => (paths, None),
+            Err(error) => {
+                let text = fs::read(file).unwrap_or_default();
+                (Self::lines(&String::from_utf8_lossy(&text)), Some(error))
+            }
+        }
+    }
+
+    /// The paths in a text, from the lines of `[gateway]` that are right in
+    /// themselves.
+    fn lines(text: &str) -> Self {
+        let mut paths = Self::default();
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .skip_while(|line| !line.starts_with("[gateway]"))
+            .skip(1)
+            .take_while(|line| !line.starts_with('['));
+        for line in lines {
+            let Ok(table) = toml::from_str::<BTreeMap<String, PathBuf>>(line) else {
+                continue;
+            };
+            for (key, value) in table {
+                match key.as_str() {
+                    "socket" => paths.socket = value,
+                    "state_dir" => paths.state_dir = value,
+                    "bpffs" => paths.bpffs = value,
+                    _ => {}
+                }
+            }
+        }
+        paths
+    }
+}
+
 impl Default for Paths {
     fn default() -> Self {
         Self {
@@ -231,4 +271,23 @@ fn read(file: &Path) -> Result<String, ConfigError> {
         return Err(wrong("is larger than 16 MiB: no configuration".to_owned()));
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_file_still_tells_its_paths() {
+        let text = "[gateway]\ninterfaces = [\"eth0\"\nsocket = \"/run/a.sock\" # here\nbpffs = /oops\n\
+                    state_dir = \"/srv/a\"\n[service.llm\nsocket = \"/run/b.sock\"\n";
+        let file = std::env::temp_dir().join(format!("bgswitch-broken-{}", std::process::id()));
+        fs::write(&file, text).unwrap();
+        let (paths, error) = Paths::salvage(&file);
+        fs::remove_file(&file).unwrap();
+        assert!(error.is_some());
+        assert_eq!(paths.socket, Path::new("/run/a.sock"));
+        assert_eq!(paths.state_dir, Path::new("/srv/a"));
+        assert_eq!(paths.bpffs, Paths::default().bpffs);
+    }
 }

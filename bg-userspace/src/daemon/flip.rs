@@ -4,12 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use bg_common::service::{Colour, FirstFlow};
+use tokio::sync::MutexGuard;
 
 use super::Daemon;
 use crate::{
     api::{FlipRequest, Flipped, Kind, Refusal, RollbackRequest},
     datapath::{StoreError, now_ns},
     journal::Entry,
+    keeper::{INTENT_WAIT, RESULT_WAIT},
     switch::{self, Switch, describe},
 };
 
@@ -62,8 +64,9 @@ impl Daemon {
                 .await;
             return Ok(flipped);
         }
-        let flipped = self.store("flip", &order, &switch, request.why.as_ref(), request.force)?;
-        drop(changing);
+        let why = request.why.as_ref();
+        let stored = self.store("flip", &order, &switch, why, request.force, changing);
+        let flipped = stored.await?;
         Ok(self.watch(flipped, service).await)
     }
 
@@ -82,20 +85,22 @@ impl Daemon {
             .ok_or_else(|| self.unknown(service))?;
         switch::at_generation(service, word, request.if_generation)?;
         let switch = switch::rollback(word, &request, drain);
-        let flipped = self.store("rollback", &order, &switch, request.why.as_ref(), true)?;
-        drop(changing);
+        let why = request.why.as_ref();
+        let stored = self.store("rollback", &order, &switch, why, true, changing);
+        let flipped = stored.await?;
         Ok(self.watch(flipped, service).await)
     }
 
     /// Journals, stores, journals. A journal that cannot be written stops what
-    /// is not `forced`.
-    fn store(
+    /// is not `forced`. The next change may begin with the store done.
+    async fn store(
         &self,
         action: &str,
         order: &Order<'_>,
         switch: &Switch,
         why: Option<&String>,
         forced: bool,
+        changing: MutexGuard<'_, ()>,
     ) -> Result<Flipped, Refusal> {
         let service = order.service;
         // The word was read before: if its owner has given up and stores a word
@@ -114,21 +119,33 @@ impl Daemon {
             why: why.cloned(),
             ..Entry::new(order.actor, service, action, phase, generation, detail)
         };
+        // A drain is noted before it begins: whoever is killed with the word
+        // stored has left its deadline. What is on its way there in vain is void.
+        let drain = self.state().intend(service, switch);
         let intent = entry("intent", switch.from.generation(), detail.clone());
-        if let Some(warning) = self.write(&intent) {
-            if !forced {
-                let message = format!(
-                    "{service} was not flipped: {warning}. `bgswitch flip --force` flips all the same"
-                );
-                return Err(Refusal::new(Kind::Failed, message));
-            }
-            flipped.warnings.push(warning);
+        let intent = self.keeper.entry(intent);
+        let noted = drain.map(|_| self.save());
+        let warning = intent.within(INTENT_WAIT).await;
+        if let Some(warning) = warning.as_ref().filter(|_| !forced) {
+            self.state().withdraw(service, switch);
+            let message = format!(
+                "{service} was not flipped: {warning}. `bgswitch flip --force` flips all the same"
+            );
+            return Err(Refusal::new(Kind::Failed, message));
+        }
+        // One patience for both: they are written one after the other.
+        let patience = warning.as_ref().map_or(INTENT_WAIT, |_| Duration::ZERO);
+        flipped.warnings.extend(warning);
+        if let Some(noted) = noted {
+            flipped.warnings.extend(noted.within(patience).await);
         }
         let stored = match self.datapath.store(service, switch.from, switch.to) {
             Ok(stored) => stored,
             Err(error) => {
+                self.state().withdraw(service, switch);
                 let detail = format!("failed: {error}");
-                self.write(&entry("result", switch.from.generation(), detail));
+                let result = entry("result", switch.from.generation(), detail);
+                self.keeper.entry(result).unattended();
                 let kind = match error {
                     StoreError::Conflict(_) => Kind::Conflict,
                     StoreError::UnknownService(_) => Kind::NotFound,
@@ -137,13 +154,17 @@ impl Daemon {
                 return Err(Refusal::new(kind, message));
             }
         };
+        self.state().saw(service, switch.to);
+        drop(changing);
         flipped.at_ns = Some(stored.at_ns);
         flipped.store_ns = Some(stored.store_ns);
-        let drain = self.state().switched(service, switch);
         flipped.draining_until = drain.map(|drain| drain.rfc3339());
-        flipped.warnings.extend(self.save());
-        let result = entry("result", switch.to.generation(), detail);
-        flipped.warnings.extend(self.write(&result));
+        let saved = self.save();
+        let result = self
+            .keeper
+            .entry(entry("result", switch.to.generation(), detail));
+        let (saved, result) = tokio::join!(saved.within(RESULT_WAIT), result.within(RESULT_WAIT));
+        flipped.warnings.extend(saved.into_iter().chain(result));
         Ok(flipped)
     }
 

@@ -87,7 +87,7 @@ async fn other_method(uri: Uri) -> Response {
 }
 
 /// Runs what reads whole tables beside the runtime, so that it never delays a flip.
-async fn beside<T: Send + 'static>(
+pub(super) async fn beside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work)

@@ -8,7 +8,6 @@ mod report;
 mod socket;
 
 use std::{
-    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
@@ -16,7 +15,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use bg_common::service::CutoverWord;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -26,14 +24,11 @@ use crate::{
     config::Config,
     datapath::{self, Datapath, Settings},
     journal::{Entry, Journal},
+    keeper::{Keeper, Pending, RESULT_WAIT},
     state::State,
 };
 
-/// How long `run` waits for the backends' next hops before it says it is ready.
-const FIRST_RESOLVE: Duration = Duration::from_secs(2);
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
-/// An established flow that was silent for longer is forgotten.
-const FLOW_IDLE: Duration = Duration::from_hours(2);
 
 /// What all requests share.
 pub struct Daemon {
@@ -41,9 +36,12 @@ pub struct Daemon {
     file: PathBuf,
     config: RwLock<Config>,
     journal: Journal,
+    keeper: Keeper,
     state: Mutex<State>,
-    /// One change of a word or of the tables at a time.
+    /// One change of a word at a time.
     changing: tokio::sync::Mutex<()>,
+    /// One reload at a time.
+    reloading: tokio::sync::Mutex<()>,
     socket: Socket,
     started: Instant,
 }
@@ -65,8 +63,11 @@ impl Daemon {
             mode: config.gateway.xdp,
             max_flows: config.gateway.max_flows,
         };
-        let started = Socket::bind(&paths.socket)
-            .and_then(|socket| Ok((socket, Datapath::start(lock, &settings, &config.plan())?)));
+        let keeper = Keeper::start(journal.clone())?;
+        let started = Socket::bind(&paths.socket).and_then(|socket| {
+            let datapath = Datapath::start(lock, &settings, &config.plan(), &state.known())?;
+            Ok((socket, datapath))
+        });
         let result = match &started {
             Ok(_) => version.to_owned(),
             Err(error) => format!("failed: {error:#}"),
@@ -77,8 +78,10 @@ impl Daemon {
             datapath,
             file: file.to_owned(),
             journal,
+            keeper,
             state: Mutex::new(state),
             changing: tokio::sync::Mutex::new(()),
+            reloading: tokio::sync::Mutex::new(()),
             socket,
             started: Instant::now(),
             config: RwLock::new(config),
@@ -90,7 +93,6 @@ impl Daemon {
 
     /// Serves until told to stop.
     pub async fn run(self: Arc<Self>) -> Result<()> {
-        self.resolve_first().await;
         for (_, colour, address) in self.datapath.unresolved() {
             tracing::warn!(
                 "no next hop is known for {address} ({}): the stack forwards to it",
@@ -102,7 +104,7 @@ impl Daemon {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
 
-        let watch = tokio::spawn(self.datapath.resolver().run());
+        tokio::spawn(self.datapath.resolver().run());
         tokio::spawn(Arc::clone(&self).tick());
         tokio::spawn(Arc::clone(&self).sweep());
         let server = tokio::spawn(http::serve(listener, Arc::clone(&self)));
@@ -116,16 +118,12 @@ impl Daemon {
             );
         }
         tracing::info!("ready on {}", self.socket.path().display());
-        tokio::pin!(watch, server);
+        tokio::pin!(server);
         loop {
             tokio::select! {
                 _ = stop.recv() => break,
                 _ = interrupt.recv() => break,
                 _ = hangup.recv() => self.reload_for_systemd().await,
-                ended = &mut watch => {
-                    ended.context("the watch of routes and neighbours")??;
-                    anyhow::bail!("the watch of routes and neighbours ended");
-                }
                 ended = &mut server => {
                     ended.context("the control socket")??;
                     anyhow::bail!("the control socket closed");
@@ -133,14 +131,15 @@ impl Daemon {
             }
         }
         tell_systemd(&[NotifyState::Stopping]);
-        self.note("stop", "*", 0, "forwarding goes on as it is".to_owned());
+        let detail = "forwarding goes on as it is".to_owned();
+        self.note("stop", "*", 0, detail).within(RESULT_WAIT).await;
         let _ = fs::remove_file(self.socket.path());
         tracing::info!("stopped; forwarding goes on as it is");
         Ok(())
     }
 
     /// SIGHUP, in the order of `Type=notify-reload`.
-    async fn reload_for_systemd(&self) {
+    async fn reload_for_systemd(self: &Arc<Self>) {
         if let Ok(now) = NotifyState::monotonic_usec_now() {
             tell_systemd(&[NotifyState::Reloading, now]);
         }
@@ -168,43 +167,31 @@ impl Daemon {
     }
 
     /// Journals what the daemon itself did.
-    fn note(&self, action: &str, service: &str, generation: u16, detail: String) {
-        self.write(&Entry::new(
+    fn note(&self, action: &str, service: &str, generation: u16, detail: String) -> Pending {
+        self.keeper.entry(Entry::new(
             "bgswitch", service, action, "result", generation, detail,
-        ));
+        ))
     }
 
-    /// Writes an entry; when that fails, the warning goes to the log and back.
-    fn write(&self, entry: &Entry) -> Option<String> {
-        let error = self.journal.append(entry).err()?;
-        tracing::error!("{error}");
-        Some(error.to_string())
+    fn save(&self) -> Pending {
+        let state = self.state().clone();
+        self.keeper.state(state)
     }
 
-    fn save(&self) -> Option<String> {
-        let error = self.state().save().err()?;
-        let warning = format!("the state file was not written: {error}");
-        tracing::error!("{warning}");
-        Some(warning)
-    }
-
-    /// Keeps the names and ids of the services, and forgets others.
+    /// Keeps the names, ids and listeners of the services.
     fn remember_services(&self) {
-        let ids = self
+        let now = self
             .config()
             .services
-            .keys()
-            .filter_map(|name| Some((name.clone(), self.datapath.service_id(name)?)))
+            .iter()
+            .filter_map(|(name, service)| {
+                let id = self.datapath.service_id(name)?;
+                let word = self.datapath.word(name)?;
+                Some((name.clone(), (id, word, service.plan.listeners.clone())))
+            })
             .collect();
-        self.state().keep(ids);
-        self.save();
-    }
-
-    /// Finds the way to new backends at once.
-    async fn resolve_first(&self) {
-        if let Err(error) = self.datapath.resolver().resolve_now(FIRST_RESOLVE).await {
-            tracing::error!("{error}");
-        }
+        self.state().applied(now);
+        self.save().unattended();
     }
 
     /// Once a second: ends drains, and notices words that somebody else stored.
@@ -222,54 +209,56 @@ impl Daemon {
     /// kernel (law 4).
     fn compare_words(&self) {
         let names: Vec<String> = self.config().services.keys().cloned().collect();
-        let mut changed = false;
+        let mut merged = false;
         for name in names {
             let Some(word) = self.datapath.word(&name) else {
                 continue;
             };
-            let seen = self.state().words.insert(name.clone(), word.0);
-            if seen == Some(word.0) {
+            let mut state = self.state();
+            let known = state.services.get(&name).map(|known| known.word);
+            if known.is_some_and(|known| known != word.0) && !merged {
+                merged = true;
+                state.merge();
+            }
+            let Some(seen) = state.saw(&name, word) else {
                 continue;
-            }
-            changed = true;
-            if let Some(seen) = seen.map(CutoverWord) {
-                let detail = format!(
-                    "{} generation {} -> {} generation {}: not by this daemon, believed",
-                    seen.active().as_str(),
-                    seen.generation(),
-                    word.active().as_str(),
-                    word.generation()
-                );
-                tracing::warn!("{name}: {detail}");
-                self.note("changed_outside", &name, word.generation(), detail);
-            }
+            };
+            drop(state);
+            let detail = format!(
+                "{} generation {} -> {} generation {}: not by this daemon, believed",
+                seen.active().as_str(),
+                seen.generation(),
+                word.active().as_str(),
+                word.generation()
+            );
+            tracing::warn!("{name}: {detail}");
+            self.note("changed_outside", &name, word.generation(), detail)
+                .unattended();
         }
-        if changed {
-            self.save();
+        if merged {
+            self.save().unattended();
         }
     }
 
     fn end_drains(&self) {
-        let drains: BTreeMap<_, _> = self.state().drains.clone();
-        for (name, drain) in drains.into_iter().filter(|(_, drain)| drain.is_over()) {
-            if let Some(word) = self
-                .datapath
-                .word(&name)
-                .filter(|word| word.generation() == drain.generation)
-            {
-                match self.datapath.store(&name, word, word.drained()) {
-                    Ok(_) => {
-                        let detail =
-                            format!("{}'s old flows are reset", word.active().other().as_str());
-                        self.state().words.insert(name.clone(), word.drained().0);
-                        self.note("drain_end", &name, word.generation(), detail);
-                    }
-                    // Somebody flipped in this moment: the drain is void.
-                    Err(error) => tracing::info!("{name}: {error}"),
+        let over = self.state().drains_over();
+        for (name, generation) in over {
+            let word = self.datapath.word(&name);
+            let Some(word) = word.filter(|word| word.generation() == generation) else {
+                continue;
+            };
+            match self.datapath.store(&name, word, word.drained()) {
+                Ok(_) => {
+                    let detail =
+                        format!("{}'s old flows are reset", word.active().other().as_str());
+                    self.state().saw(&name, word.drained());
+                    self.note("drain_end", &name, generation, detail)
+                        .unattended();
+                    self.save().unattended();
                 }
+                // Somebody flipped in this moment: the drain is void.
+                Err(error) => tracing::info!("{name}: {error}"),
             }
-            self.state().drains.remove(&name);
-            self.save();
         }
     }
 
@@ -277,7 +266,7 @@ impl Daemon {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
             let daemon = Arc::clone(&self);
-            match tokio::task::spawn_blocking(move || daemon.datapath.sweep(FLOW_IDLE)).await {
+            match tokio::task::spawn_blocking(move || daemon.datapath.sweep()).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::error!("sweeping the flow tables: {error}"),
                 Err(error) => tracing::error!("sweeping the flow tables: {error}"),

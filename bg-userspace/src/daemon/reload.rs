@@ -1,62 +1,79 @@
 //! A reload: validate whole, journal the intent, apply, journal the result.
 
+use std::{fmt::Display, sync::Arc};
+
 use bg_common::service::Colour;
 
-use super::Daemon;
+use super::{Daemon, http::beside};
 use crate::{
     api::{Kind, Refusal},
     config::{Config, Gateway, Service},
-    datapath,
+    datapath::{self, Change},
     journal::Entry,
+    keeper::{INTENT_WAIT, RESULT_WAIT},
 };
 
 impl Daemon {
     /// Applies the file: whole, or not at all (law 8). Returns the difference.
-    pub(super) async fn reload(&self, actor: &str, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let changes = {
-            let _changing = self.changing.lock().await;
-            self.apply_file(actor, dry_run)?
-        };
-        if !dry_run && !changes.is_empty() {
-            self.resolve_first().await;
+    pub(super) async fn reload(
+        self: &Arc<Self>,
+        actor: &str,
+        dry_run: bool,
+    ) -> Result<Vec<String>, Refusal> {
+        let _reloading = self.reloading.lock().await;
+        let daemon = Arc::clone(self);
+        let (new, change) = beside(move || daemon.prepare()).await?;
+        let changes = difference(&self.config(), &new);
+        if dry_run || changes.is_empty() {
+            return Ok(changes);
         }
+        let entry = |phase, detail| Entry::new(actor, "*", "reload", phase, 0, detail);
+        let intent = self.keeper.entry(entry("intent", changes.join("; ")));
+        if let Some(warning) = intent.within(INTENT_WAIT).await {
+            return Err(refused(Kind::Failed, &warning));
+        }
+        // Flips go on meanwhile: they change words, this changes tables.
+        self.datapath.announce(&change).await;
+        let daemon = Arc::clone(self);
+        let plan = new.plan();
+        let applied = beside(move || {
+            let applied = daemon.datapath.apply(change);
+            daemon.datapath.warn_of_no_forwarding(&plan);
+            applied.map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))
+        });
+        if let Err(refusal) = applied.await {
+            let failed = entry("result", format!("failed: {refusal}"));
+            self.keeper.entry(failed).unattended();
+            return Err(refusal);
+        }
+        *self.config_mut() = new;
+        self.remember_services();
+        let result = self.keeper.entry(entry("result", changes.join("; ")));
+        result.within(RESULT_WAIT).await;
         Ok(changes)
     }
 
-    fn apply_file(&self, actor: &str, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let refused =
-            |trouble: String| Refusal::new(Kind::Usage, format!("{trouble}. Nothing was applied"));
-        let new = Config::load(&self.file).map_err(|e| refused(e.to_string()))?;
-        let old = self.config().clone();
-        if let Some(keys) = restart_keys(&old.gateway, &new.gateway) {
-            return Err(refused(format!(
+    /// Reads the file and lays it out, changing nothing.
+    fn prepare(&self) -> Result<(Config, Change), Refusal> {
+        let usage = |trouble: &dyn Display| refused(Kind::Usage, trouble);
+        let new = Config::load(&self.file).map_err(|e| usage(&e))?;
+        if let Some(keys) = restart_keys(&self.config().gateway, &new.gateway) {
+            return Err(usage(&format!(
                 "{}: {keys} changed, which is read at the start only: restart the daemon (forwarding goes \
                  on), or take the change back",
                 self.file.display()
             )));
         }
-        datapath::interfaces_exist(&new.gateway.interfaces).map_err(|e| refused(e.to_string()))?;
-        let changes = difference(&old, &new);
-        let failed = |error: datapath::Error| {
-            Refusal::new(Kind::Datapath, format!("{error}. Nothing was applied"))
-        };
-        let change = self.datapath.prepare(&new.plan()).map_err(failed)?;
-        if dry_run || changes.is_empty() {
-            return Ok(changes);
-        }
-        let entry = |phase, detail| Entry::new(actor, "*", "reload", phase, 0, detail);
-        self.journal
-            .append(&entry("intent", changes.join("; ")))
-            .map_err(|e| Refusal::new(Kind::Failed, format!("{e}. Nothing was applied")))?;
-        if let Err(error) = self.datapath.apply(change) {
-            self.write(&entry("result", format!("failed: {error}")));
-            return Err(Refusal::new(Kind::Datapath, error.to_string()));
-        }
-        *self.config_mut() = new;
-        self.remember_services();
-        self.write(&entry("result", changes.join("; ")));
-        Ok(changes)
+        datapath::interfaces_exist(&new.gateway.interfaces).map_err(|e| usage(&e))?;
+        let known = self.state().known();
+        let change = self.datapath.prepare(&new.plan(), &known);
+        let change = change.map_err(|e| refused(Kind::Datapath, &e))?;
+        Ok((new, change))
     }
+}
+
+fn refused(kind: Kind, trouble: &dyn Display) -> Refusal {
+    Refusal::new(kind, format!("{trouble}. Nothing was applied"))
 }
 
 /// The keys of `[gateway]` that differ, if any do.

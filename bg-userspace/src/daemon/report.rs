@@ -101,7 +101,7 @@ impl Daemon {
             let of_colour = counts
                 .iter()
                 .filter(|((service, of, _), _)| (*service, *of) == (id, colour));
-            let draining = state.draining(name, word.active(), colour, word.generation());
+            let draining = state.draining(name, word, colour);
             let status = ColourStatus {
                 version: service.versions[colour as usize].clone(),
                 flows: of_colour.map(|(_, count)| count).sum(),

@@ -6,34 +6,47 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    maps::{Array, DevMap, HashMap, Map, MapData},
-    programs::{
-        Xdp, XdpMode,
-        links::{FdLink, PinnedLink},
-        loaded_programs,
-        xdp::XdpLink,
-    },
+use aya::programs::{
+    Xdp, XdpMode,
+    links::{FdLink, PinnedLink},
+    loaded_programs,
+    xdp::XdpLink,
 };
-use bg_common::{
-    abi::{capacity, map},
-    service::Interface,
-};
-use futures_util::TryStreamExt as _;
+use bg_common::service::Interface;
 use nix::net::if_::if_nametoindex;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 
-use super::{AttachMode, Error, Settings, describe, pinned, pins::Pins};
+use super::{
+    AttachMode, Error, Settings, describe,
+    netlink::{self, Link, Requests},
+    pins::Pins,
+    slots::Slots,
+};
 
 /// Where the program is attached, as the kernel says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterfaceStatus {
     /// Name.
     pub name: String,
-    /// `native` or `generic`.
+    /// `native` or `generic`; `absent` when the interface or the program is not
+    /// there.
     pub mode: &'static str,
-    /// Kernel id of the program.
+    /// Kernel id of the program; 0 when it is absent.
     pub program_id: u32,
+}
+
+impl InterfaceStatus {
+    pub(super) fn of(name: &str, link: &Link) -> Self {
+        let (mode, program_id) = link.xdp.unwrap_or(("absent", 0));
+        Self {
+            name: name.to_owned(),
+            mode,
+            program_id,
+        }
+    }
+
+    pub(super) fn absent(name: &str) -> Self {
+        Self::of(name, &Link::default())
+    }
 }
 
 /// Refuses, before any change, interfaces that are not there or not free.
@@ -73,73 +86,47 @@ pub fn exist(interfaces: &[String]) -> Result<(), Error> {
     }
 }
 
-/// Gives every interface a slot, and fills the tables that go by slot. Returns
-/// the interface indices that are new there.
-fn fill_slots(settings: &Settings, pins: &Pins) -> Result<Vec<u32>, Error> {
-    let failed = |e: aya::maps::MapError| Error::step("filling the interface tables", describe(&e));
-    let mut slots: HashMap<_, u32, u32> =
-        HashMap::try_from(Map::HashMap(pinned(pins, map::SLOTS)?)).map_err(failed)?;
-    let mut ports: DevMap<MapData> =
-        DevMap::try_from(Map::DevMap(pinned(pins, map::PORTS)?)).map_err(failed)?;
-    let mut table: Array<_, Interface> =
-        Array::try_from(Map::Array(pinned(pins, map::INTERFACES)?)).map_err(failed)?;
-    let mut taken: Vec<(u32, u32)> = slots.iter().collect::<Result<_, _>>().map_err(failed)?;
-    let mut new = Vec::new();
-    let mut interfaces = Vec::new();
-    for name in &settings.interfaces {
-        let ifindex =
-            if_nametoindex(name.as_str()).map_err(|_| Error::NoInterface(name.clone()))?;
-        interfaces.push(interface_of(name, ifindex)?);
+/// The link of an interface, if it is there.
+pub fn link(name: &str) -> Result<Option<Link>, Error> {
+    match if_nametoindex(name) {
+        Err(_) => Ok(None),
+        Ok(ifindex) => netlink::block_on(|| async { Ok(Requests::open()?.link(ifindex).await?) }),
     }
-    for interface in interfaces {
-        let ifindex = interface.ifindex;
-        let slot = if let Some((_, slot)) = taken.iter().find(|(index, _)| *index == ifindex) {
-            *slot
-        } else {
-            new.push(ifindex);
-            let limit = capacity::INTERFACES;
-            (0..limit as u32)
-                .find(|slot| taken.iter().all(|(_, other)| other != slot))
-                .ok_or(Error::Full {
-                    what: "interfaces",
-                    wanted: limit + 1,
-                    limit,
-                })?
-        };
-        taken.push((ifindex, slot));
-        table.set(slot, interface, 0).map_err(failed)?;
-        ports
-            .set(slot, ifindex, None, 0)
-            .map_err(|e| Error::step("filling the device map", describe(&e)))?;
-        slots.insert(ifindex, slot, 0).map_err(failed)?;
-    }
-    Ok(new)
 }
 
-fn interface_of(name: &str, ifindex: u32) -> Result<Interface, Error> {
-    let (mac, mtu) = with_netlink(|handle| async move {
-        let mut links = handle.link().get().match_index(ifindex).execute();
-        let mut found = ([0; 6], 0);
-        while let Some(link) = links.try_next().await? {
-            for attribute in link.attributes {
-                match attribute {
-                    LinkAttribute::Address(bytes) => found.0 = bytes.try_into().unwrap_or_default(),
-                    LinkAttribute::Mtu(mtu) => found.1 = mtu,
-                    _ => {}
-                }
-            }
-        }
-        Ok(found)
-    })?;
-    if mac == [0; 6] {
+/// What the packet path needs to know of an interface.
+pub fn interface_of(name: &str, link: &Link) -> Result<Interface, Error> {
+    if link.mac == [0; 6] {
         return Err(Error::NotEthernet(name.to_owned()));
     }
     Ok(Interface {
-        ifindex,
-        mtu,
-        mac,
+        ifindex: link.ifindex,
+        mtu: link.mtu,
+        mac: link.mac,
         zero: [0; 2],
     })
+}
+
+fn attached(name: &str) -> Result<Option<(&'static str, u32)>, Error> {
+    Ok(link(name)?.and_then(|link| link.xdp))
+}
+
+/// Gives every interface a slot. Returns the interface indices that are new
+/// there.
+fn fill_slots(settings: &Settings, pins: &Pins) -> Result<Vec<u32>, Error> {
+    let mut interfaces = Vec::new();
+    for name in &settings.interfaces {
+        let link = link(name)?.ok_or_else(|| Error::NoInterface(name.clone()))?;
+        interfaces.push(interface_of(name, &link)?);
+    }
+    let mut slots = Slots::open(pins)?;
+    let mut new = Vec::new();
+    for interface in interfaces {
+        if slots.fill(interface)? {
+            new.push(interface.ifindex);
+        }
+    }
+    Ok(new)
 }
 
 /// What a start has added so far; taken back unless it is kept.
@@ -165,13 +152,9 @@ impl Drop for Added<'_> {
         if self.slots.is_empty() {
             return;
         }
-        let slots = pinned(self.pins, map::SLOTS).and_then(|data| {
-            HashMap::<_, u32, u32>::try_from(Map::HashMap(data))
-                .map_err(|e| Error::step("SLOTS", e))
-        });
-        if let Ok(mut slots) = slots {
+        if let Ok(mut slots) = Slots::open(self.pins) {
             for ifindex in &self.slots {
-                let _ = slots.remove(ifindex);
+                let _ = slots.free(*ifindex);
             }
         }
     }
@@ -247,6 +230,19 @@ fn replace_one(program: &mut Xdp, pin: &Path) -> Result<(), Error> {
     Ok(())
 }
 
+/// Attaches the program to an interface that was made again.
+pub fn again(
+    program: &mut Xdp,
+    interface: &str,
+    mode: AttachMode,
+    pins: &Pins,
+) -> Result<(), Error> {
+    let pin = pins.link(interface);
+    // The link of the interface that is gone.
+    let _ = fs::remove_file(&pin);
+    attach_one(program, interface, mode, &pin)
+}
+
 fn attach_one(
     program: &mut Xdp,
     interface: &str,
@@ -292,67 +288,10 @@ impl FdLinkOf {
     }
 }
 
-/// Mode and id of the XDP program on an interface.
-fn attached(interface: &str) -> Result<Option<(&'static str, u32)>, Error> {
-    let name = interface.to_owned();
-    with_netlink(|handle| async move {
-        let mut links = handle.link().get().match_name(name).execute();
-        let (mut mode, mut id) = (None, None);
-        while let Some(link) = links.try_next().await? {
-            for attribute in link.attributes {
-                let LinkAttribute::Xdp(parts) = attribute else {
-                    continue;
-                };
-                for part in parts {
-                    match part {
-                        LinkXdp::Attached(XdpAttached::Driver) => mode = Some("native"),
-                        LinkXdp::Attached(XdpAttached::SocketBuffer) => mode = Some("generic"),
-                        LinkXdp::Attached(XdpAttached::None) => {}
-                        LinkXdp::Attached(_) => mode = Some("another"),
-                        LinkXdp::ProgId(program) => id = Some(program),
-                        _ => {}
-                    }
-                }
-            }
-        }
-        Ok(mode.zip(id))
-    })
-}
-
 fn name_of(id: u32) -> String {
     let name = loaded_programs()
         .flatten()
         .find(|program| program.id() == id)
         .and_then(|program| program.name_as_str().map(str::to_owned));
     format!("id {id}, `{}`", name.unwrap_or_default())
-}
-
-/// Runs a few netlink requests to their end, on a thread of their own, so that
-/// it works inside and outside of a runtime.
-fn with_netlink<R, F>(work: impl FnOnce(rtnetlink::Handle) -> F + Send) -> Result<R, Error>
-where
-    R: Send,
-    F: Future<Output = Result<R, rtnetlink::Error>>,
-{
-    let run = || -> Result<R, Error> {
-        let failed = Error::io("talking to the kernel over netlink");
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed)?;
-        runtime.block_on(async {
-            let (connection, handle, _) = rtnetlink::new_connection()
-                .map_err(Error::io("talking to the kernel over netlink"))?;
-            tokio::spawn(connection);
-            work(handle)
-                .await
-                .map_err(|e| Error::step("asking the kernel about its interfaces", e))
-        })
-    };
-    std::thread::scope(|scope| {
-        scope
-            .spawn(run)
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
 }

@@ -7,13 +7,13 @@ use std::{
 };
 
 use bg_common::{
-    abi::{MAGLEV_ROW, capacity, ticks},
+    abi::{capacity, ticks},
     maglev::{self, Member},
-    service::{Backend, Colour, Listener, PoolWord, ReturnPath},
+    service::{Backend, Colour, CutoverWord, Listener, PoolWord, ReturnPath},
 };
 
-use super::error::Error;
-use crate::plan::{BackendPlan, ListenerPlan, Plan, Protocol};
+use super::{error::Error, ids::Ids};
+use crate::plan::{ListenerPlan, Plan, Protocol};
 
 /// What the kernel holds, in the daemon's terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +24,42 @@ pub struct Tables {
     pub returns: BTreeMap<ListenerPlan, ReturnPath>,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
+    /// Words of the services that have listeners.
+    pub words: BTreeMap<u32, CutoverWord>,
+}
+
+/// Ids that remembered flows hold: none of them is given to something new.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InUse {
+    /// Of listeners.
+    pub listeners: BTreeSet<u16>,
+    /// Of services.
+    pub services: BTreeSet<u32>,
+}
+
+/// What is known of a service by its name, from before a reload or a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its id, if it was in the packet path.
+    pub id: Option<u32>,
+    /// Its last word.
+    pub word: CutoverWord,
+    /// The listeners it had.
+    pub listeners: Vec<ListenerPlan>,
+}
+
+impl Known {
+    /// The id, if a listener that it had, or one that it shall have, says the
+    /// same in the kernel (law 4).
+    pub fn id_in(&self, held: &Tables, wanted: &[ListenerPlan]) -> Option<u32> {
+        self.id.filter(|id| {
+            self.listeners
+                .iter()
+                .chain(wanted)
+                .filter_map(|listener| held.listeners.get(listener))
+                .any(|listener| listener.service == *id)
+        })
+    }
 }
 
 /// What it shall hold.
@@ -33,8 +69,8 @@ pub struct Layout {
     pub tables: Tables,
     /// Service ids by name.
     pub services: BTreeMap<String, u32>,
-    /// Services that are new in the kernel.
-    pub new_services: BTreeSet<u32>,
+    /// Services that are new in the kernel, and their first words.
+    pub new_services: BTreeMap<u32, CutoverWord>,
     /// Members of each pool, by index of its word.
     pub pools: BTreeMap<u32, Vec<Member>>,
 }
@@ -59,47 +95,39 @@ pub fn address_of(backend: &Backend) -> IpAddr {
     }
 }
 
-/// Lays a plan out over what the kernel holds: what stays keeps its id.
-pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
+/// Lays a plan out over what the kernel holds and what is known of its services:
+/// what stays keeps its id.
+pub fn lay_out(
+    plan: &Plan,
+    known: &BTreeMap<String, Known>,
+    held: &Tables,
+    in_use: &InUse,
+) -> Result<Layout, Error> {
     let mut layout = Layout::default();
-    let mut service_ids = Ids::new("services", capacity::SERVICES as u32);
-    let mut listener_ids = Ids::new("listeners", u32::from(u16::MAX));
-    service_ids
-        .taken
-        .extend(held.listeners.values().map(|listener| listener.service));
-    service_ids
-        .taken
-        .extend(held.backends.values().map(|backend| backend.service));
-    listener_ids.taken.extend(
+    name_services(&mut layout, plan, known, held, in_use)?;
+    let mut listener_ids = Ids::new(
+        "listeners, with those that old flows hold",
+        u32::from(u16::MAX),
         held.listeners
             .values()
-            .map(|listener| u32::from(listener.id)),
+            .map(|listener| listener.id)
+            .chain(held.returns.values().map(|path| path.listener))
+            .chain(in_use.listeners.iter().copied())
+            .map(u32::from),
     );
-    listener_ids
-        .taken
-        .extend(held.returns.values().map(|path| u32::from(path.listener)));
-    let mut backend_ids = Ids::new("backends", capacity::BACKENDS as u32);
-    backend_ids.taken.extend(held.backends.keys());
-    let mut adopted = BTreeSet::new();
+    let mut backend_ids = Ids::new(
+        "backends, with those that old flows hold",
+        capacity::BACKENDS as u32,
+        held.backends.keys().copied(),
+    );
+    let held_backends: BTreeMap<_, u32> = held
+        .backends
+        .iter()
+        .map(|(id, backend)| (identity(backend), *id))
+        .collect();
 
     for service in &plan.services {
-        let known = service
-            .listeners
-            .iter()
-            .filter_map(|listener| held.listeners.get(listener))
-            .map(|listener| listener.service)
-            .find(|id| !adopted.contains(id));
-        let id = match known {
-            Some(id) => id,
-            None => service_ids.free()?,
-        };
-        if known.is_none() {
-            layout.new_services.insert(id);
-        }
-        adopted.insert(id);
-        layout.services.insert(service.name.clone(), id);
-
-        let mut members: BTreeMap<BackendPlan, (Colour, u32)> = BTreeMap::new();
+        let id = layout.services[&service.name];
         for colour in Colour::ALL {
             for backend in service.backends(colour) {
                 let entry = Backend {
@@ -110,18 +138,11 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
                     colour: colour as u8,
                     service: id,
                 };
-                let same = held.backends.iter().find(|(_, held)| {
-                    Backend {
-                        next_hop: 0,
-                        ..**held
-                    } == entry
-                });
-                let (backend_id, entry) = match same {
-                    Some((id, held)) => (*id, *held),
-                    None => (backend_ids.free()?, entry),
+                let backend_id = match held_backends.get(&identity(&entry)) {
+                    Some(id) => *id,
+                    None => backend_ids.free()?,
                 };
                 layout.tables.backends.insert(backend_id, entry);
-                members.insert(*backend, (colour, backend_id));
                 let pool = PoolWord::index(id, colour, backend.address.is_ipv6());
                 layout.pools.entry(pool).or_default().push(Member {
                     id: backend_id,
@@ -132,19 +153,16 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
         }
         for listener in &service.listeners {
             let listener_id = match held.listeners.get(listener) {
-                Some(known) if known.service == id => known.id,
+                Some(held) if held.service == id => held.id,
                 _ => listener_ids.free()? as u16,
             };
-            let idle = ticks(service.udp_idle.as_nanos() as u64);
-            layout.tables.listeners.insert(
-                *listener,
-                Listener {
-                    service: id,
-                    id: listener_id,
-                    zero: 0,
-                    idle,
-                },
-            );
+            let entry = Listener {
+                service: id,
+                id: listener_id,
+                zero: 0,
+                idle: ticks(service.udp_idle.as_nanos() as u64),
+            };
+            layout.tables.listeners.insert(*listener, entry);
             let path = ReturnPath {
                 address: wide(listener.address.ip()),
                 port: listener.address.port().to_be_bytes(),
@@ -165,7 +183,89 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
             }
         }
     }
-    let (new, listeners, returns) = (&layout.tables, capacity::LISTENERS, capacity::RETURNS);
+    check_room(&layout.tables, held)?;
+    Ok(layout)
+}
+
+/// Gives every service its id: by its name, if the kernel agrees; otherwise, for
+/// a name that is new, by its listeners, if no other name has that id; otherwise
+/// a new one, with a word that moves no traffic.
+fn name_services(
+    layout: &mut Layout,
+    plan: &Plan,
+    known: &BTreeMap<String, Known>,
+    held: &Tables,
+    in_use: &InUse,
+) -> Result<(), Error> {
+    let mut taken = BTreeSet::new();
+    for service in &plan.services {
+        let id = known
+            .get(&service.name)
+            .and_then(|known| known.id_in(held, &service.listeners))
+            .filter(|id| taken.insert(*id));
+        layout
+            .services
+            .extend(id.map(|id| (service.name.clone(), id)));
+    }
+    let mut ids = Ids::new(
+        "services, with those that old flows hold",
+        capacity::SERVICES as u32,
+        held.listeners
+            .values()
+            .map(|listener| listener.service)
+            .chain(held.backends.values().map(|backend| backend.service))
+            .chain(in_use.services.iter().copied()),
+    );
+    for service in &plan.services {
+        if layout.services.contains_key(&service.name) {
+            continue;
+        }
+        let mut before = service
+            .listeners
+            .iter()
+            .filter_map(|listener| held.listeners.get(listener))
+            .map(|listener| listener.service);
+        let id = if let Some(id) = before.clone().find(|id| taken.insert(*id)) {
+            id
+        } else {
+            let id = ids.free()?;
+            let word = match known.get(&service.name) {
+                Some(known) => fresh(known.word.active(), known.word.generation()),
+                None => before
+                    .find_map(|id| held.words.get(&id))
+                    .map_or(CutoverWord::new(Colour::Blue), |word| {
+                        fresh(word.active(), 0)
+                    }),
+            };
+            layout.new_services.insert(id, word);
+            id
+        };
+        layout.services.insert(service.name.clone(), id);
+    }
+    Ok(())
+}
+
+/// A word without canary and floor.
+const fn fresh(active: Colour, generation: u16) -> CutoverWord {
+    CutoverWord(active as u64 | (generation as u64) << 32)
+}
+
+/// What makes two entries of the backend table the same backend.
+const fn identity(backend: &Backend) -> (u32, u8, u8, [u8; 2], [u8; 16]) {
+    let Backend {
+        service,
+        colour,
+        family,
+        port,
+        address,
+        ..
+    } = *backend;
+    (service, colour, family, port, address)
+}
+
+/// Refuses what does not fit while old and new entries are there together.
+fn check_room(new: &Tables, held: &Tables) -> Result<(), Error> {
+    let (listeners, returns) = (capacity::LISTENERS, capacity::RETURNS);
     for (what, wanted, limit) in [
         (
             "listeners over IPv4, with those that leave",
@@ -196,7 +296,7 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
             });
         }
     }
-    Ok(layout)
+    Ok(())
 }
 
 /// Entries of one family while a change is under way: what comes is set before
@@ -212,42 +312,6 @@ fn together<V>(
         .count()
 }
 
-/// Fills a pool's table.
-pub fn pool_table(members: &[Member]) -> Vec<u32> {
-    let total = members.iter().map(|member| u64::from(member.weight)).sum();
-    let mut table = vec![0; maglev::size(members.len(), total) as usize];
-    maglev::fill(members, &mut vec![0; members.len()], &mut table);
-    table
-}
-
-/// Finds `slots` slots of the arena that no pool in `used` takes up.
-pub fn allocate(used: &[PoolWord], slots: u32) -> Result<u32, Error> {
-    let arena = capacity::MAGLEV_ROWS as u32 * MAGLEV_ROW;
-    let rows = |slots: u32| slots.next_multiple_of(MAGLEV_ROW);
-    let mut used: Vec<(u32, u32)> = used
-        .iter()
-        .filter(|pool| pool.slots() > 0)
-        .map(|pool| (pool.base(), rows(pool.slots())))
-        .collect();
-    used.sort_unstable();
-    let mut base = 0;
-    for (start, length) in used {
-        if start.saturating_sub(base) >= rows(slots) {
-            return Ok(base);
-        }
-        base = base.max(start + length);
-    }
-    if base + rows(slots) > arena {
-        let (wanted, limit) = ((base + slots) as usize, arena as usize);
-        return Err(Error::Full {
-            what: "slots of the pools' hash tables",
-            wanted,
-            limit,
-        });
-    }
-    Ok(base)
-}
-
 /// The plan's name of a return path's listener.
 pub fn listener_of(path: &ReturnPath, from: &ListenerPlan) -> ListenerPlan {
     let [a, b, c, d, ..] = path.address;
@@ -259,35 +323,6 @@ pub fn listener_of(path: &ReturnPath, from: &ListenerPlan) -> ListenerPlan {
     ListenerPlan {
         address: SocketAddr::new(address, u16::from_be_bytes(path.port)),
         protocol: from.protocol,
-    }
-}
-
-/// Ids of one kind: the lowest free one next.
-struct Ids {
-    what: &'static str,
-    limit: u32,
-    taken: BTreeSet<u32>,
-}
-
-impl Ids {
-    const fn new(what: &'static str, limit: u32) -> Self {
-        Self {
-            what,
-            limit,
-            taken: BTreeSet::new(),
-        }
-    }
-
-    fn free(&mut self) -> Result<u32, Error> {
-        let id = (0..self.limit)
-            .find(|id| !self.taken.contains(id))
-            .ok_or(Error::Full {
-                what: self.what,
-                wanted: self.limit as usize + 1,
-                limit: self.limit as usize,
-            })?;
-        self.taken.insert(id);
-        Ok(id)
     }
 }
 
@@ -305,9 +340,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::plan::ServicePlan;
+    use crate::plan::{BackendPlan, ServicePlan};
 
-    fn plan(listeners: &[&str], blue: &[&str], green: &[&str]) -> Plan {
+    fn service(name: &str, listeners: &[&str], blue: &[&str], green: &[&str]) -> ServicePlan {
         let backends = |texts: &[&str]| {
             texts
                 .iter()
@@ -318,59 +353,88 @@ mod tests {
                 })
                 .collect()
         };
-        let listeners = listeners
-            .iter()
-            .map(|text| ListenerPlan {
-                address: text.parse().unwrap(),
-                protocol: Protocol::Tcp,
-            })
-            .collect();
-        let colours = [backends(blue), backends(green)];
-        let service = ServicePlan {
-            name: "llm".into(),
-            listeners,
+        ServicePlan {
+            name: name.into(),
+            listeners: listeners.iter().map(|text| tcp(text)).collect(),
             udp_idle: Duration::from_secs(30),
-            colours,
-        };
-        Plan {
-            services: vec![service],
+            colours: [backends(blue), backends(green)],
+        }
+    }
+
+    fn tcp(text: &str) -> ListenerPlan {
+        format!("tcp://{text}").parse().unwrap()
+    }
+
+    /// A gateway that has seen some plans.
+    #[derive(Default)]
+    struct Gateway {
+        held: Tables,
+        known: BTreeMap<String, Known>,
+        in_use: InUse,
+    }
+
+    impl Gateway {
+        fn apply(&mut self, services: Vec<ServicePlan>) -> Layout {
+            let plan = Plan { services };
+            let layout = lay_out(&plan, &self.known, &self.held, &self.in_use).unwrap();
+            let mut words = self.held.words.clone();
+            words.extend(&layout.new_services);
+            self.held = Tables {
+                words,
+                ..layout.tables.clone()
+            };
+            for known in self.known.values_mut() {
+                known.id = None;
+            }
+            for service in plan.services {
+                let id = layout.services[&service.name];
+                let known = Known {
+                    id: Some(id),
+                    word: self.held.words[&id],
+                    listeners: service.listeners,
+                };
+                self.known.insert(service.name, known);
+            }
+            layout
+        }
+
+        fn flip(&mut self, name: &str) {
+            let known = self.known.get_mut(name).unwrap();
+            known.word = known.word.flipped(known.word.active().other(), false);
+            self.held.words.insert(known.id.unwrap(), known.word);
         }
     }
 
     #[test]
     fn what_stays_keeps_its_id() {
-        let before = lay_out(
-            &plan(&["192.0.2.1:80"], &["10.0.0.1", "10.0.0.2"], &["10.1.0.1"]),
-            &Tables::default(),
-        );
-        let before = before.unwrap();
-        let after = plan(
+        let mut gateway = Gateway::default();
+        let blue = ["10.0.0.1", "10.0.0.2"];
+        let before = gateway.apply(vec![service(
+            "llm",
+            &["192.0.2.1:80"],
+            &blue,
+            &["10.1.0.1"],
+        )]);
+        // The flows of a backend that left may still be there.
+        gateway.held.backends = before.tables.backends.clone();
+        let after = gateway.apply(vec![service(
+            "llm",
             &["192.0.2.1:81", "192.0.2.1:80"],
             &["10.0.0.3", "10.0.0.2"],
             &["10.1.0.1"],
-        );
-        let after = lay_out(&after, &before.tables).unwrap();
+        )]);
         assert_eq!(after.services, before.services);
         assert!(after.new_services.is_empty());
         let id = |layout: &Layout, address: &str| {
             let address: IpAddr = address.parse().unwrap();
-            layout
-                .tables
-                .backends
-                .iter()
+            let mut backends = layout.tables.backends.iter();
+            backends
                 .find(|(_, b)| address_of(b) == address)
                 .map(|(id, _)| *id)
         };
         assert_eq!(id(&after, "10.0.0.2"), id(&before, "10.0.0.2"));
-        assert_ne!(
-            id(&after, "10.0.0.3"),
-            id(&before, "10.0.0.1"),
-            "its flows may still be there"
-        );
-        let listener = ListenerPlan {
-            address: "192.0.2.1:80".parse().unwrap(),
-            protocol: Protocol::Tcp,
-        };
+        assert_ne!(id(&after, "10.0.0.3"), id(&before, "10.0.0.1"));
+        let listener = tcp("192.0.2.1:80");
         assert_eq!(
             after.tables.listeners[&listener],
             before.tables.listeners[&listener]
@@ -378,10 +442,124 @@ mod tests {
     }
 
     #[test]
-    fn the_arena_gives_gaps_back() {
-        let used = [PoolWord::new(0, 251), PoolWord::new(1024, 251)];
-        assert_eq!(allocate(&used, 251).unwrap(), 256);
-        assert_eq!(allocate(&used, 1021).unwrap(), 1280);
-        assert!(allocate(&used, capacity::MAGLEV_ROWS as u32 * MAGLEV_ROW).is_err());
+    fn a_service_keeps_its_word_when_all_its_listeners_change() {
+        let mut gateway = Gateway::default();
+        let llm = |port: &str| service("llm", &[port], &["10.0.0.1"], &["10.1.0.1"]);
+        let before = gateway.apply(vec![llm("192.0.2.1:80")]);
+        let after = gateway.apply(vec![llm("192.0.2.1:81")]);
+        assert_eq!(after.services, before.services);
+        assert!(after.new_services.is_empty());
+    }
+
+    #[test]
+    fn a_new_service_takes_a_listener_but_neither_id_nor_flows() {
+        let (one, two) = ("192.0.2.1:80", "192.0.2.1:81");
+        let llm = |listeners: &[&str]| service("llm", listeners, &["10.0.0.1"], &["10.1.0.1"]);
+        let embed = service("embed", &[two], &["10.0.0.2"], &["10.1.0.2"]);
+        let mut gateway = Gateway::default();
+        let before = gateway.apply(vec![llm(&[one, two])]);
+        gateway.flip("llm");
+        let after = gateway.apply(vec![embed, llm(&[one])]);
+        assert_eq!(after.services["llm"], before.services["llm"]);
+        let kept = tcp(one);
+        assert_eq!(
+            after.tables.listeners[&kept],
+            before.tables.listeners[&kept]
+        );
+        let taken = tcp(two);
+        assert_ne!(
+            after.tables.listeners[&taken].id,
+            before.tables.listeners[&taken].id
+        );
+        let word = after.new_services[&after.services["embed"]];
+        assert_eq!(word.active(), Colour::Green, "its traffic stays on green");
+    }
+
+    #[test]
+    fn a_new_name_over_the_same_listeners_is_the_same_service() {
+        let named = |name| {
+            vec![service(
+                name,
+                &["192.0.2.1:80"],
+                &["10.0.0.1"],
+                &["10.1.0.1"],
+            )]
+        };
+        let mut gateway = Gateway::default();
+        let before = gateway.apply(named("llm"));
+        let after = gateway.apply(named("chat"));
+        assert_eq!(after.services["chat"], before.services["llm"]);
+        assert!(after.new_services.is_empty());
+    }
+
+    #[test]
+    fn a_known_name_starts_where_it_was() {
+        let llm = || {
+            vec![service(
+                "llm",
+                &["192.0.2.1:80"],
+                &["10.0.0.1"],
+                &["10.1.0.1"],
+            )]
+        };
+        let mut gateway = Gateway::default();
+        gateway.apply(llm());
+        gateway.flip("llm");
+        // The host was rebooted: no tables, but a state file.
+        gateway.held = Tables::default();
+        let after = gateway.apply(llm());
+        let word = after.new_services[&after.services["llm"]];
+        assert_eq!((word.active(), word.generation()), (Colour::Green, 1));
+    }
+
+    #[test]
+    fn ids_that_flows_hold_are_not_given_away() {
+        let in_use = InUse {
+            listeners: [0, 1].into(),
+            services: [0].into(),
+        };
+        let mut gateway = Gateway {
+            in_use,
+            ..Gateway::default()
+        };
+        let layout = gateway.apply(vec![service(
+            "llm",
+            &["192.0.2.1:80"],
+            &["10.0.0.1"],
+            &["10.1.0.1"],
+        )]);
+        assert_eq!(layout.services["llm"], 1);
+        assert_eq!(layout.tables.listeners[&tcp("192.0.2.1:80")].id, 2);
+    }
+
+    #[test]
+    fn each_family_has_room_of_its_own_for_old_and_new_together() {
+        let many = |net: &str, count: usize| -> BTreeMap<ListenerPlan, Listener> {
+            (0..count)
+                .map(|n| (tcp(&format!("{net}:{}", n + 1)), Listener::default()))
+                .collect()
+        };
+        let of = |listeners| Tables {
+            listeners,
+            ..Tables::default()
+        };
+        let full = of(many("192.0.2.1", capacity::LISTENERS));
+        assert!(check_room(&full, &full).is_ok());
+        assert!(check_room(&of(many("[2001:db8::1]", 10)), &full).is_ok());
+        assert!(check_room(&of(many("192.0.2.2", 1)), &full).is_err());
+    }
+
+    #[test]
+    fn all_backends_that_fit_are_laid_out_and_stay() {
+        let addresses: Vec<String> = (0..capacity::BACKENDS)
+            .map(|n| IpAddr::from((0x0a00_0000 + n as u32).to_be_bytes()).to_string())
+            .collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        let (blue, green) = addresses.split_at(capacity::BACKENDS / 2);
+        let mut gateway = Gateway::default();
+        for _ in 0..2 {
+            gateway.apply(vec![service("llm", &["192.0.2.1:80"], blue, green)]);
+        }
+        assert_eq!(gateway.held.backends.len(), capacity::BACKENDS);
     }
 }

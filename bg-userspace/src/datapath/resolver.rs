@@ -1,7 +1,9 @@
-//! Next hops: from the host's routes and neighbours into the backend table.
+//! Next hops: from the host's routes and neighbours into the backend table, and
+//! interfaces that come, go and change.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
@@ -9,104 +11,208 @@ use std::{
 
 use aya::maps::{HashMap, Map};
 use bg_common::{abi::map, service::NextHop};
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use rtnetlink::{
-    Handle, MulticastGroup, RouteMessageBuilder, new_multicast_connection,
-    packet_route::{
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState},
-        route::{RouteAddress, RouteAttribute},
-    },
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    Error, Inner,
+    hops::View,
+    interfaces::Interfaces,
+    layout::address_of,
+    netlink::{Event, Events, Failure, Requests},
 };
 
-use super::{Error, Inner, layout::address_of};
+/// Without events, routes and neighbours are asked for anew after this.
+const REFRESH: Duration = Duration::from_secs(30);
+/// A storm of route changes asks for all routes at most this often.
+const ROUTES: Duration = Duration::from_secs(1);
+/// Events that come in this time are taken as one.
+const BURST: Duration = Duration::from_millis(20);
+/// Neighbours that are missing are asked for this often.
+const ASK: Duration = Duration::from_secs(1);
 
 /// Keeps every backend's next hop as the kernel has it.
 #[derive(Debug)]
 pub struct Resolver {
     inner: Arc<Inner>,
+    interfaces: Arc<Interfaces>,
 }
 
-type Neighbours = BTreeMap<(u32, IpAddr), ([u8; 6], bool)>;
+/// What to ask the kernel for in the next round.
+struct Due {
+    links: bool,
+    neighbours: bool,
+    routes: bool,
+    confirm: bool,
+}
+
+impl Due {
+    const ALL: Self = Self {
+        links: true,
+        neighbours: true,
+        routes: true,
+        confirm: true,
+    };
+    const NOTHING: Self = Self {
+        links: false,
+        neighbours: false,
+        routes: false,
+        confirm: false,
+    };
+
+    const fn event(&mut self, event: Event) {
+        match event {
+            Event::Link => (self.links, self.routes) = (true, true),
+            Event::Route => self.routes = true,
+            Event::Lost => *self = Self::ALL,
+            Event::Neighbour(..) => {}
+        }
+    }
+}
 
 impl Resolver {
-    pub(super) const fn new(inner: Arc<Inner>) -> Self {
-        Self { inner }
+    pub(super) const fn new(inner: Arc<Inner>, interfaces: Arc<Interfaces>) -> Self {
+        Self { inner, interfaces }
     }
 
-    /// Watches links, routes and neighbours, and resolves after every change and
-    /// every second. Returns only when netlink fails.
-    pub async fn run(self) -> Result<(), Error> {
-        let groups = [
-            MulticastGroup::Neigh,
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ];
-        let (connection, handle, mut events) = new_multicast_connection(&groups)
-            .map_err(Error::io("watching routes and neighbours"))?;
-        tokio::spawn(connection);
-        let mut probes = 0u64;
+    /// Watches links, routes and neighbours, and resolves after every change.
+    /// When netlink fails, next hops stay as they are, and it begins anew.
+    pub async fn run(self) {
+        let mut pause = Duration::from_secs(1);
         loop {
-            self.resolve(&handle, probes.is_multiple_of(30)).await?;
-            probes += 1;
-            // A change, or the next second; several changes at once are one.
-            let _ = tokio::time::timeout(Duration::from_secs(1), events.next()).await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            while events.try_recv().is_ok() {}
+            let begun = Instant::now();
+            let Err(error) = self.watch().await;
+            if begun.elapsed() > REFRESH {
+                pause = Duration::from_secs(1);
+            }
+            tracing::error!(
+                "{error}: next hops stay as they are; watching again in {}",
+                humantime::format_duration(pause)
+            );
+            sleep(pause).await;
+            pause = (pause * 2).min(REFRESH);
         }
     }
 
-    /// Resolves until every backend has a next hop, at most for `limit`.
-    pub async fn resolve_now(&self, limit: Duration) -> Result<(), Error> {
-        let (connection, handle, _) =
-            rtnetlink::new_connection().map_err(Error::io("asking for routes and neighbours"))?;
-        let task = tokio::spawn(connection);
-        let deadline = tokio::time::Instant::now() + limit;
-        while !self.resolve(&handle, true).await? && tokio::time::Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        task.abort();
-        Ok(())
-    }
+    async fn watch(&self) -> Result<Infallible, Error> {
+        let mut events = Events::open()?;
+        let requests = Requests::open()?;
+        let mut view = View::default();
+        let mut due = Due::ALL;
+        let mut refreshed = Instant::now();
+        let (mut routed, mut asked) = (None, None);
+        loop {
+            if due.links {
+                let interfaces = Arc::clone(&self.interfaces);
+                let inner = Arc::clone(&self.inner);
+                let followed = tokio::task::spawn_blocking(move || interfaces.follow(&inner)).await;
+                followed.map_err(|e| Error::step("following the interfaces", e))??;
+                view.slots = self.inner.slots()?;
+            }
+            if due.neighbours {
+                view.neighbours = requests.neighbours().await?.into_iter().collect();
+            }
+            if due.routes && is_due(routed, ROUTES) {
+                routed = Some(Instant::now());
+                due.routes = false;
+                view.routes.clear();
+            }
+            let backends = self.inner.addresses();
+            ask_for_routes(&requests, &mut view, backends.values()).await?;
+            let ask = is_due(asked, ASK);
+            if ask {
+                asked = Some(Instant::now());
+            }
+            self.inner.settle(&mut view, &backends, ask, due.confirm);
 
-    /// One round; true when every backend has a next hop. With `probe`, asks the
-    /// kernel to confirm neighbours it has not heard from for a while.
-    async fn resolve(&self, handle: &Handle, probe: bool) -> Result<bool, Error> {
-        let backends = self.inner.backends();
-        let slots = self.slots()?;
-        let neighbours = neighbours(handle).await?;
-        let mut all = true;
-        for (id, backend) in backends {
-            let address = address_of(&backend);
-            let hop = match route(handle, address).await {
-                Some((ifindex, via)) => {
-                    match (slots.get(&ifindex), neighbours.get(&(ifindex, via))) {
-                        (Some(slot), Some((mac, fresh))) => {
-                            if probe && !fresh {
-                                ask(address);
-                            }
-                            NextHop::new(*mac, *slot as u16)
-                        }
-                        (Some(_), None) => {
-                            ask(address);
-                            NextHop::NONE
-                        }
-                        (None, _) => NextHop::NONE,
-                    }
-                }
-                None => NextHop::NONE,
+            due = Due {
+                routes: due.routes,
+                ..Due::NOTHING
             };
-            all &= hop != NextHop::NONE;
-            if self.inner.next_hop(id) != hop {
-                tracing::info!(backend = %address, resolved = hop != NextHop::NONE, "next hop changed");
-                self.inner.set_next_hop(id, hop);
+            // A change, or time to ask again; several changes at once are one.
+            let first = timeout(ASK, events.next()).await;
+            let mut event = first.ok().transpose()?;
+            if event.is_some() {
+                sleep(BURST).await;
+            }
+            while let Some(next) = event {
+                due.event(next);
+                view.event(next);
+                event = events.at_hand();
+            }
+            if refreshed.elapsed() > REFRESH {
+                refreshed = Instant::now();
+                due = Due::ALL;
             }
         }
-        Ok(all)
+    }
+}
+
+impl Inner {
+    /// Resolves until these backends have a next hop, at most for `limit`.
+    pub(super) async fn resolve_now(
+        &self,
+        ids: &BTreeSet<u32>,
+        limit: Duration,
+    ) -> Result<(), Error> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let requests = Requests::open()?;
+        let deadline = Instant::now() + limit;
+        let mut view = View::new(self.slots()?);
+        let mut backends = self.addresses();
+        backends.retain(|id, _| ids.contains(id));
+        let mut asked = None;
+        loop {
+            view.neighbours = requests.neighbours().await?.into_iter().collect();
+            ask_for_routes(&requests, &mut view, backends.values()).await?;
+            let ask = is_due(asked, ASK);
+            if ask {
+                asked = Some(Instant::now());
+            }
+            self.settle(&mut view, &backends, ask, ask);
+            backends.retain(|id, _| self.next_hop(*id) == NextHop::NONE);
+            if backends.is_empty() || Instant::now() >= deadline {
+                return Ok(());
+            }
+            sleep(BURST / 2).await;
+        }
+    }
+
+    /// Takes the next hops away that lead through a slot.
+    pub(super) fn clear_hops(&self, slot: u32) {
+        for id in self.backends().into_keys() {
+            if self.next_hop(id).slot().map(u32::from) == Some(slot) {
+                self.set_next_hop(id, NextHop::NONE);
+            }
+        }
+    }
+
+    /// Stores the next hops that follow from what is known.
+    fn settle(&self, view: &mut View, backends: &BTreeMap<u32, IpAddr>, ask: bool, confirm: bool) {
+        let mut wanted = BTreeSet::new();
+        for (id, address) in backends {
+            let held = self.next_hop(*id);
+            let step = view.step(*id, *address, held);
+            if step.ask && ask || step.confirm && confirm {
+                wanted.insert(*address);
+            }
+            if step.hop != held {
+                let resolved = step.hop != NextHop::NONE;
+                tracing::info!(backend = %address, resolved, "next hop changed");
+                self.set_next_hop(*id, step.hop);
+            }
+        }
+        wanted.into_iter().for_each(find_neighbour);
+    }
+
+    fn addresses(&self) -> BTreeMap<u32, IpAddr> {
+        let backends = self.backends().into_iter();
+        backends.map(|(id, b)| (id, address_of(&b))).collect()
     }
 
     fn slots(&self) -> Result<BTreeMap<u32, u32>, Error> {
-        let slots: HashMap<_, u32, u32> = self.inner.open_map(map::SLOTS, Map::HashMap)?;
+        let slots: HashMap<_, u32, u32> = self.open_map(map::SLOTS, Map::HashMap)?;
         slots
             .iter()
             .collect::<Result<_, _>>()
@@ -114,75 +220,36 @@ impl Resolver {
     }
 }
 
-/// Usable neighbours by interface and address: MAC, and whether it was
-/// confirmed of late.
-async fn neighbours(handle: &Handle) -> Result<Neighbours, Error> {
-    let mut found = Neighbours::new();
-    let mut messages = handle.neighbours().get().execute();
-    while let Some(message) = messages
-        .try_next()
-        .await
-        .map_err(|e| Error::step("reading the neighbour table", e))?
-    {
-        let fresh = match message.header.state {
-            NeighbourState::Reachable | NeighbourState::Permanent | NeighbourState::Noarp => true,
-            NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe => false,
-            _ => continue,
-        };
-        let (mut address, mut mac) = (None, None);
-        for attribute in message.attributes {
-            match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => {
-                    address = Some(IpAddr::V4(ip));
-                }
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => {
-                    address = Some(IpAddr::V6(ip));
-                }
-                NeighbourAttribute::LinkLayerAddress(bytes) => {
-                    mac = <[u8; 6]>::try_from(bytes).ok();
-                }
-                _ => {}
-            }
+/// Asks for the routes that the view lacks, once for each address.
+async fn ask_for_routes(
+    requests: &Requests,
+    view: &mut View,
+    addresses: impl Iterator<Item = &IpAddr>,
+) -> Result<(), Error> {
+    let addresses: BTreeSet<&IpAddr> = addresses.collect();
+    view.routes.retain(|address, _| addresses.contains(address));
+    for address in addresses {
+        if view.routes.contains_key(address) {
+            continue;
         }
-        if let (Some(address), Some(mac)) = (address, mac) {
-            found.insert((message.header.ifindex, address), (mac, fresh));
+        match requests.route(*address).await {
+            Ok(route) => {
+                view.routes.insert(*address, route);
+            }
+            Err(Failure::Refused(error)) => tracing::debug!("{address}: {error}"),
+            Err(Failure::Broken(error)) => return Err(error),
         }
     }
-    Ok(found)
+    Ok(())
 }
 
-/// The interface and the next hop's address on the way to `to`.
-async fn route(handle: &Handle, to: IpAddr) -> Option<(u32, IpAddr)> {
-    let message = match to {
-        IpAddr::V4(ip) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(ip, 32)
-            .build(),
-        IpAddr::V6(ip) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(ip, 128)
-            .build(),
-    };
-    let reply = handle
-        .route()
-        .get(message)
-        .execute()
-        .try_next()
-        .await
-        .ok()??;
-    let (mut ifindex, mut via) = (None, to);
-    for attribute in reply.attributes {
-        match attribute {
-            RouteAttribute::Oif(index) => ifindex = Some(index),
-            RouteAttribute::Gateway(RouteAddress::Inet(ip)) => via = IpAddr::V4(ip),
-            RouteAttribute::Gateway(RouteAddress::Inet6(ip)) => via = IpAddr::V6(ip),
-            _ => {}
-        }
-    }
-    Some((ifindex?, via))
+fn is_due(last: Option<Instant>, every: Duration) -> bool {
+    last.is_none_or(|last| last.elapsed() >= every)
 }
 
 /// Makes the kernel resolve the next hop towards a backend: an empty datagram to
 /// the discard port (RFC 863) needs it.
-fn ask(backend: IpAddr) {
+fn find_neighbour(backend: IpAddr) {
     let local: SocketAddr = match backend {
         IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),

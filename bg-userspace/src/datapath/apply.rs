@@ -1,0 +1,188 @@
+//! A plan becomes tables: laid out first, refused whole if it does not fit (law
+//! 8), then written so that no packet meets a half of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bg_common::{
+    abi::map,
+    service::{FirstFlow, ReturnPath},
+};
+use tokio::sync::OwnedMutexGuard;
+
+use super::{
+    Applied, Error, Inner,
+    layout::{Known, Layout, Tables, address_of, lay_out, listener_of},
+    pools::Changed,
+};
+use crate::plan::{ListenerPlan, Plan};
+
+/// A plan that fits, laid out over what the kernel holds. As long as it lives,
+/// nothing else changes the tables.
+#[derive(Debug)]
+pub struct Change {
+    held: Tables,
+    layout: Layout,
+    pools: Changed,
+    _alone: OwnedMutexGuard<()>,
+}
+
+impl Change {
+    /// Ids of the backends that are new in the kernel.
+    pub fn new_backends(&self) -> BTreeSet<u32> {
+        let new = self.layout.tables.backends.keys();
+        new.filter(|id| !self.held.backends.contains_key(id))
+            .copied()
+            .collect()
+    }
+}
+
+impl Inner {
+    /// Lays the plan out and reads what the kernel holds, changing nothing. Waits
+    /// for a change that is under way: not to be called in a runtime.
+    pub(super) fn prepare(
+        &self,
+        plan: &Plan,
+        known: &BTreeMap<String, Known>,
+    ) -> Result<Change, Error> {
+        let alone = self.changing.clone().blocking_lock_owned();
+        let held = self.held()?;
+        let layout = lay_out(plan, known, &held, &self.in_use()?)?;
+        let pools = self.plan_pools(&layout.pools)?;
+        Ok(Change {
+            held,
+            layout,
+            pools,
+            _alone: alone,
+        })
+    }
+
+    /// Writes the new backends, which nothing leads to yet, so that their next
+    /// hops can be found before their first packet comes.
+    pub(super) fn announce(&self, change: &Change) {
+        for id in change.new_backends() {
+            self.set_backend(id, &change.layout.tables.backends[&id]);
+        }
+    }
+
+    /// Writes so that no packet meets a listener without a pool: return paths,
+    /// pools, words, listeners; then removes what is no longer wanted, listeners
+    /// first. The backends have been announced.
+    pub(super) fn apply(&self, change: Change) -> Result<(), Error> {
+        let Change {
+            held,
+            layout,
+            pools,
+            _alone,
+        } = change;
+        let wanted = &layout.tables;
+        let returns = [map::RETURNS_V4, map::RETURNS_V6];
+        let listeners = [map::LISTENERS_V4, map::LISTENERS_V6];
+
+        self.write_endpoints(returns, &differing(&wanted.returns, &held.returns), &[])?;
+        self.write_pools(&pools);
+        for (id, word) in &layout.new_services {
+            // The stamp is the generation's own: the next flip's is a new one.
+            let stamp = FirstFlow::new(word.generation(), 0);
+            self.first_flows.store(*id as usize, stamp.0);
+            self.words.store(*id as usize, word.0);
+        }
+        self.clear_stats(layout.new_services.keys())?;
+        // Before the listeners: a flow of a listener that nobody knows is over.
+        let idle = wanted.listeners.values().map(|l| (l.id, l.idle));
+        self.applied().listeners.extend(idle.clone());
+        let gone = missing(&held.listeners, &wanted.listeners);
+        let new = differing(&wanted.listeners, &held.listeners);
+        self.write_endpoints(listeners, &new, &gone)?;
+        // Return paths of listeners that are gone; those of backends that left
+        // stay for their flows, until the sweep finds none.
+        let mut stale = missing(&held.returns, &wanted.returns);
+        stale.retain(|from| {
+            let listener = listener_of(&held.returns[from], from);
+            !wanted.listeners.contains_key(&listener)
+        });
+        self.write_endpoints::<ReturnPath>(returns, &BTreeMap::new(), &stale)?;
+        self.free_pools(&layout.pools);
+
+        *self.applied() = Applied {
+            listeners: idle.collect(),
+            services: layout.services,
+            backends: layout.tables.backends,
+        };
+        Ok(())
+    }
+
+    /// Forgets backends that are neither wanted nor used, and the return paths
+    /// that only they had.
+    pub(super) fn forget_backends(&self, unused: &BTreeSet<u32>) -> Result<(), Error> {
+        // A change under way may have taken one of them up: the next sweep, then.
+        let Ok(_alone) = self.changing.try_lock() else {
+            return Ok(());
+        };
+        let applied = self.applied().clone();
+        let held = self.held()?;
+        let unused: Vec<u32> = unused
+            .iter()
+            .filter(|id| !applied.backends.contains_key(id))
+            .copied()
+            .collect();
+        let kept: BTreeSet<_> = held
+            .backends
+            .iter()
+            .filter(|(id, _)| !unused.contains(id))
+            .map(|(_, backend)| address_of(backend))
+            .collect();
+        let stale: Vec<ListenerPlan> = held
+            .returns
+            .keys()
+            .filter(|from| !kept.contains(&from.address.ip()))
+            .copied()
+            .collect();
+        let returns = [map::RETURNS_V4, map::RETURNS_V6];
+        self.write_endpoints::<ReturnPath>(returns, &BTreeMap::new(), &stale)?;
+        for id in unused {
+            self.set_backend(id, &bg_common::service::Backend::default());
+        }
+        Ok(())
+    }
+}
+
+/// The entries that are not held yet, or held with another value.
+fn differing<V: Copy + PartialEq>(
+    wanted: &BTreeMap<ListenerPlan, V>,
+    held: &BTreeMap<ListenerPlan, V>,
+) -> BTreeMap<ListenerPlan, V> {
+    wanted
+        .iter()
+        .filter(|(key, value)| held.get(key) != Some(value))
+        .map(|(key, value)| (*key, *value))
+        .collect()
+}
+
+/// The keys that are held and no longer wanted.
+fn missing<V>(
+    held: &BTreeMap<ListenerPlan, V>,
+    wanted: &BTreeMap<ListenerPlan, V>,
+) -> Vec<ListenerPlan> {
+    held.keys()
+        .filter(|key| !wanted.contains_key(key))
+        .copied()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_equal_is_not_written() {
+        let key =
+            |port: u16| -> ListenerPlan { format!("tcp://192.0.2.1:{port}").parse().unwrap() };
+        let held = BTreeMap::from([(key(1), 1), (key(2), 2), (key(3), 3)]);
+        let wanted = BTreeMap::from([(key(1), 1), (key(2), 0), (key(4), 4)]);
+        assert_eq!(
+            differing(&wanted, &held),
+            BTreeMap::from([(key(2), 0), (key(4), 4)])
+        );
+        assert_eq!(missing(&held, &wanted), [key(3)]);
+    }
+}

@@ -1,0 +1,114 @@
+//! Interfaces while the daemon runs: their addresses and sizes change, and they
+//! go and come again.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+};
+
+use aya::Ebpf;
+
+use super::{
+    Error, Inner, InterfaceStatus, Settings, attach, netlink::Link, program_of, slots::Slots,
+};
+
+/// The configured interfaces, as they are.
+#[derive(Debug)]
+pub struct Interfaces {
+    settings: Settings,
+    ebpf: Mutex<Ebpf>,
+    statuses: Mutex<Vec<InterfaceStatus>>,
+}
+
+impl Interfaces {
+    pub(super) const fn new(
+        settings: Settings,
+        ebpf: Ebpf,
+        statuses: Vec<InterfaceStatus>,
+    ) -> Self {
+        Self {
+            settings,
+            ebpf: Mutex::new(ebpf),
+            statuses: Mutex::new(statuses),
+        }
+    }
+
+    /// Their names.
+    pub fn names(&self) -> &[String] {
+        &self.settings.interfaces
+    }
+
+    /// What was found last.
+    pub fn statuses(&self) -> Vec<InterfaceStatus> {
+        let statuses = self.statuses.lock();
+        statuses.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Brings the tables in line with the interfaces: frees the slots of those
+    /// that are gone, attaches to those that came again, and follows changes of
+    /// address and size. Blocks.
+    pub(super) fn follow(&self, inner: &Inner) -> Result<(), Error> {
+        let mut slots = Slots::open(&inner.pins)?;
+        let names = &self.settings.interfaces;
+        let links = names
+            .iter()
+            .map(|name| attach::link(name))
+            .collect::<Result<Vec<_>, _>>()?;
+        let there: BTreeSet<u32> = links.iter().flatten().map(|link| link.ifindex).collect();
+        for (ifindex, slot) in slots.taken()? {
+            if !there.contains(&ifindex) {
+                inner.clear_hops(slot);
+                slots.free(ifindex)?;
+            }
+        }
+        let mut statuses = Vec::new();
+        for (name, link) in names.iter().zip(links) {
+            let status = match link {
+                None => Ok(InterfaceStatus::absent(name)),
+                Some(link) if link.xdp.is_some() => slots
+                    .fill(attach::interface_of(name, &link)?)
+                    .map(|_| InterfaceStatus::of(name, &link)),
+                Some(link) => self.attach_again(name, &link, inner, &mut slots),
+            };
+            statuses.push(status.unwrap_or_else(|error| {
+                tracing::error!("{error}");
+                InterfaceStatus::absent(name)
+            }));
+        }
+        let before = self.statuses();
+        for status in statuses.iter().filter(|status| !before.contains(status)) {
+            match status.program_id {
+                0 => tracing::error!(
+                    "interface {} is gone: nothing is forwarded there",
+                    status.name
+                ),
+                id => tracing::warn!(
+                    "interface {} came again: it runs XDP in {} mode, program {id}",
+                    status.name,
+                    status.mode
+                ),
+            }
+        }
+        *self.statuses.lock().unwrap_or_else(PoisonError::into_inner) = statuses;
+        Ok(())
+    }
+
+    fn attach_again(
+        &self,
+        name: &str,
+        link: &Link,
+        inner: &Inner,
+        slots: &mut Slots,
+    ) -> Result<InterfaceStatus, Error> {
+        slots.fill(attach::interface_of(name, link)?)?;
+        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
+        attach::again(
+            program_of(&mut ebpf)?,
+            name,
+            self.settings.mode,
+            &inner.pins,
+        )?;
+        let link = attach::link(name)?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
+        Ok(InterfaceStatus::of(name, &link))
+    }
+}

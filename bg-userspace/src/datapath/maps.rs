@@ -1,0 +1,249 @@
+//! The pinned tables, as the daemon reads and writes them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    Pod,
+    maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    util::nr_cpus,
+};
+use bg_common::{
+    abi::{MAGLEV_ROW, capacity, map},
+    key::{Endpoint, FlowKey},
+    service::{Backend, Colour, ColourStats, CutoverWord, Flow, Listener, NextHop, ReturnPath},
+};
+
+use super::{
+    Applied, Error, Inner, batch, describe,
+    layout::{InUse, Tables, protocol_of},
+    mmap::Words,
+    pinned,
+    pins::Pins,
+};
+use crate::plan::ListenerPlan;
+
+const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
+
+impl Inner {
+    pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
+        let words = |name: &str, words: usize| {
+            let data = pinned(pins, name)?;
+            Words::map(data.fd(), words).map_err(Error::io(format!("mapping {name}")))
+        };
+        Ok(Self {
+            words: words(map::WORDS, capacity::SERVICES)?,
+            first_flows: words(map::FIRST_FLOWS, capacity::SERVICES)?,
+            pools: words(map::POOLS, capacity::SERVICES * 4)?,
+            arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
+            backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
+            tables: Mutex::default(),
+            changing: Arc::default(),
+            pins: pins.clone(),
+        })
+    }
+
+    pub(super) fn applied(&self) -> MutexGuard<'_, Applied> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn service(&self, name: &str) -> Option<u32> {
+        self.applied().services.get(name).copied()
+    }
+
+    pub(super) fn pinned(&self, name: &str) -> Result<MapData, Error> {
+        pinned(&self.pins, name)
+    }
+
+    pub(super) fn open_map<T: TryFrom<Map, Error = MapError>>(
+        &self,
+        name: &str,
+        of: impl FnOnce(MapData) -> Map,
+    ) -> Result<T, Error> {
+        T::try_from(of(self.pinned(name)?)).map_err(|e| Error::step(format!("opening {name}"), e))
+    }
+
+    pub(super) fn next_hop(&self, backend: u32) -> NextHop {
+        NextHop(self.backend_words.load(backend as usize * BACKEND_WORDS))
+    }
+
+    pub(super) fn set_next_hop(&self, backend: u32, hop: NextHop) {
+        self.backend_words
+            .store(backend as usize * BACKEND_WORDS, hop.0);
+    }
+
+    /// The used slots of the backend table.
+    pub(super) fn backends(&self) -> BTreeMap<u32, Backend> {
+        let slot = |id: usize| {
+            let word = |n: usize| {
+                self.backend_words
+                    .load(id * BACKEND_WORDS + n)
+                    .to_ne_bytes()
+            };
+            let last = word(3);
+            let mut address = [0; 16];
+            address[..8].copy_from_slice(&word(1));
+            address[8..].copy_from_slice(&word(2));
+            Backend {
+                next_hop: u64::from_ne_bytes(word(0)),
+                address,
+                port: [last[0], last[1]],
+                family: last[2],
+                colour: last[3],
+                service: u32::from_ne_bytes([last[4], last[5], last[6], last[7]]),
+            }
+        };
+        (0..capacity::BACKENDS)
+            .map(|id| (id as u32, slot(id)))
+            .filter(|(_, b)| b.family != 0)
+            .collect()
+    }
+
+    pub(super) fn set_backend(&self, id: u32, backend: &Backend) {
+        let at = id as usize * BACKEND_WORDS;
+        let (low, high) = backend.address.split_at(8);
+        let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
+        let [p, q] = backend.port;
+        let [a, b, c, d] = backend.service.to_ne_bytes();
+        self.backend_words.store(at, backend.next_hop);
+        self.backend_words.store(at + 1, word(low));
+        self.backend_words.store(at + 2, word(high));
+        self.backend_words.store(
+            at + 3,
+            u64::from_ne_bytes([p, q, backend.family, backend.colour, a, b, c, d]),
+        );
+    }
+
+    pub(super) fn held(&self) -> Result<Tables, Error> {
+        let mut held = Tables {
+            backends: self.backends(),
+            ..Tables::default()
+        };
+        self.read_endpoints::<[u8; 4], Listener>(map::LISTENERS_V4, &mut held.listeners)?;
+        self.read_endpoints::<[u8; 16], Listener>(map::LISTENERS_V6, &mut held.listeners)?;
+        self.read_endpoints::<[u8; 4], ReturnPath>(map::RETURNS_V4, &mut held.returns)?;
+        self.read_endpoints::<[u8; 16], ReturnPath>(map::RETURNS_V6, &mut held.returns)?;
+        held.words = held
+            .listeners
+            .values()
+            .map(|listener| listener.service)
+            .map(|id| (id, CutoverWord(self.words.load(id as usize))))
+            .collect();
+        Ok(held)
+    }
+
+    fn read_endpoints<A: Copy + Into<IpAddr> + 'static, V: Pod>(
+        &self,
+        name: &str,
+        into: &mut BTreeMap<ListenerPlan, V>,
+    ) -> Result<(), Error>
+    where
+        Endpoint<A>: Pod,
+    {
+        let data = self.pinned(name)?;
+        batch::for_each::<Endpoint<A>, V>(data.fd(), |key, value| {
+            let address = SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port));
+            into.insert(
+                ListenerPlan {
+                    address,
+                    protocol: protocol_of(key.protocol),
+                },
+                *value,
+            );
+        })
+        .map_err(Error::io(format!("reading {name}")))
+    }
+
+    /// Sets or removes entries of a pair of endpoint tables.
+    pub(super) fn write_endpoints<V: Pod>(
+        &self,
+        names: [&str; 2],
+        set: &BTreeMap<ListenerPlan, V>,
+        remove: &[ListenerPlan],
+    ) -> Result<(), Error> {
+        let mut v4: HashMap<_, Endpoint<[u8; 4]>, V> = self.open_map(names[0], Map::HashMap)?;
+        let mut v6: HashMap<_, Endpoint<[u8; 16]>, V> = self.open_map(names[1], Map::HashMap)?;
+        let failed = |endpoint: &ListenerPlan| {
+            let what = format!("setting {endpoint} in {}", names[0]);
+            |e: MapError| Error::step(what, describe(&e))
+        };
+        for (endpoint, value) in set {
+            let (port, protocol) = (
+                endpoint.address.port().to_be_bytes(),
+                endpoint.protocol.number(),
+            );
+            match endpoint.address.ip() {
+                IpAddr::V4(ip) => v4.insert(Endpoint::new(ip.octets(), port, protocol), value, 0),
+                IpAddr::V6(ip) => v6.insert(Endpoint::new(ip.octets(), port, protocol), value, 0),
+            }
+            .map_err(failed(endpoint))?;
+        }
+        for endpoint in remove {
+            let (port, protocol) = (
+                endpoint.address.port().to_be_bytes(),
+                endpoint.protocol.number(),
+            );
+            match endpoint.address.ip() {
+                IpAddr::V4(ip) => v4.remove(&Endpoint::new(ip.octets(), port, protocol)),
+                IpAddr::V6(ip) => v6.remove(&Endpoint::new(ip.octets(), port, protocol)),
+            }
+            .map_err(failed(endpoint))?;
+        }
+        Ok(())
+    }
+
+    /// What flows of any table hold on to.
+    pub(super) fn in_use(&self) -> Result<InUse, Error> {
+        let mut in_use = InUse::default();
+        for name in [map::FLOWS_V4, map::HALF_OPEN_V4, map::UDP_V4] {
+            self.each_flow::<[u8; 4]>(name, |key, flow| in_use.add(key.listener(), flow))?;
+        }
+        for name in [map::FLOWS_V6, map::HALF_OPEN_V6, map::UDP_V6] {
+            self.each_flow::<[u8; 16]>(name, |key, flow| in_use.add(key.listener(), flow))?;
+        }
+        Ok(in_use)
+    }
+
+    /// Calls `visit` for every entry of a flow table.
+    pub(super) fn each_flow<A: Copy + 'static>(
+        &self,
+        name: &str,
+        visit: impl FnMut(&FlowKey<A>, &Flow),
+    ) -> Result<(), Error>
+    where
+        FlowKey<A>: Pod,
+    {
+        let data = self.pinned(name)?;
+        batch::for_each(data.fd(), visit).map_err(Error::io(format!("reading {name}")))
+    }
+
+    /// Clears the counters of services that are new under their ids.
+    pub(super) fn clear_stats<'a>(
+        &self,
+        services: impl Iterator<Item = &'a u32>,
+    ) -> Result<(), Error> {
+        let failed = |e: MapError| Error::step("clearing STATS", describe(&e));
+        let mut stats: PerCpuArray<_, ColourStats> = self.open_map(map::STATS, Map::PerCpuArray)?;
+        let cpus = nr_cpus().map_err(|(what, error)| Error::step(what, error))?;
+        for service in services {
+            for colour in Colour::ALL {
+                let zeros = PerCpuValues::try_from(vec![ColourStats::default(); cpus])
+                    .map_err(Error::io("clearing STATS"))?;
+                stats
+                    .set(service * 2 + colour as u32, zeros, 0)
+                    .map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl InUse {
+    fn add(&mut self, listener: u16, flow: &Flow) {
+        self.listeners.insert(listener);
+        self.services.insert(flow.service);
+    }
+}
