@@ -14,13 +14,14 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use bg_common::{
-    abi::{PROGRAM, map},
+    abi::{LAYOUT, PROGRAM, map},
     key::EndpointV4,
+    reason::REASONS,
     service::Listener,
 };
 use bg_tests::{
     kernel::in_namespace,
-    lab::{Lab, Place, SERVICE, default_service},
+    lab::{Lab, Place, default_service},
 };
 use nix::sys::signal::Signal;
 
@@ -243,13 +244,13 @@ fn another_layout_is_refused_with_the_way_out() {
     lab.start().unwrap();
     lab.end_daemon(Signal::SIGTERM).unwrap();
     let other = lab.bpffs().join("v999");
-    fs::rename(lab.bpffs().join("v1"), &other).unwrap();
+    fs::rename(lab.bpffs().join(layout()), &other).unwrap();
     let (code, error) = run(&lab);
     assert_eq!(code, DATAPATH);
     assert_eq!(
         error,
         format!(
-            "{} holds the state of another bgswitch version (this one uses layout v1). Go back to that \
+            "{} holds the state of another bgswitch version (this one uses layout v{LAYOUT}). Go back to that \
              version, or run `bgswitch detach`, which stops forwarding and forgets all flows",
             other.display()
         )
@@ -264,11 +265,11 @@ fn a_pinned_map_of_another_shape_is_refused_not_adopted() {
     lab.configure_default().unwrap();
     lab.start().unwrap();
     lab.end_daemon(Signal::SIGTERM).unwrap();
-    let maps = lab.bpffs().join("v1/maps");
+    let maps = lab.bpffs().join(layout()).join("maps");
     let words = maps.join(map::WORDS);
     fs::rename(maps.join(map::REASONS), &words).unwrap();
     let expected = format!(
-        "the pinned map {} has type PerCpuArray, key 4, value 8, 24 entries, flags 0x0, expected type Array, \
+        "the pinned map {} has type PerCpuArray, key 4, value 8, {REASONS} entries, flags 0x0, expected type Array, \
          key 4, value 8, 1024 entries, flags 0x400: it is not ours or from another build. `bgswitch detach` \
          removes it, stops forwarding and forgets all flows",
         words.display()
@@ -313,7 +314,7 @@ fn links_outlive_the_daemon_and_detach_removes_them() {
         out,
         format!("detached: {pins} pins removed, nothing is forwarded any more\n")
     );
-    assert!(foreign.exists() && !lab.bpffs().join("v1").exists());
+    assert!(foreign.exists() && !lab.bpffs().join(layout()).exists());
     for interface in ["clients", "blue", "green"] {
         assert_eq!(xdp(&lab, interface), None);
     }
@@ -448,8 +449,13 @@ fn snapshot(lab: &Lab) -> Snapshot {
     }
 }
 
+/// The directory of this version's pins.
+fn layout() -> String {
+    format!("v{LAYOUT}")
+}
+
 fn pinned<K: aya::Pod, V: aya::Pod>(lab: &Lab, name: &str) -> Vec<(K, V)> {
-    let data = MapData::from_pin(lab.bpffs().join("v1/maps").join(name)).unwrap();
+    let data = MapData::from_pin(lab.bpffs().join(layout()).join("maps").join(name)).unwrap();
     let table: HashMap<_, K, V> = Map::HashMap(data).try_into().unwrap();
     table.iter().collect::<Result<_, _>>().unwrap()
 }

@@ -56,8 +56,9 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
 4 not permitted, 5 conflict, 8 target unreachable, 9 timed out, 11 packet path.";
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
 struct Common {
-    /// How to print the answer.
+    /// How to print the answer: for people or for scripts.
     #[arg(short, long, global = true, value_enum, default_value = "text")]
     output: Output,
     /// The daemon's socket [default: the configuration's, or /run/bgswitch/bgswitch.sock].
@@ -73,9 +74,7 @@ struct Common {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people.
     Text,
-    /// For scripts.
     Json,
 }
 

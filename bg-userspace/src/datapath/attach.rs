@@ -23,7 +23,7 @@ use futures_util::TryStreamExt as _;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 
-use super::{AttachMode, Error, Settings, describe, pinned, pins::Pins};
+use super::{AttachMode, Error, Settings, error::describe, pinned, pins::Pins};
 
 /// Where the program is attached, as the kernel says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ pub fn exist(interfaces: &[String]) -> Result<(), Error> {
 /// Gives every interface a slot, and fills the tables that go by slot. Returns
 /// the interface indices that are new there.
 fn fill_slots(settings: &Settings, pins: &Pins) -> Result<Vec<u32>, Error> {
-    let failed = |e: aya::maps::MapError| Error::step("filling the interface tables", describe(&e));
+    let failed = |e: aya::maps::MapError| Error::bpf("filling the interface tables", &e);
     let mut slots: HashMap<_, u32, u32> =
         HashMap::try_from(Map::HashMap(pinned(pins, map::SLOTS)?)).map_err(failed)?;
     let mut ports: DevMap<MapData> =
@@ -110,7 +110,7 @@ fn fill_slots(settings: &Settings, pins: &Pins) -> Result<Vec<u32>, Error> {
         table.set(slot, interface, 0).map_err(failed)?;
         ports
             .set(slot, ifindex, None, 0)
-            .map_err(|e| Error::step("filling the device map", describe(&e)))?;
+            .map_err(|e| Error::bpf("filling the device map", &e))?;
         slots.insert(ifindex, slot, 0).map_err(failed)?;
     }
     Ok(new)
@@ -236,12 +236,11 @@ pub fn replace(
 
 fn replace_one(program: &mut Xdp, pin: &Path) -> Result<(), Error> {
     let what = || format!("replacing the program behind {}", pin.display());
-    let link = PinnedLink::from_pin(pin).map_err(|e| Error::step(what(), describe(&e)))?;
-    let link =
-        XdpLink::try_from(FdLink::from(link)).map_err(|e| Error::step(what(), describe(&e)))?;
+    let link = PinnedLink::from_pin(pin).map_err(|e| Error::bpf(what(), &e))?;
+    let link = XdpLink::try_from(FdLink::from(link)).map_err(|e| Error::bpf(what(), &e))?;
     let id = program
         .attach_to_link(link)
-        .map_err(|e| Error::step(what(), describe(&e)))?;
+        .map_err(|e| Error::bpf(what(), &e))?;
     // The pin keeps the link; what the library holds may go.
     drop(program.take_link(id));
     Ok(())

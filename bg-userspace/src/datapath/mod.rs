@@ -203,7 +203,7 @@ impl Datapath {
             .map_max_entries(map::FLOWS_V6, max_flows);
         let mut ebpf = loader
             .load(OBJECT)
-            .map_err(|e| Error::step("loading the eBPF object", describe(&e)))?;
+            .map_err(|e| Error::bpf("loading the eBPF object", &e))?;
         let program: &mut Xdp = ebpf
             .program_mut(PROGRAM)
             .ok_or_else(|| Error::step("the eBPF object", "has no XDP program"))?
@@ -211,7 +211,7 @@ impl Datapath {
             .map_err(|e| Error::step("the eBPF object", e))?;
         program
             .load()
-            .map_err(|e| Error::step("the kernel's verifier", describe(&e)))?;
+            .map_err(|e| Error::step("the kernel's verifier", error::describe(&e)))?;
 
         // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
@@ -223,7 +223,7 @@ impl Datapath {
         let _ = fs::remove_file(pins.program());
         program
             .pin(pins.program())
-            .map_err(|e| Error::step("pinning the program", describe(&e)))?;
+            .map_err(|e| Error::bpf("pinning the program", &e))?;
         Ok((inner, interfaces))
     }
 
@@ -275,7 +275,7 @@ impl Datapath {
             .map(|reason| {
                 let values = counters
                     .get(&(*reason as u32), 0)
-                    .map_err(|e| Error::step("reading REASONS", e))?;
+                    .map_err(|e| Error::bpf("reading REASONS", &e))?;
                 Ok((*reason, values.iter().sum()))
             })
             .collect()
@@ -294,7 +294,7 @@ impl Datapath {
             let index = id * 2 + colour as u32;
             let values = stats
                 .get(&index, 0)
-                .map_err(|e| Error::step("reading STATS", e))?;
+                .map_err(|e| Error::bpf("reading STATS", &e))?;
             let sum = &mut sums[colour as usize];
             for cpu in values.iter() {
                 sum.forward_packets += cpu.forward_packets;
@@ -383,7 +383,7 @@ impl Datapath {
         })
         .map_err(Error::io(format!("reading {name}")))?;
         let mut table: HashMap<_, FlowKey<A>, Flow> = HashMap::try_from(Map::HashMap(data))
-            .map_err(|e| Error::step(format!("opening {name}"), e))?;
+            .map_err(|e| Error::bpf(format!("opening {name}"), &e))?;
         for key in &keys {
             // Gone already is as good.
             let _ = table.remove(key);
@@ -488,7 +488,7 @@ impl Inner {
         name: &str,
         of: impl FnOnce(MapData) -> Map,
     ) -> Result<T, Error> {
-        T::try_from(of(self.pinned(name)?)).map_err(|e| Error::step(format!("opening {name}"), e))
+        T::try_from(of(self.pinned(name)?)).map_err(|e| Error::bpf(format!("opening {name}"), &e))
     }
 
     fn next_hop(&self, backend: u32) -> NextHop {
@@ -587,7 +587,7 @@ impl Inner {
         let mut v6: HashMap<_, Endpoint<[u8; 16]>, V> = self.open_map(names[1], Map::HashMap)?;
         let failed = |endpoint: &ListenerPlan| {
             let what = format!("setting {endpoint} in {}", names[0]);
-            |e: MapError| Error::step(what, describe(&e))
+            |e: MapError| Error::bpf(what, &e)
         };
         for (endpoint, value) in set {
             let (port, protocol) = (
@@ -841,22 +841,7 @@ const fn is_closing(flow: &Flow) -> bool {
 }
 
 fn pinned(pins: &Pins, name: &str) -> Result<MapData, Error> {
-    MapData::from_pin(pins.map(name))
-        .map_err(|e| Error::step(format!("opening {name}"), describe(&e)))
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+    MapData::from_pin(pins.map(name)).map_err(|e| Error::bpf(format!("opening {name}"), &e))
 }
 
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
