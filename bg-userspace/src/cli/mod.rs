@@ -56,8 +56,9 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
 4 not permitted, 5 conflict, 8 target unreachable, 9 timed out, 11 packet path.";
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
 struct Common {
-    /// How to print the answer.
+    /// How to print the answer: for people or for scripts.
     #[arg(short, long, global = true, value_enum, default_value = "text")]
     output: Output,
     /// The daemon's socket [default: the configuration's, or /run/bgswitch/bgswitch.sock].
@@ -73,9 +74,7 @@ struct Common {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people.
     Text,
-    /// For scripts.
     Json,
 }
 
@@ -193,12 +192,11 @@ impl Common {
     ) -> Result<T, Refusal> {
         // A broken file is `run`'s and `check`'s business, unless it kept the
         // daemon from being found.
-        let (socket, trouble) = match &self.socket {
-            Some(socket) => (socket.clone(), None),
-            None => {
-                let (paths, trouble) = Paths::salvage(&self.config);
-                (paths.socket, trouble)
-            }
+        let (socket, trouble) = if let Some(socket) = &self.socket {
+            (socket.clone(), None)
+        } else {
+            let (paths, trouble) = Paths::salvage(&self.config);
+            (paths.socket, trouble)
         };
         client::call(&socket, self.timeout, method, path, body).map_err(|refusal| match trouble {
             Some(error) if refusal.kind == Kind::NoDaemon => Refusal {

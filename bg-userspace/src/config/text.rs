@@ -22,9 +22,11 @@ impl Text<'_> {
         toml::from_str(self.text).map_err(|error| {
             let start = error.span().map(|span| span.start);
             let key = start.and_then(|start| self.key_at(start));
-            let message = error
-                .message()
-                .replace("expected i64", "expected a whole number");
+            let given = error.span().and_then(|span| self.text.get(span));
+            let message = match (error.message(), given) {
+                ("duplicate key", Some(key)) => format!("`{key}` is given twice"),
+                (message, _) => message.replace("expected i64", "expected a whole number"),
+            };
             ConfigError {
                 file: self.file.to_owned(),
                 line: start.map(|start| self.line(start)),

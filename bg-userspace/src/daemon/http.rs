@@ -161,8 +161,14 @@ fn body<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Refusal> {
     if bytes.is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(bytes)
-        .map_err(|error| Refusal::new(Kind::Usage, format!("the body: {error}")))
+    let refused = |trouble: &dyn std::fmt::Display| {
+        Err(Refusal::new(Kind::Usage, format!("the body: {trouble}")))
+    };
+    // Serde would take the fields from an array, too.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return refused(&"it must be a JSON object");
+    }
+    serde_json::from_slice(bytes).or_else(|error| refused(&error))
 }
 
 /// Takes the generation of an `If-Match` (what GET gave as `ETag`) into the

@@ -16,7 +16,8 @@ use bg_common::service::Interface;
 use nix::net::if_::if_nametoindex;
 
 use super::{
-    AttachMode, Error, Settings, describe,
+    AttachMode, Error, Settings,
+    error::describe,
     netlink::{self, Link, Requests},
     pins::Pins,
     slots::Slots,
@@ -219,12 +220,11 @@ pub fn replace(
 
 fn replace_one(program: &mut Xdp, pin: &Path) -> Result<(), Error> {
     let what = || format!("replacing the program behind {}", pin.display());
-    let link = PinnedLink::from_pin(pin).map_err(|e| Error::step(what(), describe(&e)))?;
-    let link =
-        XdpLink::try_from(FdLink::from(link)).map_err(|e| Error::step(what(), describe(&e)))?;
+    let link = PinnedLink::from_pin(pin).map_err(|e| Error::bpf(what(), &e))?;
+    let link = XdpLink::try_from(FdLink::from(link)).map_err(|e| Error::bpf(what(), &e))?;
     let id = program
         .attach_to_link(link)
-        .map_err(|e| Error::step(what(), describe(&e)))?;
+        .map_err(|e| Error::bpf(what(), &e))?;
     // The pin keeps the link; what the library holds may go.
     drop(program.take_link(id));
     Ok(())

@@ -127,9 +127,9 @@ impl Unused {
     /// Takes what a sweep found without a flow, and returns what the sweep before
     /// found so too: one alone may have looked into a table just before a flow
     /// moved there.
-    fn found(&mut self, unused: BTreeSet<u32>) -> BTreeSet<u32> {
-        let twice = &unused & &self.0;
-        self.0 = &unused - &twice;
+    fn found(&mut self, unused: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let twice = unused & &self.0;
+        self.0 = unused - &twice;
         twice
     }
 }
@@ -254,7 +254,7 @@ impl Datapath {
             .unused
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .found(unused);
+            .found(&unused);
         if twice.is_empty() {
             return Ok(());
         }
@@ -338,8 +338,8 @@ mod tests {
     #[test]
     fn a_backend_is_forgotten_when_two_sweeps_in_a_row_find_no_flow() {
         let mut unused = Unused::default();
-        assert!(unused.found([1, 2].into()).is_empty());
-        assert_eq!(unused.found([2, 3].into()), [2].into());
-        assert_eq!(unused.found([1, 3].into()), [3].into());
+        assert!(unused.found(&[1, 2].into()).is_empty());
+        assert_eq!(unused.found(&[2, 3].into()), [2].into());
+        assert_eq!(unused.found(&[1, 3].into()), [3].into());
     }
 }

@@ -18,7 +18,7 @@ use bg_common::{
 };
 
 use super::{
-    Applied, Error, Inner, batch, describe,
+    Applied, Error, Inner, batch,
     layout::{InUse, Tables, protocol_of},
     mmap::Words,
     pinned,
@@ -63,7 +63,7 @@ impl Inner {
         name: &str,
         of: impl FnOnce(MapData) -> Map,
     ) -> Result<T, Error> {
-        T::try_from(of(self.pinned(name)?)).map_err(|e| Error::step(format!("opening {name}"), e))
+        T::try_from(of(self.pinned(name)?)).map_err(|e| Error::bpf(format!("opening {name}"), &e))
     }
 
     pub(super) fn next_hop(&self, backend: u32) -> NextHop {
@@ -168,7 +168,7 @@ impl Inner {
         let mut v6: HashMap<_, Endpoint<[u8; 16]>, V> = self.open_map(names[1], Map::HashMap)?;
         let failed = |endpoint: &ListenerPlan| {
             let what = format!("setting {endpoint} in {}", names[0]);
-            |e: MapError| Error::step(what, describe(&e))
+            |e: MapError| Error::bpf(what, &e)
         };
         for (endpoint, value) in set {
             let (port, protocol) = (
@@ -225,7 +225,7 @@ impl Inner {
         &self,
         services: impl Iterator<Item = &'a u32>,
     ) -> Result<(), Error> {
-        let failed = |e: MapError| Error::step("clearing STATS", describe(&e));
+        let failed = |e: MapError| Error::bpf("clearing STATS", &e);
         let mut stats: PerCpuArray<_, ColourStats> = self.open_map(map::STATS, Map::PerCpuArray)?;
         let cpus = nr_cpus().map_err(|(what, error)| Error::step(what, error))?;
         for service in services {

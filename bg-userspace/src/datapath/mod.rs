@@ -184,11 +184,11 @@ impl Datapath {
             .map_max_entries(map::FLOWS_V6, max_flows);
         let mut ebpf = loader
             .load(OBJECT)
-            .map_err(|e| Error::step("loading the eBPF object", describe(&e)))?;
+            .map_err(|e| Error::bpf("loading the eBPF object", &e))?;
         let program = program_of(&mut ebpf)?;
         program
             .load()
-            .map_err(|e| Error::step("the kernel's verifier", describe(&e)))?;
+            .map_err(|e| Error::step("the kernel's verifier", error::describe(&e)))?;
 
         // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
@@ -206,7 +206,7 @@ impl Datapath {
         let _ = fs::remove_file(pins.program());
         program
             .pin(pins.program())
-            .map_err(|e| Error::step("pinning the program", describe(&e)))?;
+            .map_err(|e| Error::bpf("pinning the program", &e))?;
         Ok((inner, ebpf, interfaces))
     }
 
@@ -284,7 +284,7 @@ impl Datapath {
             .map(|reason| {
                 let values = counters
                     .get(&(*reason as u32), 0)
-                    .map_err(|e| Error::step("reading REASONS", e))?;
+                    .map_err(|e| Error::bpf("reading REASONS", &e))?;
                 Ok((*reason, values.iter().sum()))
             })
             .collect()
@@ -303,7 +303,7 @@ impl Datapath {
             let index = id * 2 + colour as u32;
             let values = stats
                 .get(&index, 0)
-                .map_err(|e| Error::step("reading STATS", e))?;
+                .map_err(|e| Error::bpf("reading STATS", &e))?;
             let sum = &mut sums[colour as usize];
             for cpu in values.iter() {
                 sum.forward_packets += cpu.forward_packets;
@@ -384,20 +384,5 @@ fn nanoseconds(clock: ClockId) -> u64 {
 }
 
 fn pinned(pins: &Pins, name: &str) -> Result<MapData, Error> {
-    MapData::from_pin(pins.map(name))
-        .map_err(|e| Error::step(format!("opening {name}"), describe(&e)))
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+    MapData::from_pin(pins.map(name)).map_err(|e| Error::bpf(format!("opening {name}"), &e))
 }

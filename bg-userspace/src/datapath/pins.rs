@@ -121,7 +121,7 @@ impl Pins {
                 continue;
             }
             let info = MapInfo::from_pin(&path)
-                .map_err(|error| Error::step(format!("reading {}", path.display()), error))?;
+                .map_err(|error| Error::bpf(format!("reading {}", path.display()), &error))?;
             let describe = |kind: &MapType, key, value, entries: u32, flags| {
                 format!(
                     "type {kind:?}, key {key}, value {value}, {entries} entries, flags {flags:#x}"

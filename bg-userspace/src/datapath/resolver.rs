@@ -38,33 +38,25 @@ pub struct Resolver {
 }
 
 /// What to ask the kernel for in the next round.
-struct Due {
-    links: bool,
-    neighbours: bool,
-    routes: bool,
-    confirm: bool,
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// Nothing: events have told.
+    Nothing,
+    /// The routes.
+    Routes,
+    /// The links, and the routes with them.
+    Links,
+    /// All there is, and that neighbours be confirmed.
+    Everything,
 }
 
 impl Due {
-    const ALL: Self = Self {
-        links: true,
-        neighbours: true,
-        routes: true,
-        confirm: true,
-    };
-    const NOTHING: Self = Self {
-        links: false,
-        neighbours: false,
-        routes: false,
-        confirm: false,
-    };
-
-    const fn event(&mut self, event: Event) {
+    const fn after(event: Event) -> Self {
         match event {
-            Event::Link => (self.links, self.routes) = (true, true),
-            Event::Route => self.routes = true,
-            Event::Lost => *self = Self::ALL,
-            Event::Neighbour(..) => {}
+            Event::Neighbour(..) => Self::Nothing,
+            Event::Route => Self::Routes,
+            Event::Link => Self::Links,
+            Event::Lost => Self::Everything,
         }
     }
 }
@@ -97,24 +89,28 @@ impl Resolver {
         let mut events = Events::open()?;
         let requests = Requests::open()?;
         let mut view = View::default();
-        let mut due = Due::ALL;
+        let mut due = Due::Everything;
         let mut refreshed = Instant::now();
         let (mut routed, mut asked) = (None, None);
         loop {
-            if due.links {
+            if due >= Due::Links {
                 let interfaces = Arc::clone(&self.interfaces);
                 let inner = Arc::clone(&self.inner);
                 let followed = tokio::task::spawn_blocking(move || interfaces.follow(&inner)).await;
                 followed.map_err(|e| Error::step("following the interfaces", e))??;
                 view.slots = self.inner.slots()?;
             }
-            if due.neighbours {
+            if due == Due::Everything {
                 view.neighbours = requests.neighbours().await?.into_iter().collect();
             }
-            if due.routes && is_due(routed, ROUTES) {
-                routed = Some(Instant::now());
-                due.routes = false;
-                view.routes.clear();
+            let mut next = Due::Nothing;
+            if due >= Due::Routes {
+                if is_due(routed, ROUTES) {
+                    routed = Some(Instant::now());
+                    view.routes.clear();
+                } else {
+                    next = Due::Routes;
+                }
             }
             let backends = self.inner.addresses();
             ask_for_routes(&requests, &mut view, backends.values()).await?;
@@ -122,12 +118,10 @@ impl Resolver {
             if ask {
                 asked = Some(Instant::now());
             }
-            self.inner.settle(&mut view, &backends, ask, due.confirm);
+            self.inner
+                .settle(&mut view, &backends, ask, due == Due::Everything);
 
-            due = Due {
-                routes: due.routes,
-                ..Due::NOTHING
-            };
+            due = next;
             // A change, or time to ask again; several changes at once are one.
             let first = timeout(ASK, events.next()).await;
             let mut event = first.ok().transpose()?;
@@ -135,13 +129,13 @@ impl Resolver {
                 sleep(BURST).await;
             }
             while let Some(next) = event {
-                due.event(next);
+                due = due.max(Due::after(next));
                 view.event(next);
                 event = events.at_hand();
             }
             if refreshed.elapsed() > REFRESH {
                 refreshed = Instant::now();
-                due = Due::ALL;
+                due = Due::Everything;
             }
         }
     }
@@ -216,7 +210,7 @@ impl Inner {
         slots
             .iter()
             .collect::<Result<_, _>>()
-            .map_err(|e| Error::step("reading SLOTS", e))
+            .map_err(|e| Error::bpf("reading SLOTS", &e))
     }
 }
 

@@ -8,11 +8,11 @@ use bg_common::{
     service::Interface,
 };
 
-use super::{Error, describe, pinned, pins::Pins};
+use super::{Error, pinned, pins::Pins};
 
 /// Slots by interface index, and what they hold.
 pub struct Slots {
-    slots: HashMap<MapData, u32, u32>,
+    by_ifindex: HashMap<MapData, u32, u32>,
     ports: DevMap<MapData>,
     table: Array<MapData, Interface>,
 }
@@ -24,7 +24,7 @@ impl Slots {
         let ports = DevMap::try_from(Map::DevMap(pinned(pins, map::PORTS)?));
         let table = Array::try_from(Map::Array(pinned(pins, map::INTERFACES)?));
         Ok(Self {
-            slots: slots.map_err(failed)?,
+            by_ifindex: slots.map_err(failed)?,
             ports: ports.map_err(failed)?,
             table: table.map_err(failed)?,
         })
@@ -32,7 +32,10 @@ impl Slots {
 
     /// Slots by interface index.
     pub fn taken(&self) -> Result<BTreeMap<u32, u32>, Error> {
-        self.slots.iter().collect::<Result<_, _>>().map_err(failed)
+        self.by_ifindex
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed)
     }
 
     /// Writes an interface to its slot. True when it has a new one.
@@ -48,7 +51,7 @@ impl Slots {
         }
         if known.is_none() {
             self.set_port(slot, interface.ifindex)?;
-            self.slots
+            self.by_ifindex
                 .insert(interface.ifindex, slot, 0)
                 .map_err(failed)?;
         }
@@ -57,10 +60,10 @@ impl Slots {
 
     /// Frees an interface's slot.
     pub fn free(&mut self, ifindex: u32) -> Result<(), Error> {
-        let Ok(slot) = self.slots.get(&ifindex, 0) else {
+        let Ok(slot) = self.by_ifindex.get(&ifindex, 0) else {
             return Ok(());
         };
-        self.slots.remove(&ifindex).map_err(failed)?;
+        self.by_ifindex.remove(&ifindex).map_err(failed)?;
         self.set_port(slot, 0)?;
         self.table
             .set(slot, Interface::default(), 0)
@@ -70,7 +73,7 @@ impl Slots {
     fn set_port(&mut self, slot: u32, ifindex: u32) -> Result<(), Error> {
         self.ports
             .set(slot, ifindex, None, 0)
-            .map_err(|e| Error::step("filling the device map", describe(&e)))
+            .map_err(|e| Error::bpf("filling the device map", &e))
     }
 }
 
@@ -87,5 +90,5 @@ fn lowest_free(taken: &BTreeMap<u32, u32>) -> Result<u32, Error> {
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err hands it over")]
 fn failed(error: MapError) -> Error {
-    Error::step("filling the interface tables", describe(&error))
+    Error::bpf("filling the interface tables", &error)
 }
