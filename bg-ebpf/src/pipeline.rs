@@ -326,13 +326,13 @@ fn transport<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let segment = Segment {
         source,
         destination,
+        mac,
         source_port,
         destination_port,
         protocol,
-        offset,
-        length,
         hops,
-        mac,
+        length,
+        offset,
         tcp,
     };
 
@@ -461,10 +461,6 @@ fn forward_udp<T: FamilyTables<A>, A: Network>(
 }
 
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "one step of the journey, inlined once"
-)]
 fn forward_tcp<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &P,
     tables: &T,

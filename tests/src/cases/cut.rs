@@ -1,5 +1,7 @@
 //! Cut, rollback, and resets.
 
+#![expect(clippy::wildcard_imports, reason = "a chapter of one table")]
+
 use super::*;
 
 pub(super) fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {

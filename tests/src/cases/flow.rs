@@ -1,5 +1,7 @@
 //! New flows, known flows, and the way back.
 
+#![expect(clippy::wildcard_imports, reason = "a chapter of one table")]
+
 use super::*;
 
 pub(super) fn forward_tcp(world: &World, f: Family, cases: &mut Vec<Case>) {

@@ -1,5 +1,7 @@
 //! Limits, packets that are not ours, and headers that lie.
 
+#![expect(clippy::wildcard_imports, reason = "a chapter of one table")]
+
 use super::*;
 
 pub(super) fn limits(world: &World, f: Family, cases: &mut Vec<Case>) {

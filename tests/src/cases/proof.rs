@@ -1,5 +1,7 @@
 //! Which flows are remembered, and on what proof (law 7).
 
+#![expect(clippy::wildcard_imports, reason = "a chapter of one table")]
+
 use super::*;
 
 pub(super) fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
