@@ -124,7 +124,8 @@ impl Conversation {
     }
 
     fn send(&mut self, path: &str) -> io::Result<()> {
-        write!(self.stream, "GET {path} HTTP/1.1\r\nhost: service\r\n\r\n")
+        let request = format!("GET {path} HTTP/1.1\r\nhost: service\r\n\r\n");
+        self.stream.write_all(request.as_bytes())
     }
 
     fn until(&mut self, mark: &[u8]) -> io::Result<String> {
