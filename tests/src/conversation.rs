@@ -64,6 +64,11 @@ impl Conversation {
         self.stream.local_addr()
     }
 
+    /// The listener's address and port.
+    pub fn peer(&self) -> io::Result<SocketAddr> {
+        self.stream.peer_addr()
+    }
+
     /// Asks who is there: the colour that answers.
     pub fn ask(&mut self) -> io::Result<String> {
         self.send("/")?;

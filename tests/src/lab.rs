@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::fd::AsRawFd as _,
+    os::fd::{AsRawFd as _, OwnedFd},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -23,7 +23,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::load;
+use crate::{load, pass};
 
 /// The namespaces of a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +78,8 @@ pub struct Lab {
     interfaces: &'static str,
     daemon: Option<Child>,
     children: Vec<Child>,
+    /// Programs at the far ends of the gateway's links.
+    far_ends: Vec<OwnedFd>,
 }
 
 static LABS: AtomicU32 = AtomicU32::new(0);
@@ -86,7 +88,7 @@ const PREFIX: &str = "bglab";
 impl Lab {
     /// Clients, blue and green, each at an interface of the gateway.
     pub fn new() -> Result<Self> {
-        let lab = Self::empty(r#"["clients", "blue", "green"]"#)?;
+        let mut lab = Self::empty(r#"["clients", "blue", "green"]"#)?;
         lab.add(&[Place::Client, Place::Gateway, Place::Blue, Place::Green])?;
         for side in SIDES {
             lab.side(Place::Gateway, side)?;
@@ -98,7 +100,7 @@ impl Lab {
     /// of it: the router sends it what is for the service, and what the servers
     /// answer.
     pub fn one_arm() -> Result<Self> {
-        let lab = Self::empty(r#"["eth0"]"#)?;
+        let mut lab = Self::empty(r#"["eth0"]"#)?;
         lab.add(&PLACES.map(|(place, _)| place))?;
         for side in SIDES {
             lab.side(Place::Router, side)?;
@@ -184,6 +186,7 @@ impl Lab {
             interfaces,
             daemon: None,
             children: Vec::new(),
+            far_ends: Vec::new(),
         })
     }
 
@@ -200,7 +203,7 @@ impl Lab {
     }
 
     /// Joins two places by a link that carries what XDP sends.
-    fn link(&self, one: (Place, &str), other: (Place, &str)) -> Result<()> {
+    fn link(&mut self, one: (Place, &str), other: (Place, &str)) -> Result<()> {
         let (link, far) = (one.1, self.namespace(other.0));
         self.ip(
             one.0,
@@ -218,11 +221,17 @@ impl Lab {
         for (place, link) in [one, other] {
             self.ip(place, &format!("link set {link} up"))?;
         }
+        for (near, far) in [(one, other), (other, one)] {
+            if near.0 == Place::Gateway {
+                self.far_ends
+                    .push(pass::attach(&self.enter(far.0)?, far.1)?);
+            }
+        }
         Ok(())
     }
 
     /// Attaches a place to the hub, its default gateway.
-    fn side(&self, hub: Place, (place, link, v4, v6): (Place, &str, &str, &str)) -> Result<()> {
+    fn side(&mut self, hub: Place, (place, link, v4, v6): (Place, &str, &str, &str)) -> Result<()> {
         self.link((hub, link), (place, "eth0"))?;
         self.ip(hub, &format!("addr add {v4}.1/24 dev {link}"))?;
         self.ip(hub, &format!("addr add {v6}:1/64 dev {link} nodad"))?;

@@ -7,5 +7,6 @@ pub mod frame;
 pub mod kernel;
 pub mod lab;
 pub mod load;
+pub mod pass;
 pub mod wire;
 pub mod world;

@@ -13,7 +13,7 @@ use bg_tests::{
     frame::{Frame, Macs},
     kernel::in_namespace,
     lab::{Lab, Place, listener, listener_v6},
-    load::{Load, mix},
+    load::{Load, Reuse, mix},
     wire::Wire,
 };
 use nix::sys::socket::{setsockopt, sockopt};
@@ -160,7 +160,7 @@ fn a_cut_costs_an_old_flow_one_reset_and_a_new_one_nothing() {
     }
     let kept = mix(48)
         .iter()
-        .filter(|(_, reuse)| *reuse == bg_tests::load::Reuse::KeepAlive)
+        .filter(|(_, reuse)| *reuse == Reuse::KeepAlive)
         .count();
     assert!(
         (kept..=48).contains(&failures),

@@ -15,7 +15,7 @@ use bg_tests::{
     conversation::{Conversation, Datagrams, PATIENCE},
     flipper::Flipper,
     lab::{Lab, Place, SERVERS, listener, listener_v6, service},
-    load::{Load, assert_flawless, mix, now_ns, stream},
+    load::{Load, Reuse, assert_flawless, mix, now_ns, stream},
 };
 use serde_json::Value;
 
@@ -116,7 +116,7 @@ fn no_flow_is_born_of_two_words() {
     let flipper = Flipper::start(words, service, None);
     let clients = mix(24)
         .into_iter()
-        .map(|(to, _)| (to, bg_tests::load::Reuse::Never))
+        .map(|(to, _)| (to, Reuse::Never))
         .collect();
     let load = Load::start(lab.enter(Place::Client).unwrap(), clients, Duration::ZERO);
     sleep(Duration::from_millis(1500));
@@ -172,13 +172,15 @@ fn established_flows_outlive_a_drain_flip_and_new_ones_take_green() {
     }
 }
 
+/// How a conversation ends.
+type Ending = fn(Conversation) -> std::io::Result<()>;
+
 /// Law 2: a SYN takes the word's colour also when an old flow, closed or only
 /// silent, had the same tuple; and what it begins stays there.
 #[test]
 fn a_syn_on_the_tuple_of_an_old_flow_takes_the_words_colour() {
     let lab = Lab::serving().unwrap();
     let namespace = lab.enter(Place::Client).unwrap();
-    type Ending = fn(Conversation) -> std::io::Result<()>;
     let endings: [Ending; 2] = [Conversation::reset, Conversation::vanish];
     let tuples = [
         ("198.51.100.11", listener(8000)),
