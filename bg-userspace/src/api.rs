@@ -128,6 +128,8 @@ pub struct FlipRequest {
     pub dry_run: bool,
     /// Also to a colour that cannot be reached.
     pub force: bool,
+    /// Not after this, `CLOCK_MONOTONIC` ns: who asked has given up by then.
+    pub expires_ns: Option<u64>,
     /// For the journal.
     pub why: Option<String>,
 }
@@ -138,6 +140,8 @@ pub struct FlipRequest {
 pub struct RollbackRequest {
     /// Cut if absent: the bad colour's flows are reset.
     pub mode: Option<FlipMode>,
+    /// Only at this generation, so that no rollback is done twice.
+    pub if_generation: Option<u16>,
     /// For the journal.
     pub why: Option<String>,
 }

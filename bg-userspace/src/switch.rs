@@ -35,17 +35,7 @@ pub fn flip(
     default_mode: FlipMode,
     unreachable: impl FnOnce(Colour) -> Vec<String>,
 ) -> Result<Switch, Refusal> {
-    if let Some(expected) = request
-        .if_generation
-        .filter(|expected| *expected != word.generation())
-    {
-        let message = format!(
-            "{service} is at generation {}, not {expected}: somebody flipped it meanwhile. Look at \
-             `bgswitch status {service}` and decide again",
-            word.generation()
-        );
-        return Err(Refusal::new(exit::CONFLICT, message));
-    }
+    still_at(service, word, request.if_generation)?;
     let to = match &request.to {
         Some(text) => colour(text)?,
         None => word.active().other(),
@@ -72,14 +62,33 @@ pub fn flip(
     })
 }
 
-/// A rollback: to the other colour, never refused.
-pub fn rollback(word: CutoverWord, request: &RollbackRequest) -> Switch {
+/// A rollback: to the other colour, refused only when it was asked of another
+/// word than this one.
+pub fn rollback(
+    service: &str,
+    word: CutoverWord,
+    request: &RollbackRequest,
+) -> Result<Switch, Refusal> {
+    still_at(service, word, request.if_generation)?;
     let mode = request.mode.unwrap_or(FlipMode::Cut);
-    Switch {
+    Ok(Switch {
         from: word,
         to: word.flipped(word.active().other(), mode == FlipMode::Cut),
         mode,
-    }
+    })
+}
+
+fn still_at(service: &str, word: CutoverWord, generation: Option<u16>) -> Result<(), Refusal> {
+    let Some(expected) = generation.filter(|expected| *expected != word.generation()) else {
+        return Ok(());
+    };
+    let message = format!(
+        "{service} is {} at generation {}, not at {expected}: somebody flipped it meanwhile. Look at \
+         `bgswitch status {service}` and decide again",
+        word.active().as_str(),
+        word.generation()
+    );
+    Err(Refusal::new(exit::CONFLICT, message))
 }
 
 /// The answer, as far as it is known before the store.
@@ -144,9 +153,20 @@ mod tests {
     #[test]
     fn a_rollback_cuts_only_the_bad_colour() {
         let bad = WORD.flipped(Colour::Green, false);
-        let switch = rollback(bad, &RollbackRequest::default());
+        let switch = rollback("llm", bad, &RollbackRequest::default()).unwrap();
         assert_eq!(switch.to.active(), Colour::Blue);
         assert!(switch.to.resets(Colour::Green, bad.generation()));
         assert!(!switch.to.resets(Colour::Blue, 0));
+    }
+
+    #[test]
+    fn a_rollback_is_not_done_twice() {
+        let request = RollbackRequest {
+            if_generation: Some(1),
+            ..RollbackRequest::default()
+        };
+        let once = rollback("llm", WORD.flipped(Colour::Green, false), &request).unwrap();
+        let twice = rollback("llm", once.to, &request);
+        assert_eq!(twice.unwrap_err().code, exit::CONFLICT);
     }
 }

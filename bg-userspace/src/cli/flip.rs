@@ -6,6 +6,7 @@ use super::{Common, service_path};
 use crate::{
     api::{FlipRequest, Flipped},
     config::FlipMode,
+    datapath::now_ns,
 };
 
 /// `bgswitch flip SERVICE`.
@@ -46,6 +47,7 @@ impl Flip {
             if_generation: self.if_generation,
             dry_run: self.dry_run,
             force: self.force,
+            expires_ns: Some(now_ns() + common.timeout.as_nanos() as u64),
             why: self.message,
         };
         let flipped: Flipped = common.post(&path, &request)?;

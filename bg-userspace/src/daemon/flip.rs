@@ -9,7 +9,7 @@ use super::Daemon;
 use crate::{
     api::{FlipRequest, Flipped, Refusal, RollbackRequest, exit},
     config::FlipMode,
-    datapath::StoreError,
+    datapath::{StoreError, now_ns},
     journal::Entry,
     state::Drain,
     switch::{self, Switch, describe},
@@ -39,6 +39,10 @@ impl Daemon {
             )
         };
         let changing = self.changing.lock().await;
+        if request.expires_ns.is_some_and(|at| now_ns() > at) {
+            let message = format!("{service} was not flipped: who asked for it has given up");
+            return Err(Refusal::new(exit::TIMED_OUT, message));
+        }
         let word = self
             .datapath
             .word(service)
@@ -82,7 +86,7 @@ impl Daemon {
             .datapath
             .word(service)
             .ok_or_else(|| unknown(service))?;
-        let switch = switch::rollback(word, &request);
+        let switch = switch::rollback(service, word, &request)?;
         let flipped = self.store("rollback", actor, service, &switch, drain, request.why)?;
         drop(changing);
         Ok(self.watch(flipped, service).await)

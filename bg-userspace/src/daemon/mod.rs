@@ -24,7 +24,7 @@ use tokio::{
 use crate::{
     api::{Refusal, exit},
     config::Config,
-    datapath::{Datapath, Settings},
+    datapath::{self, Datapath, Settings},
     journal::{Entry, Journal},
     plan::Plan,
     state::State,
@@ -177,11 +177,16 @@ impl Daemon {
         if dry_run || changes.is_empty() {
             return Ok(changes);
         }
-        let _changing = self.changing.lock().await;
         let plan: Plan = new.plan();
-        self.datapath
-            .apply(&plan)
-            .map_err(|e| Refusal::new(exit::DATAPATH, e.to_string()))?;
+        let failed = |e: datapath::Error| Refusal::new(exit::DATAPATH, e.to_string());
+        // The way to new backends first: no packet is sent there before, and no
+        // flip waits for it.
+        self.datapath.prepare(&plan).map_err(failed)?;
+        if let Err(error) = self.datapath.resolver().resolve_now(FIRST_RESOLVE).await {
+            tracing::error!("{error}");
+        }
+        let _changing = self.changing.lock().await;
+        self.datapath.apply(&plan).map_err(failed)?;
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = new;
         self.write(&Entry::new(
             actor,
@@ -191,10 +196,6 @@ impl Daemon {
             0,
             changes.join("; "),
         ));
-        // New backends: find their way at once.
-        if let Err(error) = self.datapath.resolver().resolve_now(FIRST_RESOLVE).await {
-            tracing::error!("{error}");
-        }
         Ok(changes)
     }
 

@@ -136,6 +136,8 @@ struct Inner {
     arena: Words,
     backend_words: Words,
     tables: Mutex<Applied>,
+    /// One change of the tables at a time.
+    applying: Mutex<()>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -210,6 +212,22 @@ impl Datapath {
             .pin(pins.program())
             .map_err(|e| Error::step("pinning the program", describe(&e)))?;
         Ok((inner, interfaces))
+    }
+
+    /// Enters the backends that are new in a plan, so that the way to them is
+    /// known before [`Datapath::apply`] sends packets there. Refuses what that
+    /// would refuse; otherwise nothing else changes.
+    pub fn prepare(&self, plan: &Plan) -> Result<(), Error> {
+        let _applying = self.inner.applying();
+        let held = self.inner.held()?;
+        let layout = lay_out(plan, &held)?;
+        self.inner.plan_pools(&layout)?;
+        for (id, backend) in &layout.tables.backends {
+            if !held.backends.contains_key(id) {
+                self.inner.set_backend(*id, backend);
+            }
+        }
+        Ok(())
     }
 
     /// Applies a plan whole or not at all.
@@ -386,7 +404,11 @@ impl Datapath {
         self.flows(|flow| {
             in_use.insert(flow.backend_id);
         })?;
-        for (id, backend) in left.iter().filter(|(id, _)| !in_use.contains(id)) {
+        // A plan that was applied meanwhile may have taken one up again.
+        let _applying = self.inner.applying();
+        let applied = self.inner.applied().clone();
+        let forgotten = |id| !in_use.contains(id) && !applied.backends.contains_key(id);
+        for (id, backend) in left.iter().filter(|(id, _)| forgotten(id)) {
             self.inner.forget_backend(*id, backend, &applied)?;
         }
         Ok(())
@@ -447,12 +469,17 @@ impl Inner {
             arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
             backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
             tables: Mutex::default(),
+            applying: Mutex::default(),
             pins: pins.clone(),
         })
     }
 
     fn applied(&self) -> std::sync::MutexGuard<'_, Applied> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn applying(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn service(&self, name: &str) -> Option<u32> {
@@ -598,6 +625,7 @@ impl Inner {
     /// without a pool: backends, return paths, pools, listeners; then what is
     /// no longer wanted, listeners first.
     fn apply(&self, plan: &Plan) -> Result<Changes, Error> {
+        let _applying = self.applying();
         let held = self.held()?;
         let layout = lay_out(plan, &held)?;
         let pools = self.plan_pools(&layout)?;

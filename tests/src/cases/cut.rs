@@ -1,6 +1,6 @@
 //! Cut, rollback, and resets.
 
-#![expect(clippy::wildcard_imports, reason = "a chapter of one table")]
+#![allow(clippy::wildcard_imports, reason = "a chapter of one table")]
 
 use super::*;
 

@@ -1,6 +1,6 @@
 //! New flows, known flows, and the way back.
 
-#![expect(clippy::wildcard_imports, reason = "a chapter of one table")]
+#![allow(clippy::wildcard_imports, reason = "a chapter of one table")]
 
 use super::*;
 

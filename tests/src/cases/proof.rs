@@ -1,6 +1,6 @@
 //! Which flows are remembered, and on what proof (law 7).
 
-#![expect(clippy::wildcard_imports, reason = "a chapter of one table")]
+#![allow(clippy::wildcard_imports, reason = "a chapter of one table")]
 
 use super::*;
 
