@@ -28,17 +28,18 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// A drain that ends `after` from now.
+    /// A drain that ends `after` from now, at a whole second, never earlier.
     pub fn new(generation: u16, after: Duration) -> Self {
+        let until = unix_now() + after;
         Self {
             generation,
-            until: unix_now() + after.as_secs(),
+            until: until.as_secs() + u64::from(until.subsec_nanos() > 0),
         }
     }
 
     /// True when the deadline has passed.
     pub fn is_over(&self) -> bool {
-        unix_now() >= self.until
+        unix_now().as_secs() >= self.until
     }
 
     /// The deadline, RFC 3339, UTC.

@@ -1,5 +1,7 @@
 //! Points in time: UTC for scripts and files, local time for people.
 
+use std::time::Duration;
+
 use jiff::{Timestamp, tz::TimeZone};
 
 /// Now, RFC 3339, UTC, milliseconds.
@@ -7,9 +9,9 @@ pub fn now() -> String {
     format!("{:.3}", Timestamp::now())
 }
 
-/// Seconds since 1970.
-pub fn unix_now() -> u64 {
-    Timestamp::now().as_second() as u64
+/// Time since 1970.
+pub fn unix_now() -> Duration {
+    Duration::try_from(Timestamp::now().as_duration()).unwrap_or_default()
 }
 
 /// `unix` seconds after 1970, RFC 3339, UTC.

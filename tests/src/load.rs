@@ -56,10 +56,13 @@ where
 
 type Body = BoxBody<Bytes, Infallible>;
 
+/// Lines that `GET /stream/N` sends in each of its N seconds.
+pub const STREAM_LINES_PER_SECOND: u64 = 20;
+
 /// Serves HTTP on TCP ports and echoes UDP datagrams, answering with `colour`,
 /// until the process ends. Returns when it listens.
 ///
-/// `GET /stream/N` sends a line every 50 ms for N seconds.
+/// `GET /stream/N` sends [`STREAM_LINES_PER_SECOND`] lines for N seconds.
 pub fn serve(namespace: File, colour: &'static str, tcp: &[u16], udp: &[SocketAddr]) -> Result<()> {
     let (ready, listening) = std::sync::mpsc::channel();
     let (tcp, udp) = (tcp.to_vec(), udp.to_vec());
@@ -113,11 +116,11 @@ fn answer(path: &str, colour: &'static str) -> Body {
     };
     let (sender, receiver) = tokio::sync::mpsc::channel(4);
     tokio::task::spawn_local(async move {
-        for _ in 0..seconds * 20 {
+        for _ in 0..seconds * STREAM_LINES_PER_SECOND {
             if sender.send(format!("{colour}\n")).await.is_err() {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            tokio::time::sleep(Duration::from_millis(1000 / STREAM_LINES_PER_SECOND)).await;
         }
     });
     Lines(receiver).boxed()
@@ -160,6 +163,8 @@ pub struct Answer {
 pub enum Reuse {
     /// One connection for all requests.
     KeepAlive,
+    /// One connection for requests of that time, then the next.
+    For(Duration),
     /// One connection for each request.
     Never,
 }
@@ -244,6 +249,7 @@ async fn client_loop(
 ) {
     let mut sender = None;
     let mut connected_ns = 0;
+    let mut turn = (now_ns() % 1000) as f64 / 1000.0;
     while !stop.load(Ordering::Relaxed) {
         let begun = Instant::now();
         let first = sender.is_none();
@@ -256,7 +262,12 @@ async fn client_loop(
             Ok(Err(error)) => Err(format!("{error:#}")),
             Err(_) => Err("no answer within 10 s".to_owned()),
         };
-        if result.is_err() || reuse == Reuse::Never {
+        let worn_out = match reuse {
+            Reuse::Never => true,
+            Reuse::KeepAlive => false,
+            Reuse::For(age) => now_ns() - connected_ns > age.as_nanos() as u64,
+        };
+        if result.is_err() || worn_out {
             sender = None;
         }
         let answer = Answer {
@@ -269,9 +280,13 @@ async fn client_loop(
         if let Ok(mut record) = record.lock() {
             record.push(answer);
         }
-        tokio::time::sleep(pause).await;
+        // Between half of the pause and one and a half: clients do not march in step.
+        turn = (turn + GOLDEN_RATIO).fract();
+        tokio::time::sleep(pause.mul_f64(0.5 + turn)).await;
     }
 }
+
+const GOLDEN_RATIO: f64 = 0.618_033_988_75;
 
 type Sender = client::SendRequest<Empty<Bytes>>;
 
@@ -346,4 +361,34 @@ pub fn once(namespace: File, to: SocketAddr) -> Result<String> {
     )
     .join()
     .map_err(|_| anyhow::anyhow!("the client panicked"))?
+}
+
+/// Clients of the usual mix: both families, both ports, half of them on one
+/// connection for all their requests.
+pub fn mix(clients: usize) -> Vec<(SocketAddr, Reuse)> {
+    use crate::lab::{listener, listener_v6};
+    let to = [listener(8000), listener_v6(8000), listener(8001)];
+    (0..clients)
+        .map(|n| {
+            let reuse = [Reuse::KeepAlive, Reuse::Never][n / 3 % 2];
+            (to[n % 3], reuse)
+        })
+        .collect()
+}
+
+/// Asserts that there were answers and that none of them is a failure.
+///
+/// # Panics
+/// When it is not so.
+#[track_caller]
+pub fn assert_flawless(answers: &[Answer]) {
+    assert!(!answers.is_empty(), "nobody asked");
+    let failures: Vec<&Answer> = answers.iter().filter(|a| a.result.is_err()).collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {} requests failed, first {:#?}",
+        failures.len(),
+        answers.len(),
+        failures[0]
+    );
 }

@@ -44,6 +44,8 @@ pub struct Daemon {
     state: Mutex<State>,
     /// One change of a word or of the tables at a time.
     changing: tokio::sync::Mutex<()>,
+    /// One reload at a time.
+    reloading: tokio::sync::Mutex<()>,
     socket: Socket,
     started: Instant,
 }
@@ -78,7 +80,8 @@ impl Daemon {
             file: file.to_owned(),
             journal,
             state: Mutex::new(state),
-            changing: tokio::sync::Mutex::new(()),
+            changing: tokio::sync::Mutex::default(),
+            reloading: tokio::sync::Mutex::default(),
             socket,
             started: Instant::now(),
             config: RwLock::new(config),

@@ -13,21 +13,49 @@ use crate::{
 impl Daemon {
     /// Applies the file: whole, or not at all (law 8). Returns the difference.
     pub(super) async fn reload(&self, actor: &str, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let changes = {
-            let _changing = self.changing.lock().await;
-            self.apply_file(actor, dry_run)?
-        };
-        if !dry_run && !changes.is_empty() {
-            self.resolve_first().await;
+        let _reloading = self.reloading.lock().await;
+        let old = self.config().clone();
+        let new = self.read_file(&old)?;
+        let changes = difference(&old, &new);
+        let plan = new.plan();
+        self.datapath.check(&plan).map_err(|error| {
+            Refusal::new(Kind::Datapath, format!("{error}. Nothing was applied"))
+        })?;
+        if dry_run || changes.is_empty() {
+            return Ok(changes);
         }
-        Ok(changes)
+        let entry = |phase, detail| Entry::new(actor, "*", "reload", phase, 0, detail);
+        self.journal
+            .append(&entry("intent", changes.join("; ")))
+            .map_err(|e| Refusal::new(Kind::Failed, format!("{e}. Nothing was applied")))?;
+        let applied = match self.datapath.prepare(&plan) {
+            Ok(()) => {
+                // The way to new backends first: no packet is sent there before,
+                // and no flip waits for it.
+                self.resolve_first().await;
+                let _changing = self.changing.lock().await;
+                self.datapath.apply(&plan).map(|()| {
+                    *self.config_mut() = new;
+                    self.remember_services();
+                })
+            }
+            Err(error) => Err(error),
+        };
+        let result = match &applied {
+            Ok(()) => changes.join("; "),
+            Err(error) => format!("failed: {error}"),
+        };
+        self.write(&entry("result", result));
+        applied
+            .map(|()| changes)
+            .map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))
     }
 
-    fn apply_file(&self, actor: &str, dry_run: bool) -> Result<Vec<String>, Refusal> {
+    /// Reads the file, and refuses what cannot be had without a restart.
+    fn read_file(&self, old: &Config) -> Result<Config, Refusal> {
         let refused =
             |trouble: String| Refusal::new(Kind::Usage, format!("{trouble}. Nothing was applied"));
         let new = Config::load(&self.file).map_err(|e| refused(e.to_string()))?;
-        let old = self.config().clone();
         if let Some(keys) = restart_keys(&old.gateway, &new.gateway) {
             return Err(refused(format!(
                 "{}: {keys} changed, which is read at the start only: restart the daemon (forwarding goes \
@@ -36,26 +64,7 @@ impl Daemon {
             )));
         }
         datapath::interfaces_exist(&new.gateway.interfaces).map_err(|e| refused(e.to_string()))?;
-        let changes = difference(&old, &new);
-        let failed = |error: datapath::Error| {
-            Refusal::new(Kind::Datapath, format!("{error}. Nothing was applied"))
-        };
-        let change = self.datapath.prepare(&new.plan()).map_err(failed)?;
-        if dry_run || changes.is_empty() {
-            return Ok(changes);
-        }
-        let entry = |phase, detail| Entry::new(actor, "*", "reload", phase, 0, detail);
-        self.journal
-            .append(&entry("intent", changes.join("; ")))
-            .map_err(|e| Refusal::new(Kind::Failed, format!("{e}. Nothing was applied")))?;
-        if let Err(error) = self.datapath.apply(change) {
-            self.write(&entry("result", format!("failed: {error}")));
-            return Err(Refusal::new(Kind::Datapath, error.to_string()));
-        }
-        *self.config_mut() = new;
-        self.remember_services();
-        self.write(&entry("result", changes.join("; ")));
-        Ok(changes)
+        Ok(new)
     }
 }
 

@@ -113,8 +113,7 @@ pub struct FlowRecord {
 }
 
 /// A plan that fits, laid out over what the kernel holds.
-#[derive(Debug)]
-pub struct Change {
+struct Change {
     held: Tables,
     layout: layout::Layout,
     pools: BTreeMap<u32, (PoolWord, Vec<u32>)>,
@@ -137,6 +136,8 @@ struct Inner {
     arena: Words,
     backend_words: Words,
     tables: Mutex<Applied>,
+    /// One change of the tables at a time.
+    applying: Mutex<()>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -215,9 +216,9 @@ impl Datapath {
 
         // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
-        let change = inner.prepare(plan)?;
+        inner.check(plan)?;
         let added = attach::add(program, settings, pins)?;
-        inner.apply(change)?;
+        inner.apply(plan)?;
         let interfaces = attach::replace(program, settings, pins)?;
         added.keep();
         let _ = fs::remove_file(pins.program());
@@ -227,14 +228,24 @@ impl Datapath {
         Ok((inner, interfaces))
     }
 
-    /// What a plan changes; an error says why it cannot be applied.
-    pub fn prepare(&self, plan: &Plan) -> Result<Change, Error> {
-        self.inner.prepare(plan)
+    /// Refuses what [`Datapath::apply`] would refuse, changing nothing.
+    pub fn check(&self, plan: &Plan) -> Result<(), Error> {
+        self.inner.check(plan)
     }
 
-    /// Applies what was prepared, with no other change in between.
-    pub fn apply(&self, change: Change) -> Result<(), Error> {
-        self.inner.apply(change)
+    /// Enters the backends that are new in a plan, so that the way to them is
+    /// known before [`Datapath::apply`] sends packets there. Refuses what that
+    /// would refuse; otherwise nothing else changes.
+    pub fn prepare(&self, plan: &Plan) -> Result<(), Error> {
+        let _applying = self.inner.applying();
+        let change = self.inner.lay_out(plan)?;
+        self.inner.enter_backends(&change);
+        Ok(())
+    }
+
+    /// Applies a plan whole or not at all.
+    pub fn apply(&self, plan: &Plan) -> Result<(), Error> {
+        self.inner.apply(plan)
     }
 
     /// The service's word.
@@ -406,7 +417,11 @@ impl Datapath {
         self.flows(|flow| {
             in_use.insert(flow.backend_id);
         })?;
-        for (id, backend) in left.iter().filter(|(id, _)| !in_use.contains(id)) {
+        // A plan that was applied meanwhile may have taken one up again.
+        let _applying = self.inner.applying();
+        let applied = self.inner.applied().clone();
+        let forgotten = |id| !in_use.contains(id) && !applied.backends.contains_key(id);
+        for (id, backend) in left.iter().filter(|(id, _)| forgotten(id)) {
             self.inner.forget_backend(*id, backend, &applied)?;
         }
         Ok(())
@@ -467,12 +482,17 @@ impl Inner {
             arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
             backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
             tables: Mutex::default(),
+            applying: Mutex::default(),
             pins: pins.clone(),
         })
     }
 
     fn applied(&self) -> std::sync::MutexGuard<'_, Applied> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn applying(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn service(&self, name: &str) -> Option<u32> {
@@ -614,8 +634,13 @@ impl Inner {
         Ok(())
     }
 
-    /// Lays the plan out and reads what the kernel holds, changing nothing.
-    fn prepare(&self, plan: &Plan) -> Result<Change, Error> {
+    fn check(&self, plan: &Plan) -> Result<(), Error> {
+        let _applying = self.applying();
+        self.lay_out(plan).map(drop)
+    }
+
+    /// Lays the plan out over what the kernel holds, changing nothing.
+    fn lay_out(&self, plan: &Plan) -> Result<Change, Error> {
         let held = self.held()?;
         let layout = lay_out(plan, &held)?;
         let pools = self.plan_pools(&layout)?;
@@ -626,20 +651,26 @@ impl Inner {
         })
     }
 
-    /// Writes so that no packet meets a listener without a pool: backends, return
-    /// paths, pools, listeners; then removes what is no longer wanted, listeners
-    /// first.
-    fn apply(&self, change: Change) -> Result<(), Error> {
+    fn enter_backends(&self, change: &Change) {
+        for (id, backend) in &change.layout.tables.backends {
+            if !change.held.backends.contains_key(id) {
+                self.set_backend(*id, backend);
+            }
+        }
+    }
+
+    /// Lays the plan out, then writes it so that no packet meets a listener
+    /// without a pool: backends, return paths, pools, listeners; then what is
+    /// no longer wanted, listeners first.
+    fn apply(&self, plan: &Plan) -> Result<(), Error> {
+        let _applying = self.applying();
+        let change = self.lay_out(plan)?;
+        self.enter_backends(&change);
         let Change {
             held,
             layout,
             pools,
         } = change;
-        for (id, backend) in &layout.tables.backends {
-            if !held.backends.contains_key(id) {
-                self.set_backend(*id, backend);
-            }
-        }
         self.write_endpoints(
             [map::RETURNS_V4, map::RETURNS_V6],
             &layout.tables.returns,
