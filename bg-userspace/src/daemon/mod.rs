@@ -44,8 +44,8 @@ pub struct Daemon {
     state: Mutex<State>,
     /// One change of a word or of the tables at a time.
     changing: tokio::sync::Mutex<()>,
-    /// One reload at a time.
-    reloading: tokio::sync::Mutex<()>,
+    /// One change of the tables at a time: a reload, or a sweep.
+    tables: Arc<tokio::sync::Mutex<()>>,
     socket: Socket,
     started: Instant,
 }
@@ -81,7 +81,7 @@ impl Daemon {
             journal,
             state: Mutex::new(state),
             changing: tokio::sync::Mutex::default(),
-            reloading: tokio::sync::Mutex::default(),
+            tables: Arc::default(),
             socket,
             started: Instant::now(),
             config: RwLock::new(config),
@@ -280,7 +280,13 @@ impl Daemon {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
             let daemon = Arc::clone(&self);
-            match tokio::task::spawn_blocking(move || daemon.datapath.sweep(FLOW_IDLE)).await {
+            let tables = Arc::clone(&self.tables).lock_owned().await;
+            let sweep = move || {
+                let swept = daemon.datapath.sweep(FLOW_IDLE);
+                drop(tables);
+                swept
+            };
+            match tokio::task::spawn_blocking(sweep).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::error!("sweeping the flow tables: {error}"),
                 Err(error) => tracing::error!("sweeping the flow tables: {error}"),

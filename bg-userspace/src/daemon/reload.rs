@@ -13,12 +13,11 @@ use crate::{
 impl Daemon {
     /// Applies the file: whole, or not at all (law 8). Returns the difference.
     pub(super) async fn reload(&self, actor: &str, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let _reloading = self.reloading.lock().await;
+        let _tables = self.tables.lock().await;
         let old = self.config().clone();
         let new = self.read_file(&old)?;
         let changes = difference(&old, &new);
-        let plan = new.plan();
-        self.datapath.check(&plan).map_err(|error| {
+        let change = self.datapath.plan_change(&new.plan()).map_err(|error| {
             Refusal::new(Kind::Datapath, format!("{error}. Nothing was applied"))
         })?;
         if dry_run || changes.is_empty() {
@@ -28,18 +27,16 @@ impl Daemon {
         self.journal
             .append(&entry("intent", changes.join("; ")))
             .map_err(|e| Refusal::new(Kind::Failed, format!("{e}. Nothing was applied")))?;
-        let applied = match self.datapath.prepare(&plan) {
-            Ok(()) => {
-                // The way to new backends first: no packet is sent there before,
-                // and no flip waits for it.
-                self.resolve_first().await;
-                let _changing = self.changing.lock().await;
-                self.datapath.apply(&plan).map(|()| {
-                    *self.config_mut() = new;
-                    self.remember_services();
-                })
-            }
-            Err(error) => Err(error),
+        // The way to new backends first: no packet is sent there before, and no
+        // flip waits for it.
+        self.datapath.enter_backends(&change);
+        self.resolve_first().await;
+        let applied = {
+            let _changing = self.changing.lock().await;
+            self.datapath.apply(change).map(|()| {
+                *self.config_mut() = new;
+                self.remember_services();
+            })
         };
         let result = match &applied {
             Ok(()) => changes.join("; "),

@@ -113,7 +113,8 @@ pub struct FlowRecord {
 }
 
 /// A plan that fits, laid out over what the kernel holds.
-struct Change {
+#[derive(Debug)]
+pub struct Change {
     held: Tables,
     layout: layout::Layout,
     pools: BTreeMap<u32, (PoolWord, Vec<u32>)>,
@@ -136,8 +137,6 @@ struct Inner {
     arena: Words,
     backend_words: Words,
     tables: Mutex<Applied>,
-    /// One change of the tables at a time.
-    applying: Mutex<()>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -216,9 +215,10 @@ impl Datapath {
 
         // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
-        inner.check(plan)?;
+        let change = inner.plan_change(plan)?;
         let added = attach::add(program, settings, pins)?;
-        inner.apply(plan)?;
+        inner.enter_backends(&change);
+        inner.apply(change)?;
         let interfaces = attach::replace(program, settings, pins)?;
         added.keep();
         let _ = fs::remove_file(pins.program());
@@ -228,24 +228,22 @@ impl Datapath {
         Ok((inner, interfaces))
     }
 
-    /// Refuses what [`Datapath::apply`] would refuse, changing nothing.
-    pub fn check(&self, plan: &Plan) -> Result<(), Error> {
-        self.inner.check(plan)
+    /// What a plan changes, or why it cannot be applied. Nothing is changed yet.
+    ///
+    /// A change holds until the next [`Datapath::apply`] or [`Datapath::sweep`].
+    pub fn plan_change(&self, plan: &Plan) -> Result<Change, Error> {
+        self.inner.plan_change(plan)
     }
 
-    /// Enters the backends that are new in a plan, so that the way to them is
-    /// known before [`Datapath::apply`] sends packets there. Refuses what that
-    /// would refuse; otherwise nothing else changes.
-    pub fn prepare(&self, plan: &Plan) -> Result<(), Error> {
-        let _applying = self.inner.applying();
-        let change = self.inner.lay_out(plan)?;
-        self.inner.enter_backends(&change);
-        Ok(())
+    /// Enters the backends that are new, so that the way to them is known before
+    /// [`Datapath::apply`] sends packets there.
+    pub fn enter_backends(&self, change: &Change) {
+        self.inner.enter_backends(change);
     }
 
-    /// Applies a plan whole or not at all.
-    pub fn apply(&self, plan: &Plan) -> Result<(), Error> {
-        self.inner.apply(plan)
+    /// Applies a change whose backends are entered.
+    pub fn apply(&self, change: Change) -> Result<(), Error> {
+        self.inner.apply(change)
     }
 
     /// The service's word.
@@ -417,11 +415,7 @@ impl Datapath {
         self.flows(|flow| {
             in_use.insert(flow.backend_id);
         })?;
-        // A plan that was applied meanwhile may have taken one up again.
-        let _applying = self.inner.applying();
-        let applied = self.inner.applied().clone();
-        let forgotten = |id| !in_use.contains(id) && !applied.backends.contains_key(id);
-        for (id, backend) in left.iter().filter(|(id, _)| forgotten(id)) {
+        for (id, backend) in left.iter().filter(|(id, _)| !in_use.contains(id)) {
             self.inner.forget_backend(*id, backend, &applied)?;
         }
         Ok(())
@@ -482,17 +476,12 @@ impl Inner {
             arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
             backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
             tables: Mutex::default(),
-            applying: Mutex::default(),
             pins: pins.clone(),
         })
     }
 
     fn applied(&self) -> std::sync::MutexGuard<'_, Applied> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn applying(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn service(&self, name: &str) -> Option<u32> {
@@ -634,13 +623,7 @@ impl Inner {
         Ok(())
     }
 
-    fn check(&self, plan: &Plan) -> Result<(), Error> {
-        let _applying = self.applying();
-        self.lay_out(plan).map(drop)
-    }
-
-    /// Lays the plan out over what the kernel holds, changing nothing.
-    fn lay_out(&self, plan: &Plan) -> Result<Change, Error> {
+    fn plan_change(&self, plan: &Plan) -> Result<Change, Error> {
         let held = self.held()?;
         let layout = lay_out(plan, &held)?;
         let pools = self.plan_pools(&layout)?;
@@ -659,13 +642,9 @@ impl Inner {
         }
     }
 
-    /// Lays the plan out, then writes it so that no packet meets a listener
-    /// without a pool: backends, return paths, pools, listeners; then what is
-    /// no longer wanted, listeners first.
-    fn apply(&self, plan: &Plan) -> Result<(), Error> {
-        let _applying = self.applying();
-        let change = self.lay_out(plan)?;
-        self.enter_backends(&change);
+    /// Writes so that no packet meets a listener without a pool: return paths,
+    /// pools, listeners; then removes what is no longer wanted, listeners first.
+    fn apply(&self, change: Change) -> Result<(), Error> {
         let Change {
             held,
             layout,
