@@ -544,7 +544,7 @@ fn a_reload_moves_no_flow() {
     // And all of it back, as if nothing had been.
     lab.configure(&default_service()).unwrap();
     lab.ask(&["reload"]).unwrap();
-    assert_eq!(listeners(&lab), 5);
+    assert_eq!(listeners(&lab), before);
     for (conversation, backend) in &mut old {
         assert_eq!(conversation.ask().unwrap(), "blue");
         assert_eq!(backend_of(&lab, conversation), *backend);
