@@ -56,8 +56,7 @@ impl Colour {
 /// | 48..64 | floor: with the floor armed, a flow of the standby colour born in a generation before it is reset |
 ///
 /// Generations are compared by serial-number arithmetic (RFC 1982, 16 bits): a
-/// floor reaches back 32 767 flips; [`CutoverWord::flipped`] disarms one that
-/// falls further behind.
+/// floor reaches back 32 767 flips.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct CutoverWord(pub u64);
@@ -121,17 +120,16 @@ impl CutoverWord {
     }
 
     /// The word after a flip to `to`: the next generation, no canary, and, with
-    /// `cut`, a floor that resets every flow of the other colour.
+    /// `cut`, a floor that resets every flow of the other colour. An older floor
+    /// was meant for the colour that is active now, and goes.
     #[must_use]
     pub const fn flipped(self, to: Colour, cut: bool) -> Self {
         let generation = self.generation().wrapping_add(1);
         let word = Self(to as u64 | (generation as u64) << 32);
         if cut {
-            return word.with_floor(generation);
-        }
-        match self.floor() {
-            Some(floor) if (generation.wrapping_sub(floor)) < 0x4000 => word.with_floor(floor),
-            _ => word,
+            word.with_floor(generation)
+        } else {
+            word
         }
     }
 
@@ -371,7 +369,8 @@ pub mod state {
     /// Half-open: the flow is in the established table now. (The bit of
     /// [`CONTESTED`], which only flows of that table have.)
     pub const MOVED: u8 = CONTESTED;
-    /// The flow was cut and its client was sent a RST.
+    /// The flow was cut, and its client was sent a RST at the very sequence
+    /// number that it waits for.
     pub const CLIENT_CUT: u8 = 1 << 6;
     /// No route to the client is known: its next hop was learned from its packets.
     pub const LEARNED: u8 = 1 << 7;
@@ -447,12 +446,13 @@ mod tests {
     }
 
     #[test]
-    fn a_floor_far_behind_is_disarmed_before_it_could_turn_round() {
-        let mut word = CutoverWord::new(Colour::Blue).flipped(Colour::Green, true);
-        for _ in 0..0x4000 {
-            word = word.flipped(word.active().other(), false);
-        }
-        assert_eq!(word.floor(), None);
+    fn a_drain_flip_after_a_rollback_spares_the_flows_it_drains() {
+        let back = CutoverWord::new(Colour::Blue)
+            .flipped(Colour::Green, false)
+            .flipped(Colour::Blue, true);
+        let again = back.flipped(Colour::Green, false);
+        assert!(!again.resets(Colour::Blue, 0));
+        assert!(!again.resets(Colour::Blue, 2));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Incremental checksum updates (RFC 1624, equation 3).
 //!
 //! The one's complement sum does not depend on byte order (RFC 1071, section
-//! 2), so 16-bit words are taken as they stand in memory.
+//! 2), so words are taken as they stand in memory; and as 2^16 is 1 modulo
+//! 2^16 - 1, it may be taken over 32-bit words and folded at the end.
 
 /// What changes in the words that a checksum covers.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Delta(u32);
+pub struct Delta(u64);
 
 impl Delta {
     /// Nothing changed yet.
@@ -18,35 +19,32 @@ impl Delta {
     #[inline(always)]
     #[must_use]
     pub const fn word(self, old: [u8; 2], new: [u8; 2]) -> Self {
-        // Carries are folded late: 0x1_0000 words fit before the sum overflows.
-        Self(self.0 + (!u16::from_ne_bytes(old)) as u32 + u16::from_ne_bytes(new) as u32)
+        // Carries are folded late: 2^32 words fit before the sum overflows.
+        Self(self.0 + (!u16::from_ne_bytes(old)) as u64 + u16::from_ne_bytes(new) as u64)
     }
 
-    /// An IPv4 address or another pair of words was replaced.
+    /// An IPv4 address or another 32-bit word was replaced.
     #[inline(always)]
     #[must_use]
-    pub const fn words2(self, old: [u8; 4], new: [u8; 4]) -> Self {
-        self.word([old[0], old[1]], [new[0], new[1]])
-            .word([old[2], old[3]], [new[2], new[3]])
+    pub const fn word32(self, old: [u8; 4], new: [u8; 4]) -> Self {
+        Self(self.0 + (!u32::from_ne_bytes(old)) as u64 + u32::from_ne_bytes(new) as u64)
     }
 
     /// An IPv6 address was replaced.
     #[inline(always)]
     #[must_use]
-    pub const fn words8(self, old: [u8; 16], new: [u8; 16]) -> Self {
-        let mut delta = self;
-        let mut at = 0;
-        while at < 16 {
-            delta = delta.word([old[at], old[at + 1]], [new[at], new[at + 1]]);
-            at += 2;
-        }
-        delta
+    pub const fn word128(self, old: [u8; 16], new: [u8; 16]) -> Self {
+        let (old, new) = (quarters(old), quarters(new));
+        self.word32(old[0], new[0])
+            .word32(old[1], new[1])
+            .word32(old[2], new[2])
+            .word32(old[3], new[3])
     }
 
     /// `check` after the changes: `HC' = ~(~HC + ~m + m')`.
     #[inline(always)]
     pub const fn apply(self, check: [u8; 2]) -> [u8; 2] {
-        (!fold(self.0 + (!u16::from_ne_bytes(check)) as u32)).to_ne_bytes()
+        (!fold(self.0 + (!u16::from_ne_bytes(check)) as u64)).to_ne_bytes()
     }
 
     /// Like [`Delta::apply`], with UDP's rules (RFC 768): 0 means "no checksum"
@@ -65,7 +63,7 @@ impl Delta {
 
 /// A checksum computed from nothing, over the few words of a header we write.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Sum(u32);
+pub struct Sum(u64);
 
 impl Sum {
     /// An empty sum.
@@ -78,21 +76,25 @@ impl Sum {
     #[inline(always)]
     #[must_use]
     pub const fn word(self, word: [u8; 2]) -> Self {
-        Self(self.0 + u16::from_ne_bytes(word) as u32)
+        Self(self.0 + u16::from_ne_bytes(word) as u64)
     }
 
-    /// Adds `N` bytes, `N` even.
+    /// Adds an IPv4 address or another 32-bit word.
     #[inline(always)]
     #[must_use]
-    pub fn bytes<const N: usize>(self, bytes: [u8; N]) -> Self {
-        const { assert!(N.is_multiple_of(2)) }
-        let mut sum = self;
-        let mut at = 0;
-        while at < N {
-            sum = sum.word([bytes[at], bytes[at + 1]]);
-            at += 2;
-        }
-        sum
+    pub const fn word32(self, word: [u8; 4]) -> Self {
+        Self(self.0 + u32::from_ne_bytes(word) as u64)
+    }
+
+    /// Adds an IPv6 address.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word128(self, word: [u8; 16]) -> Self {
+        let words = quarters(word);
+        self.word32(words[0])
+            .word32(words[1])
+            .word32(words[2])
+            .word32(words[3])
     }
 
     /// The checksum: the complement of the folded sum.
@@ -102,9 +104,19 @@ impl Sum {
     }
 }
 
+/// An IPv6 address as 32-bit words, each in memory order. (Taken apart by chunk,
+/// not by byte, or LLVM keeps every byte in a stack slot of its own.)
 #[inline(always)]
-const fn fold(sum: u32) -> u16 {
-    let sum = (sum & 0xffff) + (sum >> 16);
+const fn quarters(address: [u8; 16]) -> [[u8; 4]; 4] {
+    let words = address.as_chunks().0;
+    [words[0], words[1], words[2], words[3]]
+}
+
+#[inline(always)]
+const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32); // 33 bits
+    let sum = (sum & 0xffff) + (sum >> 16); // 18 bits
+    let sum = (sum & 0xffff) + (sum >> 16); // 17 bits
     (sum + (sum >> 16)) as u16
 }
 
@@ -129,9 +141,33 @@ mod tests {
     fn ipv4_header_sum() {
         // A header whose checksum is known from RFC 1071-style textbooks.
         let header = [
-            0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0, 0, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0,
-            0xc7,
+            [0x45, 0, 0, 0x73],
+            [0, 0, 0x40, 0],
+            [0x40, 0x11, 0, 0],
+            [0xc0, 0xa8, 0, 1],
+            [0xc0, 0xa8, 0, 0xc7],
         ];
-        assert_eq!(Sum::new().bytes(header).finish(), [0xb8, 0x61]);
+        let sum = header.into_iter().fold(Sum::new(), Sum::word32);
+        assert_eq!(sum.finish(), [0xb8, 0x61]);
+    }
+
+    #[test]
+    fn wide_words_sum_like_narrow_ones() {
+        let (old, new) = (
+            [0xff; 16],
+            [
+                0xfe, 0xdc, 0, 1, 0, 0, 0, 0, 9, 8, 7, 6, 0xff, 0xff, 0xff, 0xff,
+            ],
+        );
+        let mut narrow = Delta::new();
+        for at in (0..16).step_by(2) {
+            narrow = narrow.word([old[at], old[at + 1]], [new[at], new[at + 1]]);
+        }
+        for check in [[0, 1], [0xff, 0xff], [0x12, 0x34]] {
+            assert_eq!(
+                Delta::new().word128(old, new).apply(check),
+                narrow.apply(check)
+            );
+        }
     }
 }

@@ -39,10 +39,8 @@ use bg_ebpf::{
 /// The XDP entry: a verdict, and what the driver does with it.
 #[xdp]
 pub fn bgswitch(context: XdpContext) -> u32 {
-    let kernel = Kernel {
-        context: context.as_ptr().cast(),
-    };
-    let verdict = process(&mut Frame { context: &context }, &kernel);
+    let context = context.as_ptr().cast();
+    let verdict = process(&mut Frame { context }, &Kernel { context });
     match verdict.action {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
@@ -53,35 +51,34 @@ pub fn bgswitch(context: XdpContext) -> u32 {
     }
 }
 
-struct Frame<'a> {
-    context: &'a XdpContext,
+struct Frame {
+    context: *mut xdp_md,
 }
 
-impl Packet for Frame<'_> {
+impl Packet for Frame {
+    // Volatile: the optimiser would read these once and hand them to functions
+    // as numbers, and the verifier would no longer see pointers.
     #[inline(always)]
     fn start(&self) -> usize {
-        self.context.data()
+        // SAFETY: this run's context.
+        unsafe { ptr::read_volatile(&raw const (*self.context).data) as usize }
     }
 
     #[inline(always)]
     fn end(&self) -> usize {
-        self.context.data_end()
+        // SAFETY: this run's context.
+        unsafe { ptr::read_volatile(&raw const (*self.context).data_end) as usize }
     }
 
     #[inline(always)]
     fn length(&self) -> usize {
-        let context = self.context.as_ptr().cast::<xdp_md>();
-        // SAFETY: this run's context; volatile, so that the optimiser cannot
-        // tell that this is `end() - start()`.
-        unsafe {
-            ptr::read_volatile(&raw const (*context).data_end) as usize
-                - ptr::read_volatile(&raw const (*context).data) as usize
-        }
+        self.end() - self.start()
     }
 
     #[inline(always)]
     fn ingress(&self) -> u32 {
-        self.context.ingress_ifindex() as u32
+        // SAFETY: this run's context.
+        unsafe { (*self.context).ingress_ifindex }
     }
 
     #[inline(always)]
@@ -89,7 +86,7 @@ impl Packet for Frame<'_> {
         let delta = length as i32 - self.length() as i32;
         // SAFETY: the context is this run's; the helper changes its data and
         // data_end, which are read anew for every view.
-        delta == 0 || unsafe { bpf_xdp_adjust_tail(self.context.as_ptr().cast(), delta) } == 0
+        delta == 0 || unsafe { bpf_xdp_adjust_tail(self.context, delta) } == 0
     }
 }
 
@@ -98,19 +95,6 @@ struct Kernel {
 }
 
 impl Tables for Kernel {
-    type V4 = Self;
-    type V6 = Self;
-
-    #[inline(always)]
-    fn v4(&self) -> &Self {
-        self
-    }
-
-    #[inline(always)]
-    fn v6(&self) -> &Self {
-        self
-    }
-
     #[inline(always)]
     fn word(&self, service: u32) -> Option<CutoverWord> {
         let word = maps::WORDS.get_ptr(service)?;
@@ -240,18 +224,21 @@ macro_rules! family {
                 .is_ok()
             }
 
-            #[inline(always)]
-            fn route(&self, from: &$address, to: &$address, ingress: u32) -> NextHop {
+            // A function of its own, with a stack of its own: the query is large,
+            // and asked once a second a flow.
+            #[inline(never)]
+            fn route(&self, from: &[u8; 16], to: &$address, ingress: u32) -> NextHop {
                 // SAFETY: plain integers and arrays, for which zero is valid.
-                let mut query: FibLookup = unsafe { core::mem::zeroed() };
+                let mut query: Query = unsafe { core::mem::zeroed() };
+                let query = &mut query.0;
                 query.family = $af;
                 query.ifindex = ingress;
-                $place(&mut query, from, to);
+                $place(query, from, to);
                 // SAFETY: this run's context, and a query of the size given.
                 let found = unsafe {
                     bpf_fib_lookup(
                         self.context.cast(),
-                        ptr::from_mut(&mut query).cast(),
+                        ptr::from_mut(query).cast(),
                         size_of::<FibLookup>() as i32,
                         0,
                     )
@@ -268,6 +255,10 @@ macro_rules! family {
     };
 }
 
+/// Aligned like the stores that the compiler makes of two words at a time.
+#[repr(align(8))]
+struct Query(FibLookup);
+
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -279,8 +270,8 @@ family!(
     HALF_OPEN_V4,
     UDP_V4,
     AF_INET,
-    |query: &mut FibLookup, from: &[u8; 4], to: &[u8; 4]| {
-        query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(*from);
+    |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 4]| {
+        query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(from.as_chunks().0[0]);
         query.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(*to);
     }
 );
@@ -300,12 +291,12 @@ family!(
 
 #[inline(always)]
 const fn words(bytes: &[u8; 16]) -> [u32; 4] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *bytes;
+    let words = bytes.as_chunks().0;
     [
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-        u32::from_ne_bytes([i, j, k, l]),
-        u32::from_ne_bytes([m, n, o, p]),
+        u32::from_ne_bytes(words[0]),
+        u32::from_ne_bytes(words[1]),
+        u32::from_ne_bytes(words[2]),
+        u32::from_ne_bytes(words[3]),
     ]
 }
 

@@ -48,6 +48,18 @@ pub enum Action {
     Redirect(u32),
 }
 
+impl Verdict {
+    /// True when the packet is on its way to the other end, by us or by the stack.
+    #[inline(always)]
+    const fn is_sent(self) -> bool {
+        match self.action {
+            Action::Transmit | Action::Redirect(_) => true,
+            Action::Pass => matches!(self.reason, Reason::ForwardedByStack),
+            Action::Drop => false,
+        }
+    }
+}
+
 const fn pass(reason: Reason) -> Verdict {
     Verdict {
         action: Action::Pass,
@@ -98,21 +110,26 @@ pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
 }
 
 /// What the headers say, in the units of the wire.
+///
+/// In the order given, so that every field lies at an even offset and addresses
+/// at a multiple of their words: the kernel's verifier lets no function read from
+/// another one's stack otherwise.
 #[derive(Clone, Copy)]
+#[repr(C)]
 struct Segment<A> {
     source: A,
     destination: A,
+    /// The frame's sender.
+    mac: [u8; 6],
     source_port: [u8; 2],
     destination_port: [u8; 2],
     protocol: u8,
-    /// Offset of the TCP or UDP header in the frame.
-    offset: usize,
-    /// Length of the packet from its IP header, bytes.
-    length: u32,
     /// TTL or hop limit.
     hops: u8,
-    /// The frame's sender.
-    mac: [u8; 6],
+    /// Length of the packet from its IP header, bytes.
+    length: u32,
+    /// Offset of the TCP or UDP header in the frame.
+    offset: usize,
     tcp: TcpFields,
 }
 
@@ -130,6 +147,12 @@ impl<A> Segment<A> {
     #[inline(always)]
     const fn has(&self, flag: u8) -> bool {
         self.tcp.flags & flag != 0
+    }
+
+    /// True for the first segment of a TCP connection.
+    #[inline(always)]
+    const fn opens(&self) -> bool {
+        self.has(tcp_flag::SYN) && !self.has(tcp_flag::ACK | tcp_flag::RST)
     }
 }
 
@@ -178,7 +201,6 @@ fn ipv4<P: Packet, T: Tables>(packet: &mut P, tables: &T, mac: [u8; 6]) -> Verdi
     transport(
         packet,
         tables,
-        tables.v4(),
         source,
         destination,
         protocol,
@@ -219,7 +241,6 @@ fn ipv6<P: Packet, T: Tables>(packet: &mut P, tables: &T, mac: [u8; 6]) -> Verdi
     transport(
         packet,
         tables,
-        tables.v6(),
         source,
         destination,
         protocol,
@@ -246,10 +267,9 @@ fn icmp<P: Packet>(packet: &P, offset: usize, is_error: impl FnOnce(u8) -> bool)
     clippy::too_many_arguments,
     reason = "what two IP headers have in common, inlined twice"
 )]
-fn transport<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
+fn transport<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &mut P,
     tables: &T,
-    family: &F,
     source: A,
     destination: A,
     protocol: u8,
@@ -306,22 +326,22 @@ fn transport<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
     let segment = Segment {
         source,
         destination,
+        mac,
         source_port,
         destination_port,
         protocol,
-        offset,
-        length,
         hops,
-        mac,
+        length,
+        offset,
         tcp,
     };
 
-    if let Some(listener) = family.listener(&Endpoint::new(destination, destination_port, protocol))
+    if let Some(listener) = tables.listener(&Endpoint::new(destination, destination_port, protocol))
     {
-        return forward(packet, tables, family, &segment, listener);
+        return forward(packet, tables, &segment, listener);
     }
-    if let Some(path) = family.return_path(&Endpoint::new(source, source_port, protocol)) {
-        return back(packet, tables, family, &segment, path);
+    if let Some(path) = tables.return_path(&Endpoint::new(source, source_port, protocol)) {
+        return back(packet, tables, &segment, path);
     }
     pass(Reason::NotOurs)
 }
@@ -338,21 +358,16 @@ enum Forward {
     },
     /// To nobody: its flow was cut.
     Reset { colour: Colour },
-    /// As a new flow, to be remembered in this table with this state.
-    New {
-        table: FlowTable,
-        state: u8,
-        reason: Reason,
-    },
+    /// As a new flow.
+    New(Reason),
 }
 
 /// A client's packet: to the backend its flow is pinned to, or to the one that
 /// the word and the pool choose.
 #[inline(always)]
-fn forward<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
+fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &mut P,
     tables: &T,
-    family: &F,
     segment: &Segment<A>,
     listener: Listener,
 ) -> Verdict {
@@ -365,9 +380,9 @@ fn forward<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
     let key = FlowKey::new(segment.source, segment.source_port, listener.id);
     let now = tables.tick();
     let decision = if segment.protocol == UDP {
-        forward_udp(family, listener, word, &key, now)
+        forward_udp(tables, listener, word, &key, now)
     } else {
-        forward_tcp(packet, tables, family, segment, word, &key, now)
+        forward_tcp(packet, tables, segment, listener, word, &key, now)
     };
     let (backend, colour, reason) = match decision {
         Forward::To {
@@ -380,31 +395,24 @@ fn forward<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
                 packet,
                 tables,
                 segment,
-                listener.service,
-                colour,
+                (listener.service, colour),
                 Reason::ResetClient,
             );
         }
-        Forward::New {
-            table,
-            state,
-            reason,
-        } => {
-            let Some(mut flow) = choose(packet, tables, segment, listener, word, now) else {
+        Forward::New(reason) => {
+            let chosen = newcomer(packet, tables, segment, &listener, word);
+            if chosen.backend == Chosen::NOBODY {
                 return drop(Reason::NoBackend);
-            };
-            flow.state = state;
-            if !segment.has(tcp_flag::RST) {
-                family.remember(table, &key, &flow.into());
             }
-            if state & state::ORPHAN == 0 {
-                begin(tables, listener.service, flow.colour(), word);
-            }
-            (flow.backend, flow.colour(), reason)
+            (chosen.backend, chosen.colour, reason)
         }
     };
 
-    let Some(backend) = tables.backend(backend) else {
+    // A slot that was given back, or to another service, is nobody's backend.
+    let Some(backend) = tables
+        .backend(backend)
+        .filter(|backend| backend.service == listener.service && backend.family == A::FAMILY)
+    else {
         return drop(Reason::Inconsistent);
     };
     let out = Out {
@@ -419,7 +427,7 @@ fn forward<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
         reason,
     };
     let verdict = send(packet, tables, segment, &out);
-    if matches!(verdict.action, Action::Transmit | Action::Redirect(_)) {
+    if verdict.is_sent() {
         tables.record(listener.service, colour, |stats| {
             stats.forward_packets += 1;
             stats.forward_bytes += u64::from(segment.length);
@@ -429,14 +437,14 @@ fn forward<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
 }
 
 #[inline(always)]
-fn forward_udp<A: Network, F: FamilyTables<A>>(
-    family: &F,
+fn forward_udp<T: FamilyTables<A>, A: Network>(
+    tables: &T,
     listener: Listener,
     word: CutoverWord,
     key: &FlowKey<A>,
     now: u32,
 ) -> Forward {
-    match family.flow(FlowTable::Udp, key) {
+    match flow_of(tables, FlowTable::Udp, key, listener.service) {
         Some(flow)
             if now.wrapping_sub(flow.seen.get()) <= listener.idle
                 && !word.resets(flow.colour(), flow.generation.get()) =>
@@ -448,44 +456,36 @@ fn forward_udp<A: Network, F: FamilyTables<A>>(
                 reason: Reason::Forwarded,
             }
         }
-        _ => Forward::New {
-            table: FlowTable::Udp,
-            state: 0,
-            reason: Reason::ForwardedNew,
-        },
+        _ => Forward::New(Reason::ForwardedNew),
     }
 }
 
 #[inline(always)]
-fn forward_tcp<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
+fn forward_tcp<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &P,
     tables: &T,
-    family: &F,
     segment: &Segment<A>,
+    listener: Listener,
     word: CutoverWord,
     key: &FlowKey<A>,
     now: u32,
 ) -> Forward {
-    let mut known = family.flow(FlowTable::Established, key);
+    let mut known = flow_of(tables, FlowTable::Established, key, listener.service);
     // A SYN takes the word's colour, whatever the tuple did before. An old flow
     // of the tuple stays until the new one is proven.
-    if segment.has(tcp_flag::SYN) && !segment.has(tcp_flag::ACK | tcp_flag::RST) {
+    if segment.opens() {
         if let Some(old) = known {
             old.set(state::CONTESTED);
         }
-        return Forward::New {
-            table: FlowTable::HalfOpen,
-            state: 0,
-            reason: Reason::ForwardedNew,
-        };
+        return Forward::New(Reason::ForwardedNew);
     }
     // The half-open table matters to flows that are not proven yet, and to an
     // old flow whose tuple a new SYN has taken up.
     let mut reason = Reason::Forwarded;
     if known.is_none_or(|flow| flow.is(state::CONTESTED)) {
-        match family.flow(FlowTable::HalfOpen, key) {
+        match flow_of(tables, FlowTable::HalfOpen, key, listener.service) {
             Some(half) if proves(half, segment) => {
-                if !promote(family, key, half, now) {
+                if !promote(tables, key, half, now) {
                     reason = Reason::ForwardedTableFull;
                 }
                 known = Some(half);
@@ -502,17 +502,15 @@ fn forward_tcp<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
     // or one that was lost) goes where a new flow would; only the backend's
     // answer can make it a flow.
     let Some(flow) = known else {
-        return Forward::New {
-            table: FlowTable::HalfOpen,
-            state: state::ORPHAN,
-            reason: Reason::ForwardedOrphan,
-        };
+        return Forward::New(Reason::ForwardedOrphan);
     };
 
     let rst = segment.has(tcp_flag::RST);
     let colour = flow.colour();
     if word.resets(colour, flow.generation.get()) && !rst {
-        flow.set(state::CLIENT_CUT | state::RESET);
+        // An old acknowledgement gets a RST that its client does not take, so
+        // only the way back notes that the client knows.
+        flow.set(state::RESET);
         return Forward::Reset { colour };
     }
     if rst {
@@ -539,6 +537,20 @@ fn forward_tcp<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
     }
 }
 
+/// A remembered flow of this service. One of another service is left from a
+/// listener that had the same id before.
+#[inline(always)]
+fn flow_of<'a, T: FamilyTables<A>, A>(
+    tables: &'a T,
+    table: FlowTable,
+    key: &FlowKey<A>,
+    service: u32,
+) -> Option<&'a FlowCell> {
+    tables
+        .flow(table, key)
+        .filter(|flow| flow.service.get() == service)
+}
+
 /// True for the acknowledgement that only a host which got the backend's
 /// SYN-ACK can send.
 #[inline(always)]
@@ -553,18 +565,22 @@ fn proves<A>(half: &FlowCell, segment: &Segment<A>) -> bool {
 /// to age out, marked: no flow is ever without an entry. False when the table is
 /// full.
 #[inline(always)]
-fn promote<A: Network, F: FamilyTables<A>>(
-    family: &F,
+fn promote<T: FamilyTables<A>, A: Network>(
+    tables: &T,
     key: &FlowKey<A>,
     half: &FlowCell,
     now: u32,
 ) -> bool {
     half.seen.set(now);
+    let proven = half.state.get();
     half.clear(state::ANSWERED | state::ORPHAN);
-    let established = family.remember(FlowTable::Established, key, half);
-    if established {
-        half.set(state::MOVED);
-    }
+    let established = tables.remember(FlowTable::Established, key, half);
+    // Where there was no room, the next packet may try again.
+    half.state.set(if established {
+        half.state.get() | state::MOVED
+    } else {
+        proven
+    });
     established
 }
 
@@ -593,35 +609,74 @@ fn sender<P: Packet, T: Tables, A>(packet: &P, tables: &T, segment: &Segment<A>)
     }
 }
 
-/// The colour by the word, the backend by the pool.
-#[inline(always)]
-fn choose<P: Packet, T: Tables, A: Network>(
+/// Where a new flow goes. (No `Option`: an enum with data in the signature of a
+/// BPF function becomes type information that the kernel refuses.)
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Chosen {
+    /// Backend id, or [`Chosen::NOBODY`].
+    backend: u32,
+    colour: Colour,
+}
+
+impl Chosen {
+    /// The pool is empty.
+    const NOBODY: u32 = u32::MAX;
+}
+
+/// Chooses for a new flow, the colour by the word and the backend by the pool,
+/// and remembers it. A function of its own in the kernel, so that packets of
+/// known flows do not carry its stack.
+#[inline(never)]
+fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &P,
     tables: &T,
     segment: &Segment<A>,
-    listener: Listener,
+    listener: &Listener,
     word: CutoverWord,
-    now: u32,
-) -> Option<Flow> {
+) -> Chosen {
     let client = segment.source.hash();
     let colour = word.colour_for(client as u32);
     let flow_hash = mix(client ^ u64::from(u16::from_ne_bytes(segment.source_port)));
     let pool = tables.pool(PoolWord::index(listener.service, colour, A::V6));
-    let backend = tables.maglev(pool.slot((flow_hash >> 32) as u32)?)?;
-    Some(Flow {
-        client_hop: sender(packet, tables, segment).0,
-        backend,
-        seen: now,
-        generation: word.generation(),
-        colour: colour as u8,
-        service: listener.service,
-        client_next: segment.tcp.sequence,
-        backend_next: segment.tcp.acknowledgement,
-        // The first packet back looks the route up.
-        routed: now.wrapping_sub(ROUTE_TICKS + 1),
-        proof: 0,
-        state: 0,
-    })
+    let slot = pool.slot((flow_hash >> 32) as u32);
+    let Some(backend) = slot.and_then(|slot| tables.maglev(slot)) else {
+        return Chosen {
+            backend: Chosen::NOBODY,
+            colour,
+        };
+    };
+
+    let (table, state) = match segment.protocol {
+        UDP => (FlowTable::Udp, 0),
+        _ if segment.opens() => (FlowTable::HalfOpen, 0),
+        _ => (FlowTable::HalfOpen, state::ORPHAN),
+    };
+    let orphan = state & state::ORPHAN != 0;
+    // A segment that asks for no answer proves nothing later.
+    if !segment.has(tcp_flag::RST) && (!orphan || segment.has(tcp_flag::ACK)) {
+        let now = tables.tick();
+        let flow = Flow {
+            client_hop: sender(packet, tables, segment).0,
+            backend,
+            seen: now,
+            generation: word.generation(),
+            colour: colour as u8,
+            service: listener.service,
+            client_next: segment.tcp.sequence,
+            backend_next: segment.tcp.acknowledgement,
+            // The first packet back looks the route up.
+            routed: now.wrapping_sub(ROUTE_TICKS + 1),
+            proof: 0,
+            state,
+        };
+        let key = FlowKey::new(segment.source, segment.source_port, listener.id);
+        tables.remember(table, &key, &flow.into());
+    }
+    if !orphan {
+        begin(tables, listener.service, colour, word);
+    }
+    Chosen { backend, colour }
 }
 
 /// Counts a new flow, and stamps the first one of a generation.
@@ -653,10 +708,9 @@ enum Back<'a> {
 /// A packet from a backend's endpoint: back to the client it belongs to, as if
 /// the listener had sent it. What belongs to no flow passes untouched.
 #[inline(always)]
-fn back<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
+fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &mut P,
     tables: &T,
-    family: &F,
     segment: &Segment<A>,
     path: &ReturnPath,
 ) -> Verdict {
@@ -666,9 +720,10 @@ fn back<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
     let key = FlowKey::new(segment.destination, segment.destination_port, path.listener);
     let now = tables.tick();
     let decision = if segment.protocol == UDP {
-        back_udp(tables, family, segment, &key, now)
+        back_udp(tables, segment, word, &key, now)
     } else {
-        back_tcp(tables, family, segment, word, &key, now)
+        let ingress = packet.ingress();
+        back_tcp(tables, segment, word, &key, now, ingress)
     };
     let flow = match decision {
         Back::Leave(verdict) => return verdict,
@@ -677,8 +732,7 @@ fn back<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
                 packet,
                 tables,
                 segment,
-                path.service,
-                colour,
+                (path.service, colour),
                 Reason::ResetBackend,
             );
         }
@@ -693,7 +747,7 @@ fn back<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
     let mut hop = NextHop(flow.client_hop.get());
     if now.wrapping_sub(flow.routed.get()) > ROUTE_TICKS {
         flow.routed.set(now);
-        let routed = family.route(&address, &segment.destination, packet.ingress());
+        let routed = tables.route(&path.address, &segment.destination, packet.ingress());
         if routed == NextHop::NONE {
             flow.set(state::LEARNED);
         } else {
@@ -714,7 +768,7 @@ fn back<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
         reason: Reason::Returned,
     };
     let verdict = send(packet, tables, segment, &out);
-    if matches!(verdict.action, Action::Transmit | Action::Redirect(_)) {
+    if verdict.is_sent() {
         tables.record(path.service, colour, |stats| {
             stats.return_packets += 1;
             stats.return_bytes += u64::from(segment.length);
@@ -724,15 +778,18 @@ fn back<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
 }
 
 #[inline(always)]
-fn back_udp<'a, T: Tables, A: Network, F: FamilyTables<A>>(
-    tables: &T,
-    family: &'a F,
+fn back_udp<'a, T: Tables + FamilyTables<A>, A: Network>(
+    tables: &'a T,
     segment: &Segment<A>,
+    word: CutoverWord,
     key: &FlowKey<A>,
     now: u32,
 ) -> Back<'a> {
-    match family.flow(FlowTable::Udp, key) {
-        Some(flow) if is_from(tables, flow, segment) => {
+    match tables.flow(FlowTable::Udp, key) {
+        Some(flow) if word.resets(flow.colour(), flow.generation.get()) => {
+            Back::Leave(drop(Reason::CutDropped))
+        }
+        Some(flow) if origin(tables, flow, segment, 0) != Origin::Other => {
             touch(flow, now);
             Back::To(flow)
         }
@@ -742,28 +799,31 @@ fn back_udp<'a, T: Tables, A: Network, F: FamilyTables<A>>(
 }
 
 #[inline(always)]
-fn back_tcp<'a, T: Tables, A: Network, F: FamilyTables<A>>(
-    tables: &T,
-    family: &'a F,
+fn back_tcp<'a, T: Tables + FamilyTables<A>, A: Network>(
+    tables: &'a T,
     segment: &Segment<A>,
     word: CutoverWord,
     key: &FlowKey<A>,
     now: u32,
+    ingress: u32,
 ) -> Back<'a> {
     let rst = segment.has(tcp_flag::RST);
-    let established = family.flow(FlowTable::Established, key);
+    let established = tables.flow(FlowTable::Established, key);
     if let Some(flow) = established
         && !segment.has(tcp_flag::SYN)
-        && is_from(tables, flow, segment)
+        && let from @ (Origin::Backend | Origin::Claimed) = origin(tables, flow, segment, ingress)
     {
         if word.resets(flow.colour(), flow.generation.get()) && !rst {
-            // The client first, if it does not know yet: this segment carries
-            // the sequence number it waits for. The backend with the next one.
+            // The client first, if it does not know yet; the backend with its
+            // next segment.
             if flow.is(state::CLIENT_CUT) {
                 return Back::ResetBackend(flow.colour());
             }
             flow.set(state::CLIENT_CUT | state::RESET);
             return Back::ResetClient(flow);
+        }
+        if from == Origin::Claimed {
+            return Back::To(flow);
         }
         if rst {
             if segment.tcp.sequence.wrapping_sub(flow.backend_next.get()) <= RESET_WINDOW {
@@ -781,11 +841,17 @@ fn back_tcp<'a, T: Tables, A: Network, F: FamilyTables<A>>(
         return Back::To(flow);
     }
 
-    let half = match family.flow(FlowTable::HalfOpen, key) {
-        Some(half) if is_from(tables, half, segment) => half,
-        None if established.is_none() => return Back::Leave(pass(Reason::ReturnUnknown)),
-        _ => return Back::Leave(drop(Reason::ReturnStale)),
+    let Some(half) = tables.flow(FlowTable::HalfOpen, key) else {
+        return Back::Leave(match established {
+            Some(_) => drop(Reason::ReturnStale),
+            None => pass(Reason::ReturnUnknown),
+        });
     };
+    match origin(tables, half, segment, ingress) {
+        Origin::Backend => {}
+        Origin::Claimed => return Back::To(half),
+        Origin::Other => return Back::Leave(drop(Reason::ReturnStale)),
+    }
     if rst {
         half.set(state::RESET);
         return Back::To(half);
@@ -797,21 +863,52 @@ fn back_tcp<'a, T: Tables, A: Network, F: FamilyTables<A>>(
     }
     half.client_next.set(segment.tcp.acknowledgement);
     if segment.has(tcp_flag::SYN) {
-        half.proof.set(segment.tcp.sequence.wrapping_add(1));
+        let next = segment.tcp.sequence.wrapping_add(1);
+        half.proof.set(next);
+        half.backend_next.set(next);
         half.set(state::ANSWERED);
-    } else {
-        // Data or an acknowledgement: the backend knows this flow.
-        promote(family, key, half, now);
+    } else if half.is(state::ORPHAN) || segment.tcp.taken > 0 {
+        // The backend knows this flow. Its bare acknowledgement proves that
+        // only of an orphan: to a second, spoofed SYN a backend answers with
+        // one too (RFC 9293, section 3.10.7.4), but it never sends data or a
+        // FIN before the handshake is done.
+        promote(tables, key, half, now);
     }
     Back::To(half)
 }
 
-/// True when the segment's sender is the flow's backend.
+/// Who sent a segment that has a backend's address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The flow's backend.
+    Backend,
+    /// It says so, but came in by an interface that does not lead there: sent
+    /// on, as the stack would, but nothing is learned from it.
+    Claimed,
+    /// Another backend.
+    Other,
+}
+
+/// Compares a segment that came in by `ingress` with the flow's backend.
 #[inline(always)]
-fn is_from<T: Tables, A: Network>(tables: &T, flow: &FlowCell, segment: &Segment<A>) -> bool {
-    match tables.backend(flow.backend.get()) {
-        Some(backend) => A::from_wide(&backend.address) == segment.source,
-        None => false,
+fn origin<T: Tables, A: Network>(
+    tables: &T,
+    flow: &FlowCell,
+    segment: &Segment<A>,
+    ingress: u32,
+) -> Origin {
+    let Some(backend) = tables.backend(flow.backend.get()) else {
+        return Origin::Other;
+    };
+    if A::from_wide(&backend.address) != segment.source {
+        return Origin::Other;
+    }
+    let way = NextHop(backend.next_hop)
+        .slot()
+        .and_then(|slot| tables.interface(u32::from(slot)));
+    match way {
+        Some(interface) if interface.ifindex != ingress => Origin::Claimed,
+        _ => Origin::Backend,
     }
 }
 
@@ -838,8 +935,8 @@ fn send<P: Packet, T: Tables, A: Network>(
     // neighbour, and takes the hop off the TTL itself.
     let slot = out.hop.slot().map(u32::from);
     let interface = match slot.map(|slot| tables.interface(slot)) {
-        Some(Some(interface)) => Some(interface),
-        Some(None) => return drop(Reason::Inconsistent),
+        Some(Some(interface)) if interface.ifindex != 0 => Some(interface),
+        Some(_) => return drop(Reason::Inconsistent),
         None => None,
     };
     if interface.is_some_and(|interface| segment.length > interface.mtu) {
@@ -885,19 +982,32 @@ fn leave<P: Packet>(
     Verdict { action, reason }
 }
 
-/// Answers a segment of a cut flow with a RST its sender accepts: the sequence
-/// number is what the sender acknowledged (RFC 9293, section 3.10.7.1).
+/// Answers a segment of a cut flow with a RST, out of where it came in.
 #[inline(always)]
 fn reset_sender<P: Packet, T: Tables, A: Network>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
-    service: u32,
-    colour: Colour,
+    (service, colour): (u32, Colour),
     reason: Reason,
 ) -> Verdict {
+    if !turn_round(packet, segment) {
+        return drop(Reason::CutDropped);
+    }
+    tables.record(service, colour, |stats| stats.resets += 1);
+    Verdict {
+        action: Action::Transmit,
+        reason,
+    }
+}
+
+/// Makes a segment the RST that its sender accepts: the sequence number is what
+/// it acknowledged (RFC 9293, section 3.10.7.1). A function of its own in the
+/// kernel, for its stack.
+#[inline(never)]
+fn turn_round<P: Packet, A: Network>(packet: &mut P, segment: &Segment<A>) -> bool {
     let Some(ethernet) = packet.header::<Ethernet>(0) else {
-        return drop(Reason::Inconsistent);
+        return false;
     };
     let (us, them) = (ethernet.destination, ethernet.source);
     let (sequence, acknowledgement) = if segment.has(tcp_flag::ACK) {
@@ -912,21 +1022,13 @@ fn reset_sender<P: Packet, T: Tables, A: Network>(
         sequence,
         acknowledgement,
     };
-    if rewrite::reset(packet, &reset).is_none() {
-        return drop(Reason::CutDropped);
-    }
-    if rewrite::ethernet(packet, NextHop::new(them, 0), us).is_none() {
-        return drop(Reason::Inconsistent);
-    }
-    tables.record(service, colour, |stats| stats.resets += 1);
-    Verdict {
-        action: Action::Transmit,
-        reason,
-    }
+    rewrite::reset(packet, &reset).is_some()
+        && rewrite::ethernet(packet, NextHop::new(them, 0), us).is_some()
 }
 
-/// Turns a backend's segment of a cut flow into a RST for the client: the
-/// segment's sequence number is the one the client waits for.
+/// Turns a backend's segment of a cut flow into a RST for the client, at the
+/// sequence number that the client waits for: the segment's, or, where that is
+/// old (a retransmission, a keep-alive probe), the one it acknowledged last.
 #[inline(always)]
 fn reset_receiver<P: Packet, T: Tables, A: Network>(
     packet: &mut P,
@@ -942,17 +1044,36 @@ fn reset_receiver<P: Packet, T: Tables, A: Network>(
     let Some(interface) = tables.interface(u32::from(slot)) else {
         return drop(Reason::Inconsistent);
     };
-    let reset = Reset {
-        from: (A::from_wide(&path.address), path.port),
-        to: (segment.destination, segment.destination_port),
-        sequence: segment.tcp.sequence.to_be_bytes(),
-        acknowledgement: segment
-            .has(tcp_flag::ACK)
-            .then(|| segment.tcp.acknowledgement.to_be_bytes()),
-    };
-    if rewrite::reset(packet, &reset).is_none() {
+    let sequence = later(segment.tcp.sequence, flow.backend_next.get());
+    if !tell_client(packet, segment, path, sequence) {
         return drop(Reason::CutDropped);
     }
     tables.record(path.service, flow.colour(), |stats| stats.resets += 1);
     leave(packet, hop, u32::from(slot), interface, Reason::ResetClient)
+}
+
+/// Makes a backend's segment a RST from the listener to the client. A function
+/// of its own in the kernel, for its stack.
+#[inline(never)]
+fn tell_client<P: Packet, A: Network>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    path: &ReturnPath,
+    sequence: u32,
+) -> bool {
+    let reset = Reset {
+        from: (A::from_wide(&path.address), path.port),
+        to: (segment.destination, segment.destination_port),
+        sequence: sequence.to_be_bytes(),
+        acknowledgement: segment
+            .has(tcp_flag::ACK)
+            .then(|| segment.tcp.acknowledgement.to_be_bytes()),
+    };
+    rewrite::reset(packet, &reset).is_some()
+}
+
+/// The later of two sequence numbers (RFC 1982).
+#[inline(always)]
+const fn later(a: u32, b: u32) -> u32 {
+    if (a.wrapping_sub(b) as i32) < 0 { b } else { a }
 }

@@ -51,7 +51,7 @@ impl Network for [u8; 4] {
             Side::Source => core::mem::replace(&mut ip.src_addr, new),
             Side::Destination => core::mem::replace(&mut ip.dst_addr, new),
         };
-        let address = Delta::new().words2(old, new);
+        let address = Delta::new().word32(old, new);
         let mut header = address;
         if hop {
             let ttl = ip.ttl;
@@ -76,11 +76,13 @@ impl Network for [u8; 4] {
         ip.src_addr = from;
         ip.dst_addr = to;
         ip.check = Sum::new()
-            .bytes([0x45, 0, 0, length, 0, 0, 0x40, 0, HOPS, TCP])
-            .bytes(from)
-            .bytes(to)
+            .word32([0x45, 0, 0, length])
+            .word32([0, 0, 0x40, 0])
+            .word([HOPS, TCP])
+            .word32(from)
+            .word32(to)
             .finish();
-        Some(Sum::new().bytes(from).bytes(to).bytes([0, TCP, 0, payload]))
+        Some(pseudo(payload).word32(from).word32(to))
     }
 }
 
@@ -97,7 +99,7 @@ impl Network for [u8; 16] {
         if hop {
             ip.hop_limit = ip.hop_limit.wrapping_sub(1);
         }
-        Some(Delta::new().words8(old, new))
+        Some(Delta::new().word128(old, new))
     }
 
     #[inline(always)]
@@ -109,8 +111,15 @@ impl Network for [u8; 16] {
         ip.hop_limit = HOPS;
         ip.src_addr = from;
         ip.dst_addr = to;
-        Some(Sum::new().bytes(from).bytes(to).bytes([0, TCP, 0, payload]))
+        Some(pseudo(payload).word128(from).word128(to))
     }
+}
+
+/// Protocol and length of a pseudo header for `payload` bytes of TCP (RFC 9293,
+/// section 3.1; RFC 8200, section 8.1 has the same words, further apart).
+#[inline(always)]
+const fn pseudo(payload: u8) -> Sum {
+    Sum::new().word32([0, TCP, 0, payload])
 }
 
 /// Replaces a port of the TCP or UDP header at `offset` and updates its
@@ -188,11 +197,11 @@ pub fn reset<P: Packet, A: Network>(packet: &mut P, reset: &Reset<A>) -> Option<
     tcp.window = [0, 0];
     tcp.urgent = [0, 0];
     tcp.check = pseudo
-        .bytes(reset.from.1)
-        .bytes(reset.to.1)
-        .bytes(reset.sequence)
-        .bytes(acknowledgement)
-        .bytes([offset, flags])
+        .word(reset.from.1)
+        .word(reset.to.1)
+        .word32(reset.sequence)
+        .word32(acknowledgement)
+        .word([offset, flags])
         .finish();
     Some(())
 }

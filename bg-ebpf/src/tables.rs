@@ -12,17 +12,8 @@ use bg_common::{
     },
 };
 
-/// The tables that do not depend on the address family, and the clock.
-pub trait Tables {
-    /// IPv4's tables.
-    type V4: FamilyTables<[u8; 4]>;
-    /// IPv6's tables.
-    type V6: FamilyTables<[u8; 16]>;
-
-    /// IPv4's tables.
-    fn v4(&self) -> &Self::V4;
-    /// IPv6's tables.
-    fn v6(&self) -> &Self::V6;
+/// The tables and the clock.
+pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     /// The service's cut-over word: one load, once a packet.
     fn word(&self, service: u32) -> Option<CutoverWord>;
     /// When the newest generation's first flow was seen.
@@ -60,9 +51,10 @@ pub trait FamilyTables<A> {
     /// Remembers a flow, in place of an older one of the same key; false when
     /// the table is full.
     fn remember(&self, table: FlowTable, key: &FlowKey<A>, flow: &FlowCell) -> bool;
-    /// The next hop of a packet `from` the service address `to` a client, as
-    /// the host's routes and neighbours have it; `NONE` when they do not.
-    fn route(&self, from: &A, to: &A, ingress: u32) -> NextHop;
+    /// The next hop of a packet `from` the service address (as in
+    /// [`ReturnPath::address`]) `to` a client, as the host's routes and
+    /// neighbours have it; `NONE` when they do not.
+    fn route(&self, from: &[u8; 16], to: &A, ingress: u32) -> NextHop;
 }
 
 /// Where a flow is remembered.
@@ -80,6 +72,8 @@ pub enum FlowTable {
 pub trait Address: Copy + Eq {
     /// True for IPv6.
     const V6: bool;
+    /// [`Backend::family`] of a backend with such an address.
+    const FAMILY: u8;
     /// Out of the 16 bytes of [`Backend::address`] or [`ReturnPath::address`].
     fn from_wide(wide: &[u8; 16]) -> Self;
     /// A hash of the address alone: the same client, the same hash.
@@ -88,11 +82,11 @@ pub trait Address: Copy + Eq {
 
 impl Address for [u8; 4] {
     const V6: bool = false;
+    const FAMILY: u8 = 4;
 
     #[inline(always)]
     fn from_wide(wide: &[u8; 16]) -> Self {
-        let [a, b, c, d, ..] = *wide;
-        [a, b, c, d]
+        wide.as_chunks().0[0]
     }
 
     #[inline(always)]
@@ -103,6 +97,7 @@ impl Address for [u8; 4] {
 
 impl Address for [u8; 16] {
     const V6: bool = true;
+    const FAMILY: u8 = 6;
 
     #[inline(always)]
     fn from_wide(wide: &[u8; 16]) -> Self {
@@ -111,9 +106,8 @@ impl Address for [u8; 16] {
 
     #[inline(always)]
     fn hash(self) -> u64 {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self;
-        mix(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
-            ^ mix(u64::from_ne_bytes([i, j, k, l, m, n, o, p]).wrapping_add(1))
+        let halves = self.as_chunks().0;
+        mix(u64::from_ne_bytes(halves[0])) ^ mix(u64::from_ne_bytes(halves[1]).wrapping_add(1))
     }
 }
 

@@ -26,12 +26,12 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// A drain that ends `after` from now.
+    /// A drain that ends `after` from now, at a whole second of the wall clock,
+    /// never earlier.
     pub fn new(generation: u16, after: Duration) -> Self {
-        let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
         Self {
             generation,
-            until_ms: time::since_boot_ms().saturating_add(after_ms),
+            until_ms: time::whole_second_in(after),
         }
     }
 
@@ -289,8 +289,12 @@ mod tests {
         let first = drain(BLUE, Duration::from_mins(1));
         state.intend("llm", &first);
         state.saw("llm", first.to);
-        let second = drain(first.to, Duration::ZERO);
+        let second = drain(first.to, Duration::from_mins(1));
         state.intend("llm", &second);
+        let drains = &mut state.services.get_mut("llm").unwrap().drains;
+        drains
+            .iter_mut()
+            .for_each(|drain| drain.until_ms *= u64::from(drain.generation == 1));
         // Killed here, or the store failed: the first drain is what counts.
         assert!(state.draining("llm", first.to, Colour::Blue).is_some());
         assert!(state.drains_over().is_empty());

@@ -1,5 +1,7 @@
 //! Points in time: UTC for scripts and files, local time for people.
 
+use std::time::Duration;
+
 use jiff::{Timestamp, tz::TimeZone};
 use nix::time::{ClockId, clock_gettime};
 
@@ -13,6 +15,15 @@ pub fn since_boot_ms() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| {
         now.tv_sec() as u64 * 1000 + now.tv_nsec() as u64 / 1_000_000
     })
+}
+
+/// The first whole second of the wall clock that is `after` from now or later,
+/// in milliseconds since the boot.
+pub fn whole_second_in(after: Duration) -> u64 {
+    let after = u64::try_from(after.as_millis()).unwrap_or(u64::MAX / 2);
+    let wall = Timestamp::now().as_millisecond() as u64;
+    let rest = (1000 - wall.wrapping_add(after) % 1000) % 1000;
+    since_boot_ms().saturating_add(after).saturating_add(rest)
 }
 
 /// A moment since the boot by the wall clock as it is set now: RFC 3339, UTC,
@@ -81,6 +92,13 @@ mod tests {
             local_in("2026-11-21T22:02:10Z", now, &zone),
             "2026-11-22 00:02:10"
         );
+    }
+
+    #[test]
+    fn a_deadline_is_a_whole_second_and_never_early() {
+        let before = since_boot_ms();
+        let deadline = whole_second_in(Duration::from_millis(1500));
+        assert!(deadline >= before + 1500 && deadline <= since_boot_ms() + 2500);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 
 use std::{
     fs::{self, File},
-    os::fd::AsRawFd as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd as _, OwnedFd},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -12,11 +13,17 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use bg_userspace::{
+    datapath::PinnedWords,
+    plan::{ListenerPlan, Protocol},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
 use serde_json::Value;
+
+use crate::{load, pass};
 
 /// The namespaces of a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,19 +36,31 @@ pub enum Place {
     Blue,
     /// Green servers.
     Green,
+    /// Between all of them, where the gateway has one arm.
+    Router,
 }
 
-const PLACES: [(Place, &str); 4] = [
+const PLACES: [(Place, &str); 5] = [
     (Place::Client, "client"),
     (Place::Gateway, "gateway"),
     (Place::Blue, "blue"),
     (Place::Green, "green"),
+    (Place::Router, "router"),
+];
+
+/// Who is attached to the hub, by which link, in which networks.
+const SIDES: [(Place, &str, &str, &str); 3] = [
+    (Place::Client, "clients", "198.51.100", "2001:db8:c:"),
+    (Place::Blue, "blue", "10.0.1", "fd00:1:"),
+    (Place::Green, "green", "10.0.2", "fd00:2:"),
 ];
 
 /// Service address over IPv4.
 pub const SERVICE: &str = "203.0.113.10";
 /// Service address over IPv6.
 pub const SERVICE_V6: &str = "2001:db8::10";
+const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+const SERVICE_IP_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
 /// Addresses of the servers, by colour: two over IPv4, one over IPv6.
 pub const SERVERS: [[&str; 3]; 2] = [
     ["10.0.1.10", "10.0.1.11", "fd00:1::10"],
@@ -55,16 +74,98 @@ pub struct Lab {
     name: String,
     directory: PathBuf,
     binary: PathBuf,
+    /// The gateway's interfaces, as the configuration has them.
+    interfaces: &'static str,
     daemon: Option<Child>,
     children: Vec<Child>,
+    /// Programs at the far ends of the gateway's links.
+    far_ends: Vec<OwnedFd>,
 }
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 const PREFIX: &str = "bglab";
 
 impl Lab {
-    /// Makes the namespaces and their links.
+    /// Clients, blue and green, each at an interface of the gateway.
     pub fn new() -> Result<Self> {
+        let mut lab = Self::empty(r#"["clients", "blue", "green"]"#)?;
+        lab.add(&[Place::Client, Place::Gateway, Place::Blue, Place::Green])?;
+        for side in SIDES {
+            lab.side(Place::Gateway, side)?;
+        }
+        Ok(lab)
+    }
+
+    /// Clients, blue and green behind a router, and the gateway at one interface
+    /// of it: the router sends it what is for the service, and what the servers
+    /// answer.
+    pub fn one_arm() -> Result<Self> {
+        let mut lab = Self::empty(r#"["eth0"]"#)?;
+        lab.add(&PLACES.map(|(place, _)| place))?;
+        for side in SIDES {
+            lab.side(Place::Router, side)?;
+        }
+        lab.link((Place::Router, "gateway"), (Place::Gateway, "eth0"))?;
+        lab.ip(Place::Router, "addr add 192.0.2.1/24 dev gateway")?;
+        lab.ip(Place::Router, "addr add fd00:f::1/64 dev gateway nodad")?;
+        lab.ip(Place::Gateway, "addr add 192.0.2.2/24 dev eth0")?;
+        lab.ip(Place::Gateway, "addr add fd00:f::2/64 dev eth0 nodad")?;
+        lab.ip(Place::Gateway, "route add default via 192.0.2.1")?;
+        lab.ip(Place::Gateway, "-6 route add default via fd00:f::1")?;
+        lab.forward(Place::Router)?;
+        for (family, to, via, servers) in [
+            ("-4", SERVICE, "192.0.2.2", ["10.0.1.0/24", "10.0.2.0/24"]),
+            (
+                "-6",
+                SERVICE_V6,
+                "fd00:f::2",
+                ["fd00:1::/64", "fd00:2::/64"],
+            ),
+        ] {
+            let router = |line: &str| lab.ip(Place::Router, &format!("{family} {line}"));
+            router(&format!("route add {to} via {via}"))?;
+            router(&format!("route add default via {via} table 100"))?;
+            for from in servers {
+                router(&format!("rule add from {from} lookup 100"))?;
+            }
+        }
+        Ok(lab)
+    }
+
+    /// A lab that serves: the service of most scenarios, its servers and the
+    /// daemon.
+    pub fn serving() -> Result<Self> {
+        Self::new()?.served()
+    }
+
+    /// Adds the service of most scenarios, its servers and the daemon.
+    pub fn served(self) -> Result<Self> {
+        self.served_as(&default_service())
+    }
+
+    /// Adds a service, the usual servers and the daemon.
+    pub fn served_as(mut self, service: &str) -> Result<Self> {
+        self.configure(service)?;
+        for (place, colour, [a, b, v6]) in [
+            (Place::Blue, "blue", SERVERS[0]),
+            (Place::Green, "green", SERVERS[1]),
+        ] {
+            let udp = [
+                format!("{a}:4433"),
+                format!("{b}:4433"),
+                format!("[{v6}]:4433"),
+            ];
+            let udp = udp
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<Vec<_>, _>>()?;
+            load::serve(self.enter(place)?, colour, &[8000, 8001, 8002], &udp)?;
+        }
+        self.start()?;
+        Ok(self)
+    }
+
+    fn empty(interfaces: &'static str) -> Result<Self> {
         ensure!(
             nix::unistd::Uid::effective().is_root(),
             "namespaces and BPF need root"
@@ -78,65 +179,90 @@ impl Lab {
         );
         let directory = std::env::temp_dir().join(&name);
         fs::create_dir_all(&directory)?;
-        let binary = binary()?;
-        let lab = Self {
+        Ok(Self {
             name,
             directory,
-            binary,
+            binary: binary()?,
+            interfaces,
             daemon: None,
             children: Vec::new(),
-        };
-        lab.wire()?;
-        Ok(lab)
+            far_ends: Vec::new(),
+        })
     }
 
-    fn wire(&self) -> Result<()> {
-        for (place, _) in PLACES {
-            ip(&format!("netns add {}", self.namespace(place)))?;
-            self.ip(place, "link set lo up")?;
+    fn add(&self, places: &[Place]) -> Result<()> {
+        for place in places {
+            ip(&format!("netns add {}", self.namespace(*place)))?;
+            self.ip(*place, "link set lo up")?;
             for key in ["all", "default"] {
-                self.run(
-                    place,
-                    &format!("sysctl -qw net.ipv6.conf.{key}.accept_dad=0"),
-                )?;
+                self.sysctl(*place, &format!("net.ipv6.conf.{key}.accept_dad=0"))?;
+                self.sysctl(*place, &format!("net.ipv4.conf.{key}.rp_filter=0"))?;
             }
         }
-        let sides = [
-            (Place::Client, "clients", "198.51.100", "2001:db8:c:"),
-            (Place::Blue, "blue", "10.0.1", "fd00:1:"),
-            (Place::Green, "green", "10.0.2", "fd00:2:"),
-        ];
-        for (place, link, v4, v6) in sides {
-            let far = self.namespace(place);
-            self.ip(
-                Place::Gateway,
-                &format!("link add name {link} type veth peer name eth0 netns {far}"),
-            )?;
-            let ends = [(Place::Gateway, link), (place, "eth0")];
-            for (place, link) in ends {
-                // A local sender leaves checksums to the "hardware", and a veth
-                // takes redirected frames only if its other end has GRO on (or
-                // XDP) by the time it comes up.
-                self.run(place, &format!("ethtool -K {link} tx off gro on"))?;
-            }
-            for (place, link) in ends {
-                self.ip(place, &format!("link set {link} up"))?;
-            }
-            self.ip(Place::Gateway, &format!("addr add {v4}.1/24 dev {link}"))?;
-            self.ip(
-                Place::Gateway,
-                &format!("addr add {v6}:1/64 dev {link} nodad"),
-            )?;
-            for address in [
-                format!("{v4}.10/24"),
-                format!("{v4}.11/24"),
-                format!("{v6}:10/64"),
-            ] {
-                self.ip(place, &format!("addr add {address} dev eth0 nodad"))?;
-            }
-            self.ip(place, &format!("route add default via {v4}.1"))?;
-            self.ip(place, &format!("-6 route add default via {v6}:1"))?;
+        Ok(())
+    }
+
+    /// Joins two places by a link that carries what XDP sends.
+    fn link(&mut self, one: (Place, &str), other: (Place, &str)) -> Result<()> {
+        let (link, far) = (one.1, self.namespace(other.0));
+        self.ip(
+            one.0,
+            &format!(
+                "link add name {link} type veth peer name {} netns {far}",
+                other.1
+            ),
+        )?;
+        for (place, link) in [one, other] {
+            // A local sender leaves checksums to the "hardware", and a veth
+            // takes redirected frames only if its other end has GRO on (or
+            // XDP) by the time it comes up.
+            self.run(place, &format!("ethtool -K {link} tx off gro on"))?;
         }
+        for (place, link) in [one, other] {
+            self.ip(place, &format!("link set {link} up"))?;
+        }
+        for (near, far) in [(one, other), (other, one)] {
+            if near.0 == Place::Gateway {
+                self.far_ends
+                    .push(pass::attach(&self.enter(far.0)?, far.1)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Attaches a place to the hub, its default gateway.
+    fn side(&mut self, hub: Place, (place, link, v4, v6): (Place, &str, &str, &str)) -> Result<()> {
+        self.link((hub, link), (place, "eth0"))?;
+        self.ip(hub, &format!("addr add {v4}.1/24 dev {link}"))?;
+        self.ip(hub, &format!("addr add {v6}:1/64 dev {link} nodad"))?;
+        for address in [
+            format!("{v4}.10/24"),
+            format!("{v4}.11/24"),
+            format!("{v6}:10/64"),
+        ] {
+            self.ip(place, &format!("addr add {address} dev eth0 nodad"))?;
+        }
+        self.ip(place, &format!("route add default via {v4}.1"))?;
+        self.ip(place, &format!("-6 route add default via {v6}:1"))
+    }
+
+    /// Makes a place's stack forward.
+    pub fn forward(&self, place: Place) -> Result<()> {
+        self.sysctl(place, "net.ipv4.ip_forward=1")?;
+        self.sysctl(place, "net.ipv6.conf.all.forwarding=1")
+    }
+
+    /// Sets a sysctl of a place, given as `key=value`.
+    pub fn sysctl(&self, place: Place, setting: &str) -> Result<()> {
+        let output = self
+            .command(place, "sysctl")?
+            .args(["-qw", setting])
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success(),
+            "sysctl {setting} in {place:?}: {text}"
+        );
         Ok(())
     }
 
@@ -216,17 +342,23 @@ impl Lab {
 
     /// Writes a configuration; `service` is the part after `[gateway]`.
     pub fn configure(&self, service: &str) -> Result<()> {
+        self.configure_for(100_000, service)
+    }
+
+    /// Writes a configuration with room for `max_flows` flows.
+    pub fn configure_for(&self, max_flows: u32, service: &str) -> Result<()> {
         let directory = self.directory.display();
         let text = format!(
-            "[gateway]\ninterfaces = [\"clients\", \"blue\", \"green\"]\nmax_flows = 100000\n\
-             socket = \"{directory}/sock\"\nstate_dir = \"{directory}/state\"\nbpffs = \"{}\"\n{service}",
+            "[gateway]\ninterfaces = {}\nmax_flows = {max_flows}\nsocket = \"{directory}/sock\"\n\
+             state_dir = \"{directory}/state\"\nbpffs = \"{}\"\n{service}",
+            self.interfaces,
             self.bpffs().display()
         );
         Ok(fs::write(self.config(), text)?)
     }
 
-    /// The service of most scenarios: two TCP ports over both families, one UDP
-    /// port, two servers a colour.
+    /// The service of most scenarios: TCP and UDP over both families, three
+    /// servers a colour.
     pub fn configure_default(&self) -> Result<()> {
         self.configure(&default_service())
     }
@@ -299,6 +431,39 @@ impl Lab {
         }
     }
 
+    /// What the daemon says in `status`.
+    pub fn status(&self) -> Result<Value> {
+        self.ask(&["status"])
+    }
+
+    /// A service's word and its id, through the pins.
+    pub fn words(&self) -> Result<(PinnedWords, u32)> {
+        let words = PinnedWords::open(&self.bpffs())?;
+        let listener = ListenerPlan {
+            address: listener(8000),
+            protocol: Protocol::Tcp,
+        };
+        let id = words
+            .service_of(&[listener])?
+            .context("the service is not in the packet path")?;
+        Ok((words, id))
+    }
+
+    /// The Ethernet address of an interface.
+    pub fn mac(&self, place: Place, interface: &str) -> Result<[u8; 6]> {
+        let text = self.run(place, &format!("ip -o link show dev {interface}"))?;
+        let mut words = text.split_whitespace();
+        words.find(|word| *word == "link/ether");
+        let octets = words.next().context("no Ethernet address")?;
+        let octets = octets
+            .split(':')
+            .map(|octet| u8::from_str_radix(octet, 16))
+            .collect::<Result<Vec<_>, _>>()?;
+        octets
+            .try_into()
+            .map_err(|_| anyhow::anyhow!("an Ethernet address of the wrong length"))
+    }
+
     /// Process id of the daemon.
     pub fn daemon_pid(&self) -> Option<u32> {
         self.daemon.as_ref().map(Child::id)
@@ -330,14 +495,29 @@ impl Drop for Lab {
 
 /// The `[service.llm]` part of a configuration.
 pub fn default_service() -> String {
-    let colour = |servers: [&str; 3]| format!("backends = [\"{}\"]", servers.join("\", \""));
+    service("", SERVERS)
+}
+
+/// The same with more keys of the service, a line each, and other servers.
+pub fn service<const N: usize>(keys: &str, servers: [[&str; N]; 2]) -> String {
+    let backends = |servers: [&str; N]| format!("backends = [\"{}\"]", servers.join("\", \""));
+    let [blue, green] = servers.map(backends);
     format!(
         "[service.llm]\nlisten = [\"tcp://{SERVICE}:8000\", \"tcp://{SERVICE}:8001\", \
-         \"tcp://[{SERVICE_V6}]:8000\", \"tcp://[{SERVICE_V6}]:8001\", \"udp://{SERVICE}:4433\"]\n\
-         [service.llm.blue]\nversion = \"model@1\"\n{}\n[service.llm.green]\nversion = \"model@2\"\n{}\n",
-        colour(SERVERS[0]),
-        colour(SERVERS[1])
+         \"tcp://[{SERVICE_V6}]:8000\", \"tcp://[{SERVICE_V6}]:8001\", \
+         \"udp://{SERVICE}:4433\", \"udp://[{SERVICE_V6}]:4433\"]\n{keys}\n\
+         [service.llm.blue]\nversion = \"model@1\"\n{blue}\n[service.llm.green]\nversion = \"model@2\"\n{green}\n",
     )
+}
+
+/// A listener's address.
+pub fn listener(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(SERVICE_IP), port)
+}
+
+/// A listener's address over IPv6.
+pub fn listener_v6(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(SERVICE_IP_V6), port)
 }
 
 /// `bgswitch`, as built beside this test or demo.

@@ -1,8 +1,12 @@
 //! Frames, cases, namespaces and scenarios: how bgswitch is proven.
 
 pub mod cases;
+pub mod conversation;
+pub mod flipper;
 pub mod frame;
 pub mod kernel;
 pub mod lab;
 pub mod load;
+pub mod pass;
+pub mod wire;
 pub mod world;

@@ -362,3 +362,33 @@ pub fn once(namespace: File, to: SocketAddr) -> Result<String> {
     .join()
     .map_err(|_| anyhow::anyhow!("the client panicked"))?
 }
+
+/// Clients of the usual mix: both families, both ports, half of them on one
+/// connection for all their requests.
+pub fn mix(clients: usize) -> Vec<(SocketAddr, Reuse)> {
+    use crate::lab::{listener, listener_v6};
+    let to = [listener(8000), listener_v6(8000), listener(8001)];
+    (0..clients)
+        .map(|n| {
+            let reuse = [Reuse::KeepAlive, Reuse::Never][n / 3 % 2];
+            (to[n % 3], reuse)
+        })
+        .collect()
+}
+
+/// Asserts that there were answers and that none of them is a failure.
+///
+/// # Panics
+/// When it is not so.
+#[track_caller]
+pub fn assert_flawless(answers: &[Answer]) {
+    assert!(!answers.is_empty(), "nobody asked");
+    let failures: Vec<&Answer> = answers.iter().filter(|a| a.result.is_err()).collect();
+    assert!(
+        failures.is_empty(),
+        "{} of {} requests failed, first {:#?}",
+        failures.len(),
+        answers.len(),
+        failures[0]
+    );
+}

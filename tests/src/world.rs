@@ -358,6 +358,16 @@ impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
         }
     }
 
+    fn remember(&self, table: FlowTable, key: &FlowKey<A>, flow: &FlowCell) -> bool {
+        let mut flows = self.flows.borrow_mut();
+        let full = flows.keys().filter(|(t, _)| *t == table).count() >= self.capacity;
+        if table == FlowTable::Established && full && !flows.contains_key(&(table, *key)) {
+            return false;
+        }
+        flows.insert((table, *key), leak(FlowCell::from(copy(flow))));
+        true
+    }
+
     fn snapshot(&self) -> Flows<A> {
         self.flows
             .borrow()
@@ -387,18 +397,7 @@ fn copy(cell: &FlowCell) -> Flow {
     }
 }
 
-impl<'a> Tables for Twin<'a> {
-    type V4 = FamilyTwin<'a, [u8; 4]>;
-    type V6 = FamilyTwin<'a, [u8; 16]>;
-
-    fn v4(&self) -> &Self::V4 {
-        &self.v4
-    }
-
-    fn v6(&self) -> &Self::V6 {
-        &self.v6
-    }
-
+impl Tables for Twin<'_> {
     fn word(&self, service: u32) -> Option<CutoverWord> {
         (service == 0).then_some(self.world.word)
     }
@@ -450,33 +449,33 @@ impl<'a> Tables for Twin<'a> {
     }
 }
 
-impl<A: Copy + Eq + Hash> FamilyTables<A> for FamilyTwin<'_, A> {
-    fn listener(&self, to: &Endpoint<A>) -> Option<Listener> {
-        self.listeners.get(to).copied()
-    }
+macro_rules! family {
+    ($address:ty, $field:ident) => {
+        impl FamilyTables<$address> for Twin<'_> {
+            fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
+                self.$field.listeners.get(to).copied()
+            }
 
-    fn return_path(&self, from: &Endpoint<A>) -> Option<&ReturnPath> {
-        self.returns.get(from)
-    }
+            fn return_path(&self, from: &Endpoint<$address>) -> Option<&ReturnPath> {
+                self.$field.returns.get(from)
+            }
 
-    fn flow(&self, table: FlowTable, key: &FlowKey<A>) -> Option<&FlowCell> {
-        self.flows.borrow().get(&(table, *key)).copied()
-    }
+            fn flow(&self, table: FlowTable, key: &FlowKey<$address>) -> Option<&FlowCell> {
+                self.$field.flows.borrow().get(&(table, *key)).copied()
+            }
 
-    fn remember(&self, table: FlowTable, key: &FlowKey<A>, flow: &FlowCell) -> bool {
-        let mut flows = self.flows.borrow_mut();
-        let full = flows.keys().filter(|(t, _)| *t == table).count() >= self.capacity;
-        if table == FlowTable::Established && full && !flows.contains_key(&(table, *key)) {
-            return false;
+            fn remember(&self, table: FlowTable, key: &FlowKey<$address>, flow: &FlowCell) -> bool {
+                self.$field.remember(table, key, flow)
+            }
+
+            fn route(&self, _from: &[u8; 16], _to: &$address, _ingress: u32) -> NextHop {
+                NextHop::NONE // as in the kernel of a test run: nothing is routed
+            }
         }
-        flows.insert((table, *key), leak(FlowCell::from(copy(flow))));
-        true
-    }
-
-    fn route(&self, _from: &A, _to: &A, _ingress: u32) -> NextHop {
-        NextHop::NONE // as in the kernel of a test run: nothing is routed
-    }
+    };
 }
+family!([u8; 4], v4);
+family!([u8; 16], v6);
 
 /// Key of a flow over IPv4.
 pub fn key_v4(client: SocketAddr, listener: u16) -> FlowKeyV4 {

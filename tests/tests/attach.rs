@@ -84,14 +84,15 @@ fn generic_only_when_configured() {
 fn a_device_without_native_xdp_is_an_error_and_nothing_is_left_behind() {
     let lab = Lab::new().unwrap();
     lab.configure_default().unwrap();
-    // Frames of this size do not fit native XDP on a veth. The other two
-    // interfaces are attached by then.
-    lab.ip(Place::Green, "link set eth0 mtu 8000").unwrap();
-    lab.ip(Place::Gateway, "link set green mtu 8000").unwrap();
+    // The other interfaces are attached before this one.
+    jumbo(&lab);
+    gateway(&lab, |text| {
+        text.replace("\"green\"]", "\"green\", \"jumbo\"]")
+    });
     let (code, error) = run(&lab);
     assert_eq!(code, DATAPATH, "{error}");
     assert!(
-        error.starts_with("XDP could not be attached to green in native mode: "),
+        error.starts_with("XDP could not be attached to jumbo in native mode: "),
         "{error}"
     );
     assert!(
@@ -124,10 +125,13 @@ fn a_start_that_fails_half_way_changes_nothing_on_an_adopted_gateway() {
     let before = snapshot(&lab);
     assert_eq!(before.xdp[2], None);
 
-    // Another listener, and a third interface that cannot be attached.
-    lab.ip(Place::Green, "link set eth0 mtu 8000").unwrap();
-    lab.ip(Place::Gateway, "link set green mtu 8000").unwrap();
-    gateway(&lab, |text| text.replace(":8001\"", ":8002\""));
+    // Another listener, a third interface, and a fourth that cannot be attached.
+    jumbo(&lab);
+    let four = |text: String| {
+        text.replace(":8001\"", ":8002\"")
+            .replace("\"green\"]", "\"green\", \"jumbo\"]")
+    };
+    gateway(&lab, four);
     let (code, error) = run(&lab);
     assert_eq!(code, DATAPATH, "{error}");
     assert_eq!(snapshot(&lab), before);
@@ -141,8 +145,9 @@ fn a_start_that_fails_half_way_changes_nothing_on_an_adopted_gateway() {
         1
     );
     lab.end_daemon(Signal::SIGTERM).unwrap();
-    lab.ip(Place::Green, "link set eth0 mtu 1500").unwrap();
-    gateway(&lab, |text| text.replace(":8001\"", ":8002\""));
+    lab.ip(Place::Gateway, "link set jumbo-far mtu 1500")
+        .unwrap();
+    gateway(&lab, four);
     lab.start().unwrap();
     let after = snapshot(&lab);
     assert_ne!(after.listeners, before.listeners);
@@ -423,6 +428,19 @@ fn pins_belong_on_a_bpf_file_system() {
         )
     );
     assert!(!elsewhere.exists());
+}
+
+/// Makes an interface whose far end sends larger frames than native XDP takes.
+fn jumbo(lab: &Lab) {
+    for line in [
+        "link add jumbo type veth peer name jumbo-far",
+        "link set jumbo-far mtu 8000",
+        "link set jumbo mtu 8000",
+        "link set jumbo-far up",
+        "link set jumbo up",
+    ] {
+        lab.ip(Place::Gateway, line).unwrap();
+    }
 }
 
 /// What a start must leave alone when it fails.

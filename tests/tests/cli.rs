@@ -10,19 +10,27 @@ use std::{
 
 use bg_tests::{
     kernel::in_namespace,
-    lab::{Lab, Place, SERVICE, binary, default_service},
+    lab::{Lab, Place, SERVICE, binary},
 };
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
-/// A second service beside the lab's `llm`.
+/// The service of most tests, over both families and protocols.
+const LLM: &str = "[service.llm]\nlisten = [\"tcp://203.0.113.10:8000\", \"tcp://203.0.113.10:8001\", \
+                   \"tcp://[2001:db8::10]:8000\", \"udp://203.0.113.10:4433\"]\n\
+                   [service.llm.blue]\nversion = \"model@1\"\n\
+                   backends = [\"10.0.1.10\", \"10.0.1.11\", \"fd00:1::10\"]\n\
+                   [service.llm.green]\nversion = \"model@2\"\n\
+                   backends = [\"10.0.2.10\", \"10.0.2.11\", \"fd00:2::10\"]\n";
+
+/// A second one beside it.
 const WEB: &str = "[service.web]\nlisten = [\"tcp://203.0.113.20:443\"]\non_flip = \"cut\"\n\
                    [service.web.blue]\nbackends = [\"10.0.1.10:8443\"]\n\
                    [service.web.green]\nbackends = [{ address = \"10.0.2.10:8443\", weight = 3 }]\n";
 
 fn lab() -> Lab {
     let mut lab = Lab::new().unwrap();
-    lab.configure(&(default_service() + WEB)).unwrap();
+    lab.configure(&[LLM, WEB].concat()).unwrap();
     lab.start().unwrap();
     lab
 }
@@ -193,7 +201,7 @@ fn a_flip_says_what_is_true() {
     let lines: Vec<&str> = text.lines().collect();
     let stored = lines[0].strip_prefix("llm  blue -> green   generation 0 -> 1   stored in ");
     assert!(is_measured(stored.unwrap_or_default()), "{text}");
-    let stay = "no new flow yet, the next one goes to green; 3 flows stay on blue until ";
+    let stay = "no new flow yet; the next one goes to green; 3 flows stay on blue until ";
     let shown = lines[1]
         .strip_prefix(stay)
         .unwrap_or_else(|| panic!("{text}"));
@@ -362,7 +370,7 @@ fn conflicts_are_5_and_change_nothing() {
 fn an_unreachable_colour_is_8_unless_forced() {
     let mut lab = Lab::new().unwrap();
     // Nobody answers for the first, and no route leads to the second.
-    let service = default_service().replace(
+    let service = LLM.replace(
         "\"10.0.2.10\", \"10.0.2.11\"",
         "\"10.0.2.99\", \"192.0.2.1\"",
     );
@@ -592,7 +600,7 @@ fn reload_shows_the_difference_and_applies_it() {
     );
     assert!(entries(&lab, "reload").is_empty());
 
-    let service = default_service()
+    let service = LLM
         .replace("model@2", "model@3")
         .replace("\"10.0.2.11\", ", "");
     lab.configure(&service).unwrap();
@@ -655,8 +663,7 @@ fn reload_shows_the_difference_and_applies_it() {
 fn a_reload_that_cannot_be_changes_nothing() {
     let lab = lab();
     let before = lab.ask(&["status"]).unwrap();
-    lab.configure(&default_service().replace("10.0.2.11", "10.0.2"))
-        .unwrap();
+    lab.configure(&LLM.replace("10.0.2.11", "10.0.2")).unwrap();
     let (code, out, err) = lab.tell(&["reload"]).unwrap();
     assert_eq!((code, out.as_str()), (2, ""));
     let file = lab.config().display().to_string();

@@ -287,11 +287,7 @@ fn who_is_not_permitted_gets_4() {
             "Permission denied (os error 13)",
             "Operation not permitted (os error 1)",
         ];
-        let cure = ": be root (CAP_BPF, CAP_NET_ADMIN)\n";
-        assert!(
-            errno.iter().any(|e| err.ends_with(&format!("{e}{cure}"))),
-            "{err}"
-        );
+        assert!(errno.iter().any(|errno| err.contains(errno)), "{err}");
     }
     lab.start().unwrap();
     assert_eq!(active(&lab), (json!("blue"), json!(0)));

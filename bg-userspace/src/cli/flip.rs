@@ -123,7 +123,7 @@ fn text(flipped: &Flipped) -> String {
             let after = measured((us * 1000.0) as u64);
             write!(out, "first new flow on {to} after {after}; ")
         }
-        None => write!(out, "no new flow yet, the next one goes to {to}; "),
+        None => write!(out, "no new flow yet; the next one goes to {to}; "),
     };
     let count = old_flows.map_or_else(|| "flows".to_owned(), flows);
     let _ = match (&flipped.draining_until, old_flows) {

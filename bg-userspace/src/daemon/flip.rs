@@ -133,11 +133,9 @@ impl Daemon {
             );
             return Err(Refusal::new(Kind::Failed, message));
         }
-        // One patience for both: they are written one after the other.
-        let patience = warning.as_ref().map_or(INTENT_WAIT, |_| Duration::ZERO);
         flipped.warnings.extend(warning);
         if let Some(noted) = noted {
-            flipped.warnings.extend(noted.within(patience).await);
+            flipped.warnings.extend(noted.within(RESULT_WAIT).await);
         }
         let stored = match self.datapath.store(service, switch.from, switch.to) {
             Ok(stored) => stored,

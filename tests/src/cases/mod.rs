@@ -1,0 +1,185 @@
+//! The case table: what becomes of a packet, and why. One table for both packet
+//! paths; a case is a line, not a test of its own.
+
+use std::net::SocketAddr;
+
+use bg_common::{
+    reason::Reason::{self, *},
+    service::{Backend, Colour, CutoverWord, Flow, NextHop, PoolWord, state},
+};
+use bg_ebpf::{
+    pipeline::Action::{self, Drop, Pass, Redirect, Transmit},
+    tables::FlowTable,
+};
+
+use crate::{
+    frame::{Frame, Macs},
+    world::{
+        BACKENDS, CLIENTS, FROM_CLIENT, TO_CLIENT, World, addr, at, from_backend, key_v4, key_v6,
+        to_backend,
+    },
+};
+
+mod cut;
+mod flow;
+mod limits;
+mod proof;
+
+/// One case.
+pub struct Case {
+    /// What it shows.
+    pub name: &'static str,
+    /// The state it meets.
+    pub world: World,
+    /// The frame that comes in.
+    pub frame: Vec<u8>,
+    /// What the driver does with it.
+    pub action: Action,
+    /// Why.
+    pub reason: Reason,
+    /// The frame that leaves; the one that came in, when nothing may change.
+    pub out: Vec<u8>,
+    /// The flow afterwards, if the case is about it.
+    pub flow: Option<FlowCheck>,
+}
+
+/// What must be true of a flow afterwards.
+pub struct FlowCheck {
+    /// The client.
+    pub client: SocketAddr,
+    /// Listener id.
+    pub listener: u16,
+    /// The table it must be in.
+    pub table: FlowTable,
+    /// The condition; `None` when it must not be there.
+    pub holds: Option<fn(&Flow) -> bool>,
+}
+
+/// Two sets of addresses, so that most cases run over both families.
+#[derive(Clone, Copy)]
+struct Family {
+    client: SocketAddr,
+    service: SocketAddr,
+    udp: SocketAddr,
+    blue: u32,
+    green: u32,
+    listener: u16,
+    udp_listener: u16,
+}
+
+impl Family {
+    fn both() -> [Self; 2] {
+        [
+            Self {
+                client: addr(at::CLIENT),
+                service: addr(at::SERVICE),
+                udp: addr(at::SERVICE_UDP),
+                blue: 0,
+                green: 1,
+                listener: 0,
+                udp_listener: 2,
+            },
+            Self {
+                client: addr(at::CLIENT_V6),
+                service: addr(at::SERVICE_V6),
+                udp: addr(at::SERVICE_UDP_V6),
+                blue: 2,
+                green: 3,
+                listener: 1,
+                udp_listener: 3,
+            },
+        ]
+    }
+
+    fn backend(id: u32, service: SocketAddr) -> SocketAddr {
+        let mut backend = addr(at::BACKENDS[id as usize]);
+        if backend.port() == 0 {
+            backend.set_port(service.port());
+        }
+        backend
+    }
+
+    fn blue(&self) -> SocketAddr {
+        Self::backend(self.blue, self.service)
+    }
+
+    fn green(&self) -> SocketAddr {
+        Self::backend(self.green, self.service)
+    }
+
+    fn flow(world: &World, backend: u32) -> Flow {
+        Flow {
+            client_hop: NextHop::new(TO_CLIENT.to, CLIENTS as u16).0,
+            backend,
+            seen: world.tick,
+            routed: world.tick,
+            generation: world.word.generation(),
+            colour: (backend % 2) as u8,
+            client_next: 1000,
+            backend_next: 5000,
+            ..Flow::default()
+        }
+    }
+
+    fn add(&self, world: &mut World, table: FlowTable, flow: Flow) {
+        let listener = if table == FlowTable::Udp {
+            self.udp_listener
+        } else {
+            self.listener
+        };
+        if self.client.is_ipv4() {
+            world
+                .flows_v4
+                .insert((table, key_v4(self.client, listener)), flow);
+        } else {
+            world
+                .flows_v6
+                .insert((table, key_v6(self.client, listener)), flow);
+        }
+    }
+
+    fn check(&self, table: FlowTable, holds: Option<fn(&Flow) -> bool>) -> FlowCheck {
+        let listener = if table == FlowTable::Udp {
+            self.udp_listener
+        } else {
+            self.listener
+        };
+        FlowCheck {
+            client: self.client,
+            listener,
+            table,
+            holds,
+        }
+    }
+}
+
+/// The table. `ifindexes` are those of the clients' and backends' interfaces,
+/// `tick` is the clock of the packet path that will run it.
+pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
+    let mut world = World::new(ifindexes);
+    world.tick = tick;
+    let mut cases = Vec::new();
+    for family in Family::both() {
+        flow::forward_tcp(&world, family, &mut cases);
+        proof::proof(&world, family, &mut cases);
+        flow::back_tcp(&world, family, &mut cases);
+        flow::left_over(&world, family, &mut cases);
+        cut::cut(&world, family, &mut cases);
+        flow::udp(&world, family, &mut cases);
+        limits::limits(&world, family, &mut cases);
+        limits::untouched(&world, family, &mut cases);
+    }
+    limits::headers(&world, &mut cases);
+    cases
+}
+
+/// The world after a flip from blue to green.
+fn flipped(world: &World, cut: bool) -> World {
+    World {
+        word: world.word.flipped(Colour::Green, cut),
+        ..world.clone()
+    }
+}
+
+const TO_BACKEND: Action = Redirect(BACKENDS);
+const TO_CLIENTS: Action = Redirect(CLIENTS);
