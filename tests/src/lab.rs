@@ -246,6 +246,14 @@ impl Lab {
         self.ip(place, &format!("-6 route add default via {v6}:1"))
     }
 
+    /// Takes the gateway's link to a place away, and makes another one of its name.
+    pub fn remake(&mut self, place: Place) -> Result<()> {
+        let side = SIDES.into_iter().find(|side| side.0 == place);
+        let side = side.context("it has no link of its own")?;
+        self.ip(Place::Gateway, &format!("link del {}", side.1))?;
+        self.side(Place::Gateway, side)
+    }
+
     /// Makes a place's stack forward.
     pub fn forward(&self, place: Place) -> Result<()> {
         self.sysctl(place, "net.ipv4.ip_forward=1")?;

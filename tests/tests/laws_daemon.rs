@@ -32,7 +32,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// TCP over both families, and UDP, where nobody sends a lost packet again.
 struct Traffic {
@@ -202,8 +202,11 @@ fn the_kernels_word_wins_over_the_state_file() {
     let file = lab.directory().join("state/state.json");
     lab.ask(&["flip", "llm"]).unwrap();
     let true_before = fs::read_to_string(&file).unwrap();
-    let lies = r#"{"drains":{"llm":{"generation":7,"until":1}},"words":{"llm":38654705664}}"#;
-    for (n, state) in [true_before.as_str(), lies, "\0garbage {"]
+    let mut lies: Value = serde_json::from_str(&true_before).unwrap();
+    lies["services"]["llm"]["word"] = (7u64 << 32 | 1).into();
+    lies["services"]["llm"]["drains"] = json!([{"generation": 7, "until_ms": 1}]);
+    let lies = lies.to_string();
+    for (n, state) in [true_before.as_str(), &lies, "\0garbage {"]
         .into_iter()
         .enumerate()
     {

@@ -93,6 +93,7 @@ impl Daemon {
 
     /// Serves until told to stop.
     pub async fn run(self: Arc<Self>) -> Result<()> {
+        self.save().within(RESULT_WAIT).await;
         for (_, colour, address) in self.datapath.unresolved() {
             tracing::warn!(
                 "no next hop is known for {address} ({}): the stack forwards to it",
