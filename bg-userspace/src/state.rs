@@ -292,9 +292,9 @@ mod tests {
         let second = drain(first.to, Duration::from_mins(1));
         state.intend("llm", &second);
         let drains = &mut state.services.get_mut("llm").unwrap().drains;
-        drains
-            .iter_mut()
-            .for_each(|drain| drain.until_ms *= u64::from(drain.generation == 1));
+        for drain in drains.iter_mut().filter(|d| d.generation == 2) {
+            drain.until_ms = 0;
+        }
         // Killed here, or the store failed: the first drain is what counts.
         assert!(state.draining("llm", first.to, Colour::Blue).is_some());
         assert!(state.drains_over().is_empty());

@@ -293,7 +293,7 @@ fn a_flip_in_json_loses_nothing() {
             "schema": 1, "service": "llm", "from": "blue", "to": "green", "generation_before": 0,
             "generation": 1, "mode": "drain", "drain_s": 1200, "at_ns": null, "store_ns": null,
             "first_new_flow_us": null, "old_flows": 0, "draining_until": drain, "dry_run": false,
-            "warnings": [],
+            "already": false, "warnings": [],
         })
     );
     let cut = lab.ask(&["flip", "web"]).unwrap();

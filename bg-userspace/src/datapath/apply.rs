@@ -11,7 +11,8 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Applied, Error, Inner,
-    layout::{Known, Layout, Tables, address_of, lay_out, listener_of},
+    layout::{Layout, Tables, address_of, lay_out, listener_of},
+    naming::Known,
     pools::Changed,
 };
 use crate::plan::{ListenerPlan, Plan};

@@ -65,10 +65,7 @@ impl Interfaces {
         for (name, link) in names.iter().zip(links) {
             let status = match link {
                 None => Ok(InterfaceStatus::absent(name)),
-                Some(link) if link.xdp.is_some() => slots
-                    .fill(attach::interface_of(name, &link)?)
-                    .map(|_| InterfaceStatus::of(name, &link)),
-                Some(link) => self.attach_again(name, &link, inner, &mut slots),
+                Some(link) => self.follow_one(name, &link, inner, &mut slots),
             };
             statuses.push(status.unwrap_or_else(|error| {
                 tracing::error!("{error}");
@@ -93,7 +90,7 @@ impl Interfaces {
         Ok(())
     }
 
-    fn attach_again(
+    fn follow_one(
         &self,
         name: &str,
         link: &Link,
@@ -101,13 +98,12 @@ impl Interfaces {
         slots: &mut Slots,
     ) -> Result<InterfaceStatus, Error> {
         slots.fill(attach::interface_of(name, link)?)?;
+        if link.xdp.is_some() {
+            return Ok(InterfaceStatus::of(name, link));
+        }
         let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        attach::again(
-            program_of(&mut ebpf)?,
-            name,
-            self.settings.mode,
-            &inner.pins,
-        )?;
+        let program = program_of(&mut ebpf)?;
+        attach::again(program, name, self.settings.mode, &inner.pins)?;
         let link = attach::link(name)?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
         Ok(InterfaceStatus::of(name, &link))
     }

@@ -19,8 +19,9 @@ use bg_common::{
 
 use super::{
     Applied, Error, Inner, batch,
-    layout::{InUse, Tables, protocol_of},
+    layout::{Tables, protocol_of},
     mmap::Words,
+    naming::InUse,
     pinned,
     pins::Pins,
 };

@@ -13,6 +13,7 @@ mod interfaces;
 mod layout;
 mod maps;
 mod mmap;
+mod naming;
 mod netlink;
 mod pins;
 mod pools;
@@ -46,7 +47,7 @@ pub use self::{
     attach::InterfaceStatus,
     error::{Error, StoreError},
     flows::FlowRecord,
-    layout::Known,
+    naming::Known,
     pins::Lock,
     resolver::Resolver,
     words::{PinnedWords, Stored},

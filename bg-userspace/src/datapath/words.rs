@@ -4,7 +4,7 @@ use std::{path::Path, sync::atomic::Ordering};
 
 use bg_common::service::{CutoverWord, FirstFlow};
 
-use super::{Error, Inner, StoreError, layout::Known, mmap::Words, now_ns, pins::Pins};
+use super::{Error, Inner, StoreError, mmap::Words, naming::Known, now_ns, pins::Pins};
 use crate::plan::ListenerPlan;
 
 /// A flip that was stored.
