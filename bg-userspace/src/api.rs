@@ -58,7 +58,7 @@ pub struct ServiceStatus {
     pub active: String,
     /// How often it has flipped, modulo 65 536.
     pub generation: u16,
-    /// `STEADY`, or `DRAINING` while old flows have a deadline.
+    /// Of its release: always `STEADY` in this version.
     pub state: String,
     /// Share of new flows that go to the standby.
     pub canary_percent: f64,
@@ -66,6 +66,16 @@ pub struct ServiceStatus {
     pub listeners: Vec<String>,
     /// Both colours, by name.
     pub colours: BTreeMap<String, ColourStatus>,
+}
+
+/// One service by itself: `GET /v1/services/{service}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OneService {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The service.
+    #[serde(flatten)]
+    pub service: ServiceStatus,
 }
 
 /// A colour of a service.
@@ -92,7 +102,8 @@ pub struct ColourStatus {
 /// A backend.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BackendStatus {
-    /// Address, and port if it has one of its own.
+    /// Address, and the port that packets go to, unless that differs from
+    /// listener to listener.
     pub address: String,
     /// Weight in its pool.
     pub weight: u32,
@@ -128,8 +139,6 @@ pub struct FlipRequest {
     pub dry_run: bool,
     /// Also to a colour that cannot be reached.
     pub force: bool,
-    /// Not after this, `CLOCK_MONOTONIC` ns: who asked has given up by then.
-    pub expires_ns: Option<u64>,
     /// For the journal.
     pub why: Option<String>,
 }
@@ -140,7 +149,7 @@ pub struct FlipRequest {
 pub struct RollbackRequest {
     /// Cut if absent: the bad colour's flows are reset.
     pub mode: Option<FlipMode>,
-    /// Only at this generation, so that no rollback is done twice.
+    /// Only at this generation: keeps a second rollback from undoing the first.
     pub if_generation: Option<u16>,
     /// For the journal.
     pub why: Option<String>,
@@ -163,6 +172,8 @@ pub struct Flipped {
     pub generation: u16,
     /// `drain` or `cut`.
     pub mode: String,
+    /// Length of the drain, seconds; `null` with `cut`.
+    pub drain_s: Option<u64>,
     /// `CLOCK_MONOTONIC` just before the store, ns; `null` in a dry run.
     pub at_ns: Option<u64>,
     /// What the store took; `null` in a dry run.
@@ -176,11 +187,15 @@ pub struct Flipped {
     pub draining_until: Option<String>,
     /// True when nothing was changed.
     pub dry_run: bool,
+    /// What did not work beside the flip itself, like the journal.
+    pub warnings: Vec<String>,
 }
 
 /// One line of `bgswitch flows`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FlowLine {
+    /// Service.
+    pub service: String,
     /// Client.
     pub client: String,
     /// Colour.
@@ -197,14 +212,14 @@ pub struct FlowLine {
     pub closing: bool,
 }
 
-/// Some flows of a service.
+/// Remembered flows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Flows {
     /// [`SCHEMA`].
     pub schema: u32,
     /// How many there are.
     pub total: u64,
-    /// At most the first thousand.
+    /// As many as were asked for.
     pub flows: Vec<FlowLine>,
 }
 
@@ -228,6 +243,48 @@ pub struct Reloaded {
     pub dry_run: bool,
 }
 
+/// Why a command was refused or failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Failed.
+    Failed,
+    /// Usage or configuration.
+    Usage,
+    /// No such service, or no such path.
+    NotFound,
+    /// The daemon is not running.
+    NoDaemon,
+    /// Not permitted.
+    NotPermitted,
+    /// The service is not at the generation that was asked for.
+    StaleGeneration,
+    /// Changed at the same time, or nothing to flip.
+    Conflict,
+    /// The target cannot be reached.
+    Unhealthy,
+    /// Timed out.
+    TimedOut,
+    /// Packet path.
+    Datapath,
+}
+
+impl Kind {
+    /// The exit code of the command.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed => exit::FAILED,
+            Self::Usage | Self::NotFound => exit::USAGE,
+            Self::NoDaemon => exit::NO_DAEMON,
+            Self::NotPermitted => exit::NOT_PERMITTED,
+            Self::StaleGeneration | Self::Conflict => exit::CONFLICT,
+            Self::Unhealthy => exit::UNHEALTHY,
+            Self::TimedOut => exit::TIMED_OUT,
+            Self::Datapath => exit::DATAPATH,
+        }
+    }
+}
+
 /// What went wrong.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Refusal {
@@ -235,18 +292,31 @@ pub struct Refusal {
     pub schema: u32,
     /// What happened, why, and what to do.
     pub error: String,
+    /// Of what kind it is.
+    pub kind: Kind,
     /// The exit code of the command.
     pub code: u8,
 }
 
 impl Refusal {
-    /// A refusal with an exit code.
-    pub fn new(code: u8, error: impl Into<String>) -> Self {
+    /// A refusal.
+    pub fn new(kind: Kind, error: impl Into<String>) -> Self {
         Self {
             schema: SCHEMA,
             error: error.into(),
-            code,
+            kind,
+            code: kind.exit_code(),
         }
+    }
+
+    /// There is no such service; these are.
+    pub fn unknown_service<'a>(service: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        let known: Vec<&str> = known.into_iter().collect();
+        let message = format!(
+            "there is no service `{service}`, only: {}",
+            known.join(", ")
+        );
+        Self::new(Kind::NotFound, message)
     }
 }
 
@@ -257,6 +327,10 @@ impl std::fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// Header of a request that is void from this moment on (`CLOCK_MONOTONIC`, ns):
+/// whoever sent it has given up, or has done it without the daemon.
+pub const DEADLINE: &str = "bgswitch-deadline-ns";
 
 /// Exit codes of the command line.
 pub mod exit {

@@ -5,10 +5,12 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
+use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
+
+use crate::time;
 
 /// A journal file is put aside when it grows beyond this.
 const ROTATE_AT: u64 = 16 << 20;
@@ -22,13 +24,14 @@ pub struct Entry {
     pub actor: String,
     /// Which service; `*` for all.
     pub service: String,
-    /// `flip`, `rollback`, `drain_end`, `reload`, `start`, `stop`, `changed_outside`.
+    /// `flip`, `rollback`, `drain_end`, `reload`, `start`, `stop`, `detach`,
+    /// `changed_outside`.
     pub action: String,
     /// `intent` or `result`.
     pub phase: String,
     /// Generation before (intent) or after (result).
     pub generation: u16,
-    /// What is or was to be done.
+    /// What is or was to be done, or why it failed.
     pub detail: String,
     /// The operator's words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -46,7 +49,7 @@ impl Entry {
         detail: String,
     ) -> Self {
         Self {
-            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            time: time::now(),
             actor: actor.to_owned(),
             service: service.to_owned(),
             action: action.to_owned(),
@@ -56,6 +59,13 @@ impl Entry {
             why: None,
         }
     }
+}
+
+/// How the journal calls a user.
+pub fn actor(uid: Uid) -> String {
+    let user = User::from_uid(uid).ok().flatten();
+    let name = user.map_or_else(|| "?".to_owned(), |user| user.name);
+    format!("{name}({uid})")
 }
 
 /// The file, opened anew for each entry, so that an emergency rollback beside
@@ -73,8 +83,18 @@ impl Journal {
         }
     }
 
-    /// Appends an entry with one write, and syncs it.
+    /// Appends an entry with one write, and syncs it. An error names the file.
     pub fn append(&self, entry: &Entry) -> io::Result<()> {
+        self.append_line(entry).map_err(|error| {
+            let message = format!(
+                "the journal {} was not written: {error}",
+                self.file.display()
+            );
+            io::Error::new(error.kind(), message)
+        })
+    }
+
+    fn append_line(&self, entry: &Entry) -> io::Result<()> {
         if let Some(directory) = self.file.parent() {
             fs::create_dir_all(directory)?;
         }
@@ -102,7 +122,10 @@ impl Journal {
                         .filter_map(|line| serde_json::from_str::<Entry>(line).ok()),
                 ),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let message = format!("the journal {} cannot be read: {error}", file.display());
+                    return Err(io::Error::new(error.kind(), message));
+                }
             }
         }
         Ok(entries)

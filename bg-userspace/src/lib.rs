@@ -12,3 +12,4 @@ pub mod object;
 pub mod plan;
 pub mod state;
 pub mod switch;
+pub mod time;

@@ -1,16 +1,22 @@
 //! What the daemon must know after a restart and the kernel does not: when
-//! drains end. The kernel's word is believed over all of it (law 4).
+//! drains end, and what the services are called. The kernel's word is believed
+//! over all of it (law 4).
 
 use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bg_common::service::Colour;
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    switch::Switch,
+    time::{self, unix_now},
+};
 
 /// The drain that a service is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,14 +44,8 @@ impl Drain {
 
     /// The deadline, RFC 3339, UTC.
     pub fn rfc3339(&self) -> String {
-        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(self.until)).to_string()
+        time::rfc3339(self.until)
     }
-}
-
-fn unix_now() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
 }
 
 /// The state file.
@@ -57,6 +57,10 @@ pub struct State {
     /// The last word seen of each service: its bits.
     #[serde(default)]
     pub words: BTreeMap<String, u64>,
+    /// Ids of the services in the packet path: what a rollback without the
+    /// daemon goes by when the configuration cannot be read.
+    #[serde(default)]
+    pub ids: BTreeMap<String, u32>,
     #[serde(skip)]
     file: PathBuf,
 }
@@ -94,6 +98,22 @@ impl State {
         file.sync_all()?;
         fs::rename(&temporary, &self.file)?;
         fs::File::open(directory)?.sync_all()
+    }
+
+    /// Notes a word that was stored. Returns the drain it began, if it did.
+    pub fn switched(&mut self, service: &str, switch: &Switch) -> Option<Drain> {
+        self.words.insert(service.to_owned(), switch.to.0);
+        self.drains.remove(service);
+        let drain = Drain::new(switch.to.generation(), switch.drain?);
+        self.drains.insert(service.to_owned(), drain);
+        Some(drain)
+    }
+
+    /// Forgets all services but these.
+    pub fn keep(&mut self, ids: BTreeMap<String, u32>) {
+        self.drains.retain(|name, _| ids.contains_key(name));
+        self.words.retain(|name, _| ids.contains_key(name));
+        self.ids = ids;
     }
 
     /// The end of the drain that `colour` of a service is in, if it is.

@@ -256,7 +256,7 @@ fn when_the_drain_deadline_passes_old_flows_are_reset() {
     let drain = Duration::from_secs(1);
     let flipped = lab.ask(&["flip", "llm", "--drain", "1s"]).unwrap();
     assert!(flipped["draining_until"].is_string());
-    assert_eq!(lab.status().unwrap()["services"][0]["state"], "DRAINING");
+    assert_eq!(lab.status().unwrap()["services"][0]["state"], "STEADY");
 
     let error = listening.to_its_end().unwrap_err();
     let lasted = now_ns() - flipped["at_ns"].as_u64().unwrap();
@@ -320,7 +320,7 @@ fn a_flip_says_what_is_true() {
     let status = service(&lab.status().unwrap());
     assert_eq!(
         (&status["active"], &status["state"]),
-        (&"green".into(), &"DRAINING".into())
+        (&"green".into(), &"STEADY".into())
     );
     assert_eq!(status["colours"]["blue"]["flows"], OLD);
     assert_eq!(status["colours"]["green"]["flows"], 0);

@@ -3,11 +3,17 @@ use std::{fmt::Write as _, path::PathBuf};
 use clap::Args;
 use serde::Serialize;
 
-use super::{Common, config_of};
-use crate::api::SCHEMA;
+use super::Common;
+use crate::{api::SCHEMA, config::Config};
+
+const NOTE: &str = "\
+Every error names the file, the line, the key and what would be right. Exit code
+2 when the file is wrong. Interfaces that this host lacks are only noted: the
+file may be for another one.";
 
 /// `bgswitch check FILE`.
 #[derive(Debug, Args)]
+#[command(after_help = NOTE)]
 pub(super) struct Check {
     /// The file [default: the one of --config].
     file: Option<PathBuf>,
@@ -24,13 +30,13 @@ struct Checked {
 impl Check {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
         let file = self.file.unwrap_or_else(|| common.config.clone());
-        let config = config_of(&file)?;
-        let there = |name: &String| nix::net::if_::if_nametoindex(name.as_str()).is_err();
+        let config = Config::load(&file)?;
+        let missing = |name: &&String| nix::net::if_::if_nametoindex(name.as_str()).is_err();
         let missing_interfaces = config
             .gateway
             .interfaces
             .iter()
-            .filter(|name| there(name))
+            .filter(missing)
             .cloned()
             .collect();
         let services = config.services.keys().cloned().collect();

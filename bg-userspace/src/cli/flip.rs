@@ -2,15 +2,30 @@ use std::{fmt::Write as _, time::Duration};
 
 use clap::Args;
 
-use super::{Common, service_path};
-use crate::{
-    api::{FlipRequest, Flipped},
-    config::FlipMode,
-    datapath::now_ns,
+use super::{
+    Common, duration, service_path,
+    text::{flows, length, measured, verb},
+    warn,
 };
+use crate::{
+    api::{FlipRequest, Flipped, Kind, Refusal},
+    config::FlipMode,
+    time,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  bgswitch flip llm -m 'llama@8'              to the standby, old flows drain
+  bgswitch flip llm --to green --drain 1h     old flows may stay for an hour
+  bgswitch flip llm --mode cut                old flows are reset at once
+  bgswitch flip llm --if-generation 17        only if nobody flipped meanwhile
+
+Exit code 5: not at that generation, or that colour is active already; 8: a
+backend of the target has no next hop.";
 
 /// `bgswitch flip SERVICE`.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Flip {
     /// The service.
     service: String,
@@ -20,8 +35,8 @@ pub(super) struct Flip {
     /// What happens to flows of the old colour [default: the service's on_flip].
     #[arg(long, value_enum)]
     mode: Option<FlipMode>,
-    /// How long flows of the old colour may live on [default: the service's drain].
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    /// How long flows of the old colour may live on, in whole seconds [default: the service's drain].
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
     drain: Option<Duration>,
     /// Only if the service is still at this generation.
     #[arg(long, value_name = "N")]
@@ -29,7 +44,7 @@ pub(super) struct Flip {
     /// Say what would happen, change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Also to a colour that cannot be reached.
+    /// Also to a colour that cannot be reached, and also when the journal cannot be written.
     #[arg(long)]
     force: bool,
     /// Why, for the journal.
@@ -40,6 +55,9 @@ pub(super) struct Flip {
 impl Flip {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
         let path = service_path(&self.service)? + "/flip";
+        if self.drain.is_some_and(|drain| drain.subsec_nanos() != 0) {
+            return Err(Refusal::new(Kind::Usage, "--drain: whole seconds only").into());
+        }
         let request = FlipRequest {
             to: self.to,
             mode: self.mode,
@@ -47,53 +65,77 @@ impl Flip {
             if_generation: self.if_generation,
             dry_run: self.dry_run,
             force: self.force,
-            expires_ns: Some(now_ns() + common.timeout.as_nanos() as u64),
             why: self.message,
         };
         let flipped: Flipped = common.post(&path, &request)?;
-        common.print(&flipped, text)
+        print(common, &flipped)
     }
 }
 
+/// Prints the answer, and warnings beside it.
+pub(super) fn print(common: &Common, flipped: &Flipped) -> anyhow::Result<()> {
+    for warning in &flipped.warnings {
+        warn(warning);
+    }
+    common.print(flipped, text)
+}
+
 /// What is true of the flip, and how to undo it (law 10).
-pub(super) fn text(flipped: &Flipped) -> String {
+fn text(flipped: &Flipped) -> String {
     let Flipped {
         service,
         from,
         to,
         generation_before,
         generation,
+        old_flows,
         ..
     } = flipped;
     let mut out =
         format!("{service}  {from} -> {to}   generation {generation_before} -> {generation}");
-    if flipped.dry_run {
-        let _ = writeln!(
-            out,
-            "   mode {}\nnothing was changed (dry run)",
-            flipped.mode
-        );
-        return out;
-    }
     if let Some(ns) = flipped.store_ns {
-        let _ = write!(out, "   stored in {:.1} µs", ns as f64 / 1000.0);
+        let _ = write!(out, "   stored in {}", measured(ns));
     }
     out.push('\n');
-    match flipped.first_new_flow_us {
-        Some(us) => {
-            let _ = write!(out, "first new flow on {to} after {us:.0} µs");
-        }
-        None => {
-            let _ = write!(out, "no new flow yet; the next one goes to {to}");
-        }
+    if flipped.dry_run {
+        let count = old_flows.map_or_else(|| "flows".to_owned(), flows);
+        let _ = match flipped.drain_s {
+            Some(drain) => writeln!(
+                out,
+                "{count} would stay on {from} for up to {}",
+                length(drain)
+            ),
+            None => writeln!(
+                out,
+                "{count} of {from} would be reset with their next packet"
+            ),
+        };
+        out.push_str("nothing was changed (dry run)\n");
+        return out;
     }
-    let count = flipped
-        .old_flows
-        .map_or_else(|| "flows".to_owned(), |n| format!("{n} flows"));
-    let _ = match (&flipped.draining_until, flipped.old_flows) {
-        (_, Some(0)) => writeln!(out, "; no flows are left on {from}"),
-        (Some(until), _) => writeln!(out, "; {count} stay on {from} until {until}"),
-        (None, _) => writeln!(out, "; {count} of {from} are reset with their next packet"),
+    let _ = match flipped.first_new_flow_us {
+        Some(us) => {
+            let after = measured((us * 1000.0) as u64);
+            write!(out, "first new flow on {to} after {after}; ")
+        }
+        None => write!(out, "no new flow yet; the next one goes to {to}; "),
+    };
+    let count = old_flows.map_or_else(|| "flows".to_owned(), flows);
+    let _ = match (&flipped.draining_until, old_flows) {
+        (_, Some(0)) => writeln!(out, "no flow is left on {from}"),
+        (Some(until), _) => writeln!(
+            out,
+            "{count} {} on {from} until {} (drain {})",
+            verb(*old_flows, "stays", "stay"),
+            time::local(until),
+            length(flipped.drain_s.unwrap_or_default())
+        ),
+        (None, _) => writeln!(
+            out,
+            "{count} of {from} {} reset with {} next packet",
+            verb(*old_flows, "is", "are"),
+            verb(*old_flows, "its", "their"),
+        ),
     };
     let _ = writeln!(out, "undo: bgswitch rollback {service}");
     out

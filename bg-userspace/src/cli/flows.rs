@@ -1,27 +1,37 @@
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use clap::Args;
 
-use super::{Common, service_path};
-use crate::api::{self, Status};
+use super::{Common, service_path, text};
+use crate::api::{self, SCHEMA, Status};
+
+const EXAMPLES: &str = "\
+Examples:
+  bgswitch flows llm --colour blue            who is left on the old colour
+  bgswitch flows -o json | jq '.flows[].client'
+
+established: TCP, seen from both sides; half_open: TCP, not yet; udp.";
 
 /// `bgswitch flows [SERVICE]`.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Flows {
     /// The service [default: all].
     service: Option<String>,
     /// Only flows of this colour.
     #[arg(long, value_parser = ["blue", "green"])]
     colour: Option<String>,
+    /// Show at most so many flows of a service.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    limit: usize,
 }
 
 impl Flows {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
-        let query = self
-            .colour
-            .as_ref()
-            .map(|colour| format!("?colour={colour}"))
-            .unwrap_or_default();
+        let mut query = format!("?limit={}", self.limit);
+        if let Some(colour) = &self.colour {
+            let _ = write!(query, "&colour={colour}");
+        }
         let services = match self.service {
             Some(service) => vec![service],
             None => common
@@ -31,20 +41,28 @@ impl Flows {
                 .map(|s| s.name)
                 .collect(),
         };
+        let mut all = api::Flows {
+            schema: SCHEMA,
+            total: 0,
+            flows: Vec::new(),
+        };
+        let mut out = String::new();
         for service in services {
-            let flows: api::Flows =
-                common.get(&format!("{}/flows{query}", service_path(&service)?))?;
-            common.print(&flows, |flows| text(&service, flows))?;
+            let path = format!("{}/flows{query}", service_path(&service)?);
+            let flows: api::Flows = common.get(&path)?;
+            write_flows(&mut out, &service, &flows);
+            all.total += flows.total;
+            all.flows.extend(flows.flows);
         }
-        Ok(())
+        common.print(&all, |_| out)
     }
 }
 
-fn text(service: &str, flows: &api::Flows) -> String {
-    let mut out = format!("{service}: {} flows\n", flows.total);
+fn write_flows(out: &mut String, service: &str, flows: &api::Flows) {
+    let _ = writeln!(out, "{service}: {}", text::flows(flows.total));
     for flow in &flows.flows {
         let backend = flow.backend.as_deref().unwrap_or("?");
-        let idle = humantime::format_duration(std::time::Duration::from_millis(flow.idle_ms));
+        let idle = text::measured(Duration::from_millis(flow.idle_ms).as_nanos() as u64);
         let closing = if flow.closing { "  closing" } else { "" };
         let _ = writeln!(
             out,
@@ -52,8 +70,8 @@ fn text(service: &str, flows: &api::Flows) -> String {
             flow.client, flow.colour, backend, flow.table, flow.generation
         );
     }
-    if flows.total > flows.flows.len() as u64 {
-        let _ = writeln!(out, "  and {} more", flows.total - flows.flows.len() as u64);
+    let hidden = flows.total - flows.flows.len() as u64;
+    if hidden > 0 {
+        let _ = writeln!(out, "  and {hidden} more (--limit)");
     }
-    out
 }

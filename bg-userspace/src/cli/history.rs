@@ -2,16 +2,27 @@ use std::fmt::Write as _;
 
 use clap::Args;
 
-use super::{Common, config_of};
+use super::{Common, warn};
 use crate::{
-    api::{self, SCHEMA, exit},
+    api::{self, Kind, Refusal, SCHEMA, Status},
+    config::Paths,
     journal::Journal,
+    time,
 };
+
+const EXAMPLES: &str = "\
+Examples:
+  bgswitch history llm
+  bgswitch history -o json | jq '.entries[] | select(.action == \"rollback\")'
+
+Every change has two entries: its intent before, its result after. Reads the
+journal itself when the daemon does not run.";
 
 /// `bgswitch history [SERVICE]`.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct History {
-    /// Only this service.
+    /// Only this service, and what concerns all [default: everything].
     service: Option<String>,
 }
 
@@ -19,41 +30,62 @@ impl History {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
         let mut history = match common.get::<api::History>("/v1/history") {
             // The journal is a file: it can be read without the daemon.
-            Err(refusal) if refusal.code == exit::NO_DAEMON => {
-                let journal = Journal::new(&config_of(&common.config)?.gateway.state_dir);
+            Err(refusal) if refusal.kind == Kind::NoDaemon => {
+                warn("the daemon does not run: this is what the journal says");
+                let paths = Paths::load(&common.config)?;
                 api::History {
                     schema: SCHEMA,
-                    entries: journal.read()?,
+                    entries: Journal::new(&paths.state_dir).read()?,
                 }
             }
             answer => answer?,
         };
         if let Some(service) = &self.service {
+            if !history
+                .entries
+                .iter()
+                .any(|entry| entry.service == *service)
+            {
+                is_known(common, service)?;
+            }
             history
                 .entries
                 .retain(|entry| entry.service == *service || entry.service == "*");
         }
-        common.print(&history, |history| {
-            let mut out = String::new();
-            for entry in &history.entries {
-                let why = entry
-                    .why
-                    .as_ref()
-                    .map(|why| format!("  ({why})"))
-                    .unwrap_or_default();
-                let _ = writeln!(
-                    out,
-                    "{}  {:<12} {:<10} {:<16} {:<7} generation {:<5} {}{why}",
-                    entry.time,
-                    entry.actor,
-                    entry.service,
-                    entry.action,
-                    entry.phase,
-                    entry.generation,
-                    entry.detail
-                );
-            }
-            out
-        })
+        common.print(&history, text)
     }
+}
+
+/// A service without entries may be new; or it is a slip of the pen.
+fn is_known(common: &Common, service: &str) -> Result<(), Refusal> {
+    match common.get::<Status>("/v1/status") {
+        Ok(status) if !status.services.iter().any(|s| s.name == service) => {
+            let known = status.services.iter().map(|s| s.name.as_str());
+            Err(Refusal::unknown_service(service, known))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn text(history: &api::History) -> String {
+    let mut out = String::new();
+    for entry in &history.entries {
+        let why = entry
+            .why
+            .as_ref()
+            .map(|why| format!("  ({why})"))
+            .unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "{}  {:<12} {:<10} {:<16} {:<7} generation {:<5} {}{why}",
+            time::local_date(&entry.time),
+            entry.actor,
+            entry.service,
+            entry.action,
+            entry.phase,
+            entry.generation,
+            entry.detail
+        );
+    }
+    out
 }

@@ -9,10 +9,11 @@ mod reload;
 mod rollback;
 mod run;
 mod status;
+mod text;
 
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
@@ -22,9 +23,9 @@ use hyper::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    api::{Refusal, exit},
+    api::{Kind, Refusal, exit},
     client,
-    config::{Config, ConfigError, DEFAULT_PATH, DEFAULT_SOCKET},
+    config::{ConfigError, DEFAULT_PATH, MAX_DURATION, Paths, is_name},
     datapath,
 };
 
@@ -49,38 +50,38 @@ Examples:
   bgswitch                                            what is live, what is draining
   bgswitch flip llm -m 'llama@8'                      switch to the standby
   bgswitch rollback llm                               and back; works without the daemon
+  bgswitch status -o json | jq '.services[].active'   for scripts
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
 4 not permitted, 5 conflict, 8 target unreachable, 9 timed out, 11 packet path.";
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
 struct Common {
-    /// How to print the answer.
+    /// How to print the answer: for people or for scripts.
     #[arg(short, long, global = true, value_enum, default_value = "text")]
     output: Output,
-    /// The daemon's socket [default: the one in the configuration file, or /run/bgswitch/bgswitch.sock].
+    /// The daemon's socket [default: the configuration's, or /run/bgswitch/bgswitch.sock].
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// The configuration file.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_PATH)]
     config: PathBuf,
     /// How long to wait for the daemon's answer.
-    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, global = true, value_name = "DURATION", default_value = "10s", value_parser = duration)]
     timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Output {
-    /// For people.
     Text,
-    /// For scripts.
     Json,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the daemon, in the foreground. When it stops, forwarding goes on as it is.
-    Run,
+    Run(run::Run),
     /// Validate a configuration file; needs neither root nor a daemon.
     Check(check::Check),
     /// Show what is live, what is draining, and where packets went.
@@ -96,7 +97,16 @@ enum Command {
     /// Apply the configuration file: whole, or not at all.
     Reload(reload::Reload),
     /// Remove everything from the kernel: forwarding stops, all flows are forgotten.
-    Detach,
+    Detach(detach::Detach),
+}
+
+/// A duration like `20m`, 30 days at most.
+fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= MAX_DURATION => Ok(duration),
+        Ok(_) => Err("30 days at most".to_owned()),
+        Err(_) => Err("no duration, like \"30s\" or \"20m\"".to_owned()),
+    }
 }
 
 /// Runs a command and turns what went wrong into its exit code.
@@ -106,7 +116,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         .command
         .unwrap_or(Command::Status(status::Status::default()))
     {
-        Command::Run => run::run(&common),
+        Command::Run(_) => run::run(&common),
         Command::Check(check) => check.run(&common),
         Command::Status(status) => status.run(&common),
         Command::Flip(flip) => flip.run(&common),
@@ -114,15 +124,32 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Flows(flows) => flows.run(&common),
         Command::History(history) => history.run(&common),
         Command::Reload(reload) => reload.run(&common),
-        Command::Detach => detach::run(&common),
+        Command::Detach(detach) => detach.run(&common),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has read enough.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("bgswitch: {error:#}");
+            say(&format!("{error:#}"));
             ExitCode::from(code_of(&error))
         }
     }
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// A line on stderr; where that is closed, nobody wants it.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "bgswitch: {line}");
+}
+
+fn warn(line: &str) {
+    say(&format!("warning: {line}"));
 }
 
 fn code_of(error: &anyhow::Error) -> u8 {
@@ -133,8 +160,10 @@ fn code_of(error: &anyhow::Error) -> u8 {
         if cause.is::<ConfigError>() {
             return exit::USAGE;
         }
-        if cause.is::<datapath::Error>() {
-            return exit::DATAPATH;
+        match cause.downcast_ref::<datapath::Error>() {
+            Some(datapath::Error::NotPermitted { .. }) => return exit::NOT_PERMITTED,
+            Some(_) => return exit::DATAPATH,
+            None => {}
         }
         if cause
             .downcast_ref::<io::Error>()
@@ -148,18 +177,32 @@ fn code_of(error: &anyhow::Error) -> u8 {
 
 impl Common {
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Refusal> {
-        client::call(&self.socket(), self.timeout, Method::GET, path, &())
+        self.call(Method::GET, path, &())
     }
 
     fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Refusal> {
-        client::call(&self.socket(), self.timeout, Method::POST, path, body)
+        self.call(Method::POST, path, body)
     }
 
-    fn socket(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| {
-            // A broken file is `run`'s and `check`'s business, not this one's.
-            Config::load(&self.config)
-                .map_or_else(|_| DEFAULT_SOCKET.into(), |config| config.gateway.socket)
+    fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Refusal> {
+        let (socket, trouble) = match (&self.socket, Paths::load(&self.config)) {
+            (Some(socket), _) => (socket.clone(), None),
+            (None, Ok(paths)) => (paths.socket, None),
+            // A broken file is `run`'s and `check`'s business, unless it kept
+            // the daemon from being found.
+            (None, Err(error)) => (Paths::default().socket, Some(error)),
+        };
+        client::call(&socket, self.timeout, method, path, body).map_err(|refusal| match trouble {
+            Some(error) if refusal.kind == Kind::NoDaemon => Refusal {
+                error: format!("{refusal}. Or name the daemon's socket with --socket: {error}"),
+                ..refusal
+            },
+            _ => refusal,
         })
     }
 
@@ -173,26 +216,19 @@ impl Common {
             Output::Text => text(answer),
             Output::Json => serde_json::to_string(answer)? + "\n",
         };
-        match io::stdout().write_all(out.as_bytes()) {
-            // Whoever read it has read enough.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-            other => Ok(other?),
-        }
+        let mut stdout = io::stdout();
+        stdout.write_all(out.as_bytes())?;
+        Ok(stdout.flush()?)
     }
 }
 
-/// A path part of a service's name: only what a name may hold.
+/// The path of a service, whose name must be one.
 fn service_path(service: &str) -> Result<String, Refusal> {
-    let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    if service.is_empty() || !service.chars().all(valid) {
+    if !is_name(service) {
         return Err(Refusal::new(
-            exit::USAGE,
-            format!("`{service}` is no service's name"),
+            Kind::Usage,
+            format!("`{}` is no service's name", service.escape_debug()),
         ));
     }
     Ok(format!("/v1/services/{service}"))
-}
-
-fn config_of(path: &Path) -> anyhow::Result<Config> {
-    Ok(Config::load(path)?)
 }

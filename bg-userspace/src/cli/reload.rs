@@ -5,8 +5,13 @@ use clap::Args;
 use super::Common;
 use crate::api::Reloaded;
 
+const NOTE: &str = "\
+The daemon reads the file that it was started with. [gateway] is read at its
+start only. SIGHUP does the same.";
+
 /// `bgswitch reload`.
 #[derive(Debug, Args)]
+#[command(after_help = NOTE)]
 pub(super) struct Reload {
     /// Show the difference, change nothing.
     #[arg(long)]

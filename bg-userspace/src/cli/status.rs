@@ -6,11 +6,20 @@ use std::{
 
 use clap::Args;
 
-use super::{Common, Output};
-use crate::api::{self, Refusal, ServiceStatus, exit};
+use super::{Common, Output, text::flows};
+use crate::{
+    api::{self, Refusal, ServiceStatus},
+    time,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  bgswitch status llm --watch                 a view that renews itself
+  bgswitch status --watch -o json             one JSON object a line, for scripts";
 
 /// `bgswitch status`.
 #[derive(Debug, Default, Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Status {
     /// Only this service.
     service: Option<String>,
@@ -24,23 +33,20 @@ impl Status {
         loop {
             let mut status: api::Status = common.get("/v1/status")?;
             if let Some(name) = &self.service {
-                status.services.retain(|service| service.name == *name);
-                if status.services.is_empty() {
-                    let message =
-                        format!("there is no service `{name}`: `bgswitch status` lists them");
-                    return Err(Refusal::new(exit::USAGE, message).into());
+                if !status.services.iter().any(|service| service.name == *name) {
+                    let known = status.services.iter().map(|s| s.name.as_str());
+                    return Err(Refusal::unknown_service(name, known).into());
                 }
+                status.services.retain(|service| service.name == *name);
             }
-            if self.watch && common.output == Output::Text && std::io::stdout().is_terminal() {
-                print!("\x1b[H\x1b[2J");
+            let terminal = std::io::stdout().is_terminal();
+            if self.watch && common.output == Output::Text && terminal {
+                std::io::stdout().write_all(b"\x1b[H\x1b[2J")?;
             }
-            common.print(&status, |status| {
-                text(status, std::io::stdout().is_terminal())
-            })?;
+            common.print(&status, |status| text(status, terminal))?;
             if !self.watch {
                 return Ok(());
             }
-            std::io::stdout().flush()?;
             std::thread::sleep(Duration::from_secs(1));
         }
     }
@@ -106,12 +112,12 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
         let version = colour.version.as_deref().unwrap_or("-");
         let _ = write!(
             out,
-            "  {label}  {role}  {version:<12}  {} flows",
-            colour.flows
+            "  {label}  {role}  {version:<12}  {}",
+            flows(colour.flows)
         );
         match &colour.draining_until {
             Some(until) if colour.flows > 0 => {
-                let _ = writeln!(out, ", reset at {until}");
+                let _ = writeln!(out, ", reset at {}", time::local(until));
             }
             _ => out.push('\n'),
         }
@@ -128,8 +134,9 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
             };
             let _ = writeln!(
                 out,
-                "             {:<24} {} flows{weight}{trouble}",
-                backend.address, backend.flows
+                "             {:<24} {}{weight}{trouble}",
+                backend.address,
+                flows(backend.flows)
             );
         }
     }

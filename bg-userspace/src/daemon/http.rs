@@ -4,21 +4,30 @@ use std::{io, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, Path, Query, State, connect_info::Connected},
-    http::{HeaderMap, StatusCode, header},
+    body::Bytes,
+    extract::{
+        ConnectInfo, Path, Query, State, connect_info::Connected, rejection::QueryRejection,
+    },
+    http::{HeaderMap, HeaderName, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{get, post},
     serve::IncomingStream,
 };
-use nix::unistd::{Uid, User};
-use serde::Deserialize;
+use nix::unistd::Uid;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::net::UnixListener;
 
-use super::Daemon;
+use super::{Daemon, flip::Order};
 use crate::{
-    api::{FlipRequest, History, Refusal, Reloaded, RollbackRequest, SCHEMA, exit},
-    switch,
+    api::{
+        DEADLINE, FlipRequest, Flipped, History, Kind, OneService, Refusal, Reloaded,
+        RollbackRequest, SCHEMA,
+    },
+    journal, switch,
 };
+
+/// Lines of `GET .../flows` without a `limit`.
+const FLOW_LINES: usize = 1000;
 
 /// The user at the other end of the socket: the actor of the journal.
 #[derive(Clone, Debug)]
@@ -28,25 +37,21 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
         Self(stream.io().peer_cred().map_or_else(
             |error| format!("unknown ({error})"),
-            |credentials| {
-                let uid = Uid::from_raw(credentials.uid());
-                let name = User::from_uid(uid)
-                    .ok()
-                    .flatten()
-                    .map_or_else(|| "?".to_owned(), |user| user.name);
-                format!("{name}({uid})")
-            },
+            |credentials| journal::actor(Uid::from_raw(credentials.uid())),
         ))
     }
 }
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let status = match self.code {
-            exit::USAGE => StatusCode::BAD_REQUEST,
-            exit::CONFLICT => StatusCode::CONFLICT,
-            exit::UNHEALTHY => StatusCode::SERVICE_UNAVAILABLE,
-            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        let status = match self.kind {
+            Kind::Usage => StatusCode::BAD_REQUEST,
+            Kind::NotPermitted => StatusCode::FORBIDDEN,
+            Kind::NotFound => StatusCode::NOT_FOUND,
+            Kind::Conflict | Kind::StaleGeneration => StatusCode::CONFLICT,
+            Kind::Unhealthy => StatusCode::UNPROCESSABLE_ENTITY,
+            Kind::TimedOut => StatusCode::REQUEST_TIMEOUT,
+            Kind::Failed | Kind::NoDaemon | Kind::Datapath => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(self)).into_response()
     }
@@ -61,6 +66,8 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         .route("/v1/services/{service}/flows", get(flows))
         .route("/v1/history", get(history))
         .route("/v1/reload", post(reload))
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(other_method)
         .with_state(daemon);
     axum::serve(
         listener,
@@ -69,13 +76,23 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
     .await
 }
 
+async fn nothing_here(uri: Uri) -> Refusal {
+    Refusal::new(Kind::NotFound, format!("there is no {}", uri.path()))
+}
+
+async fn other_method(uri: Uri) -> Response {
+    let message = format!("{} wants another method", uri.path());
+    let refusal = Refusal::new(Kind::Usage, message);
+    (StatusCode::METHOD_NOT_ALLOWED, Json(refusal)).into_response()
+}
+
 /// Runs what reads whole tables beside the runtime, so that it never delays a flip.
 async fn beside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|error| Err(Refusal::new(exit::FAILED, error.to_string())))
+        .unwrap_or_else(|error| Err(Refusal::new(Kind::Failed, error.to_string())))
 }
 
 async fn status(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal> {
@@ -88,18 +105,19 @@ async fn service(
     State(daemon): State<Arc<Daemon>>,
     Path(name): Path<String>,
 ) -> Result<Response, Refusal> {
+    let unknown = daemon.unknown(&name);
     let status = beside(move || daemon.status()).await?;
-    match status
+    let service = status
         .services
         .into_iter()
         .find(|service| service.name == name)
-    {
-        Some(service) => Ok((etag(service.generation), Json(service)).into_response()),
-        None => Ok(StatusCode::NOT_FOUND.into_response()),
-    }
+        .ok_or(unknown)?;
+    let etag = etag(service.generation);
+    let schema = SCHEMA;
+    Ok((etag, Json(OneService { schema, service })).into_response())
 }
 
-fn etag(generation: u16) -> [(header::HeaderName, String); 1] {
+fn etag(generation: u16) -> [(HeaderName, String); 1] {
     [(header::ETAG, format!("\"{generation}\""))]
 }
 
@@ -108,70 +126,119 @@ async fn flip(
     ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
     Path(service): Path<String>,
     headers: HeaderMap,
-    Json(mut request): Json<FlipRequest>,
+    bytes: Bytes,
 ) -> Result<Response, Refusal> {
-    // If-Match holds the generation that GET gave as ETag; a stale one is 412.
-    let matching = headers.get(header::IF_MATCH).map(|value| {
-        value
-            .to_str()
-            .ok()
-            .and_then(|text| text.trim_matches('"').parse::<u16>().ok())
-    });
-    match matching {
-        Some(None) => {
-            return Err(Refusal::new(exit::USAGE, "If-Match is no generation"));
-        }
-        Some(Some(generation)) => {
-            if daemon
-                .datapath
-                .word(&service)
-                .is_some_and(|word| word.generation() != generation)
-            {
-                let refusal = Refusal::new(
-                    exit::CONFLICT,
-                    format!("{service} is not at generation {generation}"),
-                );
-                return Ok((StatusCode::PRECONDITION_FAILED, Json(refusal)).into_response());
-            }
-            request.if_generation = Some(generation);
-        }
-        None => {}
-    }
-    let flipped = daemon.flip(&actor, &service, request).await?;
-    Ok((etag(flipped.generation), Json(flipped)).into_response())
+    let mut request: FlipRequest = body(&bytes)?;
+    let condition = condition(&headers, &mut request.if_generation)?;
+    let order = order(&actor, &service, &headers);
+    answer(condition, daemon.flip(order, request).await)
 }
 
 async fn rollback(
     State(daemon): State<Arc<Daemon>>,
     ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
     Path(service): Path<String>,
-    Json(request): Json<RollbackRequest>,
+    headers: HeaderMap,
+    bytes: Bytes,
 ) -> Result<Response, Refusal> {
-    let flipped = daemon.rollback(&actor, &service, request).await?;
-    Ok((etag(flipped.generation), Json(flipped)).into_response())
+    let mut request: RollbackRequest = body(&bytes)?;
+    let condition = condition(&headers, &mut request.if_generation)?;
+    let order = order(&actor, &service, &headers);
+    answer(condition, daemon.rollback(order, request).await)
+}
+
+fn order<'a>(actor: &'a str, service: &'a str, headers: &HeaderMap) -> Order<'a> {
+    let deadline = headers.get(DEADLINE);
+    Order {
+        actor,
+        service,
+        deadline_ns: deadline.and_then(|value| value.to_str().ok()?.parse().ok()),
+    }
+}
+
+/// Decodes a body; without one, everything is at its default.
+fn body<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Refusal> {
+    if bytes.is_empty() {
+        return Ok(T::default());
+    }
+    let refused = |trouble: &dyn std::fmt::Display| {
+        Err(Refusal::new(Kind::Usage, format!("the body: {trouble}")))
+    };
+    // Serde would take the fields from an array, too.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return refused(&"it must be a JSON object");
+    }
+    serde_json::from_slice(bytes).or_else(|error| refused(&error))
+}
+
+/// Takes the generation of an `If-Match` (what GET gave as `ETag`) into the
+/// request. True when there is one.
+fn condition(headers: &HeaderMap, if_generation: &mut Option<u16>) -> Result<bool, Refusal> {
+    let Some(value) = headers.get(header::IF_MATCH) else {
+        return Ok(false);
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(false);
+    }
+    let generation = text
+        .strip_prefix('"')
+        .and_then(|text| text.strip_suffix('"')?.parse().ok())
+        .filter(|generation| if_generation.is_none_or(|other| other == *generation));
+    match generation {
+        None => {
+            let message = "If-Match must be one ETag, like \"17\", and agree with if_generation";
+            Err(Refusal::new(Kind::Usage, message))
+        }
+        generation => {
+            *if_generation = generation;
+            Ok(true)
+        }
+    }
+}
+
+/// A stale generation is 412 to who asked by `If-Match`, 409 to who asked by the
+/// body.
+fn answer(condition: bool, flipped: Result<Flipped, Refusal>) -> Result<Response, Refusal> {
+    match flipped {
+        Ok(flipped) => Ok((etag(flipped.generation), Json(flipped)).into_response()),
+        Err(refusal) if condition && refusal.kind == Kind::StaleGeneration => {
+            Ok((StatusCode::PRECONDITION_FAILED, Json(refusal)).into_response())
+        }
+        Err(refusal) => Err(refusal),
+    }
+}
+
+fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
+    query
+        .map(|Query(query)| query)
+        .map_err(|error| Refusal::new(Kind::Usage, error.body_text()))
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct FlowsQuery {
     colour: Option<String>,
+    limit: Option<usize>,
 }
 
 async fn flows(
     State(daemon): State<Arc<Daemon>>,
     Path(service): Path<String>,
-    Query(query): Query<FlowsQuery>,
+    asked: Result<Query<FlowsQuery>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let colour = query.colour.as_deref().map(switch::colour).transpose()?;
-    beside(move || daemon.flow_lines(&service, colour))
+    let asked = query(asked)?;
+    let colour = asked.colour.as_deref().map(switch::colour).transpose()?;
+    let limit = asked.limit.unwrap_or(FLOW_LINES);
+    beside(move || daemon.flow_lines(&service, colour, limit))
         .await
         .map(|flows| Json(flows).into_response())
 }
 
 async fn history(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal> {
     beside(move || {
-        let entries = daemon.journal.read().map_err(|error| {
-            Refusal::new(exit::FAILED, format!("the journal cannot be read: {error}"))
-        })?;
+        let entries = daemon.journal.read();
+        let entries = entries.map_err(|error| Refusal::new(Kind::Failed, error.to_string()))?;
         Ok(History {
             schema: SCHEMA,
             entries,
@@ -182,6 +249,7 @@ async fn history(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal>
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ReloadQuery {
     #[serde(default)]
     dry_run: bool,
@@ -190,13 +258,14 @@ struct ReloadQuery {
 async fn reload(
     State(daemon): State<Arc<Daemon>>,
     ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
-    Query(query): Query<ReloadQuery>,
+    asked: Result<Query<ReloadQuery>, QueryRejection>,
 ) -> Result<Response, Refusal> {
-    let changes = daemon.reload(&actor, query.dry_run).await?;
+    let ReloadQuery { dry_run } = query(asked)?;
+    let changes = daemon.reload(&actor, dry_run).await?;
     Ok(Json(Reloaded {
         schema: SCHEMA,
         changes,
-        dry_run: query.dry_run,
+        dry_run,
     })
     .into_response())
 }

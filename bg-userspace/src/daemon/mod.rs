@@ -3,30 +3,29 @@
 
 mod flip;
 mod http;
+mod reload;
 mod report;
+mod socket;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
-    os::unix::fs::PermissionsExt as _,
+    fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use bg_common::service::CutoverWord;
-use tokio::{
-    net::UnixListener,
-    signal::unix::{SignalKind, signal},
-};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
 
+use self::socket::Socket;
 use crate::{
-    api::{Refusal, exit},
+    api::Refusal,
     config::Config,
     datapath::{self, Datapath, Settings},
     journal::{Entry, Journal},
-    plan::Plan,
     state::State,
 };
 
@@ -45,63 +44,72 @@ pub struct Daemon {
     state: Mutex<State>,
     /// One change of a word or of the tables at a time.
     changing: tokio::sync::Mutex<()>,
+    /// One change of the tables at a time: a reload, or a sweep.
+    tables: Arc<tokio::sync::Mutex<()>>,
+    socket: Socket,
     started: Instant,
 }
 
 impl Daemon {
-    /// Loads or adopts the packet path as the configuration says.
+    /// Loads or adopts the packet path as the configuration says. What needs no
+    /// packet path comes before it: a start that fails changes no forwarding.
     pub fn start(file: &Path) -> Result<Arc<Self>> {
         let config = Config::load(file)?;
+        let paths = &config.gateway.paths;
+        let lock = datapath::lock(&paths.bpffs)?;
+        let state = State::load(&paths.state_dir);
+        let journal = Journal::new(&paths.state_dir);
+        let entry = |phase, detail| Entry::new("bgswitch", "*", "start", phase, 0, detail);
+        let version = concat!("version ", env!("CARGO_PKG_VERSION"));
+        journal.append(&entry("intent", version.to_owned()))?;
         let settings = Settings {
             interfaces: config.gateway.interfaces.clone(),
             mode: config.gateway.xdp,
             max_flows: config.gateway.max_flows,
-            bpffs: config.gateway.bpffs.clone(),
         };
-        let datapath = Datapath::start(&settings, &config.plan())?;
-        let state = State::load(&config.gateway.state_dir);
-        let journal = Journal::new(&config.gateway.state_dir);
+        let started = Socket::bind(&paths.socket)
+            .and_then(|socket| Ok((socket, Datapath::start(lock, &settings, &config.plan())?)));
+        let result = match &started {
+            Ok(_) => version.to_owned(),
+            Err(error) => format!("failed: {error:#}"),
+        };
+        journal.append(&entry("result", result))?;
+        let (socket, datapath) = started?;
         let daemon = Arc::new(Self {
             datapath,
             file: file.to_owned(),
             journal,
             state: Mutex::new(state),
-            changing: tokio::sync::Mutex::new(()),
+            changing: tokio::sync::Mutex::default(),
+            tables: Arc::default(),
+            socket,
             started: Instant::now(),
             config: RwLock::new(config),
         });
-        daemon.note(
-            "start",
-            "*",
-            0,
-            format!("version {}", env!("CARGO_PKG_VERSION")),
-        );
+        daemon.remember_services();
         daemon.compare_words();
         Ok(daemon)
     }
 
     /// Serves until told to stop.
     pub async fn run(self: Arc<Self>) -> Result<()> {
-        let resolver = self.datapath.resolver();
-        resolver.resolve_now(FIRST_RESOLVE).await?;
+        self.resolve_first().await;
         for (_, colour, address) in self.datapath.unresolved() {
             tracing::warn!(
                 "no next hop is known for {address} ({}): the stack forwards to it",
                 colour.as_str()
             );
         }
-        let socket = self.config().gateway.socket.clone();
-        let listener = listen(&socket)?;
+        let listener = self.socket.listener()?;
         let mut stop = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut hangup = signal(SignalKind::hangup())?;
 
-        let watch = tokio::spawn(resolver.run());
+        let watch = tokio::spawn(self.datapath.resolver().run());
         tokio::spawn(Arc::clone(&self).tick());
         tokio::spawn(Arc::clone(&self).sweep());
         let server = tokio::spawn(http::serve(listener, Arc::clone(&self)));
-        // Without systemd there is nobody to tell.
-        let _ = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]);
+        tell_systemd(&[NotifyState::Ready]);
         for interface in self.datapath.interfaces() {
             tracing::info!(
                 "{} runs XDP in {} mode, program {}",
@@ -110,16 +118,13 @@ impl Daemon {
                 interface.program_id
             );
         }
-        tracing::info!("ready on {}", socket.display());
+        tracing::info!("ready on {}", self.socket.path().display());
         tokio::pin!(watch, server);
         loop {
             tokio::select! {
                 _ = stop.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => match self.reload("SIGHUP", false).await {
-                    Ok(changes) => tracing::info!("reloaded, {} changes", changes.len()),
-                    Err(refusal) => tracing::error!("not reloaded: {refusal}"),
-                },
+                _ = hangup.recv() => self.reload_for_systemd().await,
                 ended = &mut watch => {
                     ended.context("the watch of routes and neighbours")??;
                     anyhow::bail!("the watch of routes and neighbours ended");
@@ -130,14 +135,35 @@ impl Daemon {
                 }
             }
         }
+        tell_systemd(&[NotifyState::Stopping]);
         self.note("stop", "*", 0, "forwarding goes on as it is".to_owned());
-        let _ = fs::remove_file(socket);
+        let _ = fs::remove_file(self.socket.path());
         tracing::info!("stopped; forwarding goes on as it is");
         Ok(())
     }
 
-    fn config(&self) -> std::sync::RwLockReadGuard<'_, Config> {
+    /// SIGHUP, in the order of `Type=notify-reload`.
+    async fn reload_for_systemd(&self) {
+        if let Ok(now) = NotifyState::monotonic_usec_now() {
+            tell_systemd(&[NotifyState::Reloading, now]);
+        }
+        match self.reload("SIGHUP", false).await {
+            Ok(changes) => tracing::info!("reloaded, {} changes", changes.len()),
+            Err(refusal) => tracing::error!("not reloaded: {refusal}"),
+        }
+        tell_systemd(&[NotifyState::Ready]);
+    }
+
+    fn config(&self) -> RwLockReadGuard<'_, Config> {
         self.config.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn config_mut(&self) -> RwLockWriteGuard<'_, Config> {
+        self.config.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unknown(&self, service: &str) -> Refusal {
+        Refusal::unknown_service(service, self.config().services.keys().map(String::as_str))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -151,52 +177,37 @@ impl Daemon {
         ));
     }
 
-    fn write(&self, entry: &Entry) {
-        if let Err(error) = self.journal.append(entry) {
-            tracing::error!("the journal was not written: {error}");
-        }
+    /// Writes an entry; when that fails, the warning goes to the log and back.
+    fn write(&self, entry: &Entry) -> Option<String> {
+        let error = self.journal.append(entry).err()?;
+        tracing::error!("{error}");
+        Some(error.to_string())
     }
 
-    fn save(&self) {
-        if let Err(error) = self.state().save() {
-            tracing::error!("the state file was not written: {error}");
-        }
+    fn save(&self) -> Option<String> {
+        let error = self.state().save().err()?;
+        let warning = format!("the state file was not written: {error}");
+        tracing::error!("{warning}");
+        Some(warning)
     }
 
-    /// Applies the file: whole, or not at all (law 8).
-    async fn reload(&self, actor: &str, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let usage = |error: &dyn std::fmt::Display| Refusal::new(exit::USAGE, error.to_string());
-        let new = Config::load(&self.file).map_err(|e| usage(&e))?;
-        let old = self.config().clone();
-        if new.gateway != old.gateway {
-            let message = "[gateway] changed: those keys are read at the start only. Restart the daemon \
-                           (forwarding goes on), or take the change back; nothing was applied";
-            return Err(usage(&message));
-        }
-        let changes = difference(&old, &new);
-        if dry_run || changes.is_empty() {
-            return Ok(changes);
-        }
-        let plan: Plan = new.plan();
-        let failed = |e: datapath::Error| Refusal::new(exit::DATAPATH, e.to_string());
-        // The way to new backends first: no packet is sent there before, and no
-        // flip waits for it.
-        self.datapath.prepare(&plan).map_err(failed)?;
+    /// Keeps the names and ids of the services, and forgets others.
+    fn remember_services(&self) {
+        let ids = self
+            .config()
+            .services
+            .keys()
+            .filter_map(|name| Some((name.clone(), self.datapath.service_id(name)?)))
+            .collect();
+        self.state().keep(ids);
+        self.save();
+    }
+
+    /// Finds the way to new backends at once.
+    async fn resolve_first(&self) {
         if let Err(error) = self.datapath.resolver().resolve_now(FIRST_RESOLVE).await {
             tracing::error!("{error}");
         }
-        let _changing = self.changing.lock().await;
-        self.datapath.apply(&plan).map_err(failed)?;
-        *self.config.write().unwrap_or_else(PoisonError::into_inner) = new;
-        self.write(&Entry::new(
-            actor,
-            "*",
-            "reload",
-            "result",
-            0,
-            changes.join("; "),
-        ));
-        Ok(changes)
     }
 
     /// Once a second: ends drains, and notices words that somebody else stored.
@@ -269,7 +280,13 @@ impl Daemon {
         loop {
             tokio::time::sleep(SWEEP_EVERY).await;
             let daemon = Arc::clone(&self);
-            match tokio::task::spawn_blocking(move || daemon.datapath.sweep(FLOW_IDLE)).await {
+            let tables = Arc::clone(&self.tables).lock_owned().await;
+            let sweep = move || {
+                let swept = daemon.datapath.sweep(FLOW_IDLE);
+                drop(tables);
+                swept
+            };
+            match tokio::task::spawn_blocking(sweep).await {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::error!("sweeping the flow tables: {error}"),
                 Err(error) => tracing::error!("sweeping the flow tables: {error}"),
@@ -278,85 +295,7 @@ impl Daemon {
     }
 }
 
-/// The difference of two configurations, a line each.
-fn difference(old: &Config, new: &Config) -> Vec<String> {
-    let mut lines = Vec::new();
-    for name in old
-        .services
-        .keys()
-        .filter(|name| !new.services.contains_key(*name))
-    {
-        lines.push(format!("- service {name}"));
-    }
-    for (name, service) in &new.services {
-        let Some(before) = old.services.get(name) else {
-            lines.push(format!("+ service {name}"));
-            continue;
-        };
-        let texts = |service: &crate::config::Service| {
-            let mut texts: Vec<String> = service
-                .plan
-                .listeners
-                .iter()
-                .map(|listener| format!("{name} listener {listener}"))
-                .collect();
-            for colour in bg_common::service::Colour::ALL {
-                for backend in service.plan.backends(colour) {
-                    texts.push(format!(
-                        "{name} {} backend {backend} weight {}",
-                        colour.as_str(),
-                        backend.weight
-                    ));
-                }
-                if let Some(version) = &service.versions[colour as usize] {
-                    texts.push(format!("{name} {} version {version}", colour.as_str()));
-                }
-            }
-            texts.push(format!("{name} on_flip {}", service.on_flip.as_str()));
-            texts.push(format!(
-                "{name} drain {}",
-                humantime::format_duration(service.drain)
-            ));
-            texts.push(format!(
-                "{name} udp_idle {}",
-                humantime::format_duration(service.plan.udp_idle)
-            ));
-            texts
-        };
-        let (before, after) = (texts(before), texts(service));
-        lines.extend(
-            before
-                .iter()
-                .filter(|t| !after.contains(t))
-                .map(|t| format!("- {t}")),
-        );
-        lines.extend(
-            after
-                .iter()
-                .filter(|t| !before.contains(t))
-                .map(|t| format!("+ {t}")),
-        );
-    }
-    lines
-}
-
-/// Binds the control socket, for root and the group `bgswitch`.
-fn listen(path: &Path) -> Result<UnixListener> {
-    let context = || format!("listening on {}", path.display());
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).with_context(context)?;
-    }
-    // The lock on the pins says that no other daemon runs: the socket is stale.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).with_context(context);
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(context)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).with_context(context)?;
-    if let Ok(Some(group)) = nix::unistd::Group::from_name("bgswitch") {
-        nix::unistd::chown(path, None, Some(group.gid)).with_context(context)?;
-    }
-    Ok(listener)
+/// Without systemd there is nobody to tell.
+fn tell_systemd(states: &[NotifyState]) {
+    let _ = sd_notify::notify(false, states);
 }

@@ -8,13 +8,11 @@ use super::Daemon;
 use crate::{
     api::{
         BackendStatus, ColourStatus, DaemonStatus, FlowLine, FlowTableStatus, Flows,
-        InterfaceStatus, Refusal, SCHEMA, ServiceStatus, Status, exit,
+        InterfaceStatus, Kind, Refusal, SCHEMA, ServiceStatus, Status,
     },
     config::Service,
+    plan::{BackendPlan, ServicePlan},
 };
-
-/// Lines of `bgswitch flows`, at most.
-const FLOW_LINES: usize = 1000;
 
 type Counts = BTreeMap<(u32, Colour, Option<std::net::IpAddr>), u64>;
 
@@ -22,7 +20,7 @@ impl Daemon {
     /// Blocks for as long as it takes to count the flows.
     pub(super) fn status(&self) -> Result<Status, Refusal> {
         let failed =
-            |error: crate::datapath::Error| Refusal::new(exit::DATAPATH, error.to_string());
+            |error: crate::datapath::Error| Refusal::new(Kind::Datapath, error.to_string());
         let config = self.config().clone();
         let mut counts = Counts::new();
         let mut entries = 0;
@@ -117,7 +115,7 @@ impl Daemon {
                     .backends(colour)
                     .iter()
                     .map(|backend| BackendStatus {
-                        address: backend.to_string(),
+                        address: address_of(&service.plan, backend),
                         weight: backend.weight,
                         healthy: !unresolved.contains(&(id, colour, backend.address)),
                         flows: flows_of(backend.address),
@@ -126,14 +124,11 @@ impl Daemon {
             };
             colours.insert(colour.as_str().to_owned(), status);
         }
-        let draining = colours
-            .values()
-            .any(|colour| colour.draining_until.is_some());
         Ok(ServiceStatus {
             name: name.clone(),
             active: word.active().as_str().to_owned(),
             generation: word.generation(),
-            state: if draining { "DRAINING" } else { "STEADY" }.to_owned(),
+            state: "STEADY".to_owned(),
             canary_percent: f64::from(word.canary()) / 655.36,
             listeners: service
                 .plan
@@ -150,13 +145,12 @@ impl Daemon {
         &self,
         service: &str,
         colour: Option<Colour>,
+        limit: usize,
     ) -> Result<Flows, Refusal> {
-        let id = self.datapath.service_id(service).ok_or_else(|| {
-            Refusal::new(
-                exit::USAGE,
-                format!("there is no service `{service}`: `bgswitch status` lists them"),
-            )
-        })?;
+        let id = self
+            .datapath
+            .service_id(service)
+            .ok_or_else(|| self.unknown(service))?;
         let mut flows = Flows {
             schema: SCHEMA,
             total: 0,
@@ -168,8 +162,9 @@ impl Daemon {
                     return;
                 }
                 flows.total += 1;
-                if flows.flows.len() < FLOW_LINES {
+                if flows.flows.len() < limit {
                     flows.flows.push(FlowLine {
+                        service: service.to_owned(),
                         client: flow.client.to_string(),
                         colour: flow.colour.as_str().to_owned(),
                         backend: flow.backend.map(|backend| backend.to_string()),
@@ -180,7 +175,21 @@ impl Daemon {
                     });
                 }
             })
-            .map_err(|error| Refusal::new(exit::DATAPATH, error.to_string()))?;
+            .map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))?;
         Ok(flows)
+    }
+}
+
+/// The backend's address, with the port that packets go to where all listeners
+/// agree on one.
+fn address_of(plan: &ServicePlan, backend: &BackendPlan) -> String {
+    let mut ends = plan
+        .listeners
+        .iter()
+        .filter(|listener| backend.serves(listener))
+        .map(|listener| backend.endpoint(listener));
+    match ends.next() {
+        Some(first) if ends.all(|end| end == first) => first.to_string(),
+        _ => backend.to_string(),
     }
 }

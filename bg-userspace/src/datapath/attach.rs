@@ -1,7 +1,10 @@
 //! Attaching: links that outlive the daemon, replaced atomically, never beside
 //! a program of somebody else.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     maps::{Array, DevMap, HashMap, Map, MapData},
@@ -20,7 +23,7 @@ use futures_util::TryStreamExt as _;
 use nix::net::if_::if_nametoindex;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp, XdpAttached};
 
-use super::{AttachMode, Error, Settings, describe, pinned, pins::Pins};
+use super::{AttachMode, Error, Settings, error::describe, pinned, pins::Pins};
 
 /// Where the program is attached, as the kernel says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,10 +38,8 @@ pub struct InterfaceStatus {
 
 /// Refuses, before any change, interfaces that are not there or not free.
 pub fn check(settings: &Settings, pins: &Pins) -> Result<(), Error> {
+    exist(&settings.interfaces)?;
     for interface in &settings.interfaces {
-        if if_nametoindex(interface.as_str()).is_err() {
-            return Err(Error::NoInterface(interface.clone()));
-        }
         let Some((mode, id)) = attached(interface)? else {
             continue;
         };
@@ -63,9 +64,19 @@ pub fn check(settings: &Settings, pins: &Pins) -> Result<(), Error> {
     Ok(())
 }
 
-/// Gives every interface a slot, and fills the tables that go by slot.
-pub fn fill_slots(settings: &Settings, pins: &Pins) -> Result<(), Error> {
-    let failed = |e: aya::maps::MapError| Error::step("filling the interface tables", describe(&e));
+/// Refuses interfaces that are not there.
+pub fn exist(interfaces: &[String]) -> Result<(), Error> {
+    let gone = |name: &&String| if_nametoindex(name.as_str()).is_err();
+    match interfaces.iter().find(gone) {
+        Some(name) => Err(Error::NoInterface(name.clone())),
+        None => Ok(()),
+    }
+}
+
+/// Gives every interface a slot, and fills the tables that go by slot. Returns
+/// the interface indices that are new there.
+fn fill_slots(settings: &Settings, pins: &Pins) -> Result<Vec<u32>, Error> {
+    let failed = |e: aya::maps::MapError| Error::bpf("filling the interface tables", &e);
     let mut slots: HashMap<_, u32, u32> =
         HashMap::try_from(Map::HashMap(pinned(pins, map::SLOTS)?)).map_err(failed)?;
     let mut ports: DevMap<MapData> =
@@ -73,12 +84,19 @@ pub fn fill_slots(settings: &Settings, pins: &Pins) -> Result<(), Error> {
     let mut table: Array<_, Interface> =
         Array::try_from(Map::Array(pinned(pins, map::INTERFACES)?)).map_err(failed)?;
     let mut taken: Vec<(u32, u32)> = slots.iter().collect::<Result<_, _>>().map_err(failed)?;
+    let mut new = Vec::new();
+    let mut interfaces = Vec::new();
     for name in &settings.interfaces {
         let ifindex =
             if_nametoindex(name.as_str()).map_err(|_| Error::NoInterface(name.clone()))?;
+        interfaces.push(interface_of(name, ifindex)?);
+    }
+    for interface in interfaces {
+        let ifindex = interface.ifindex;
         let slot = if let Some((_, slot)) = taken.iter().find(|(index, _)| *index == ifindex) {
             *slot
         } else {
+            new.push(ifindex);
             let limit = capacity::INTERFACES;
             (0..limit as u32)
                 .find(|slot| taken.iter().all(|(_, other)| other != slot))
@@ -89,15 +107,13 @@ pub fn fill_slots(settings: &Settings, pins: &Pins) -> Result<(), Error> {
                 })?
         };
         taken.push((ifindex, slot));
-        table
-            .set(slot, interface_of(name, ifindex)?, 0)
-            .map_err(failed)?;
+        table.set(slot, interface, 0).map_err(failed)?;
         ports
             .set(slot, ifindex, None, 0)
-            .map_err(|e| Error::step("filling the device map", describe(&e)))?;
+            .map_err(|e| Error::bpf("filling the device map", &e))?;
         slots.insert(ifindex, slot, 0).map_err(failed)?;
     }
-    Ok(())
+    Ok(new)
 }
 
 fn interface_of(name: &str, ifindex: u32) -> Result<Interface, Error> {
@@ -116,10 +132,7 @@ fn interface_of(name: &str, ifindex: u32) -> Result<Interface, Error> {
         Ok(found)
     })?;
     if mac == [0; 6] {
-        return Err(Error::step(
-            format!("interface {name}"),
-            "has no Ethernet address",
-        ));
+        return Err(Error::NotEthernet(name.to_owned()));
     }
     Ok(Interface {
         ifindex,
@@ -129,34 +142,71 @@ fn interface_of(name: &str, ifindex: u32) -> Result<Interface, Error> {
     })
 }
 
-/// Attaches the loaded program to every interface, or replaces the one that is
-/// there; then lets go of interfaces that are no longer configured.
-pub fn attach(
+/// What a start has added so far; taken back unless it is kept.
+pub struct Added<'a> {
+    pins: &'a Pins,
+    links: Vec<PathBuf>,
+    slots: Vec<u32>,
+}
+
+impl Added<'_> {
+    /// The start succeeded.
+    pub fn keep(mut self) {
+        self.links.clear();
+        self.slots.clear();
+    }
+}
+
+impl Drop for Added<'_> {
+    fn drop(&mut self) {
+        for pin in &self.links {
+            let _ = fs::remove_file(pin);
+        }
+        if self.slots.is_empty() {
+            return;
+        }
+        let slots = pinned(self.pins, map::SLOTS).and_then(|data| {
+            HashMap::<_, u32, u32>::try_from(Map::HashMap(data))
+                .map_err(|e| Error::step("SLOTS", e))
+        });
+        if let Ok(mut slots) = slots {
+            for ifindex in &self.slots {
+                let _ = slots.remove(ifindex);
+            }
+        }
+    }
+}
+
+/// Attaches the loaded program to the interfaces that do not have it yet.
+pub fn add<'a>(program: &mut Xdp, settings: &Settings, pins: &'a Pins) -> Result<Added<'a>, Error> {
+    let mut added = Added {
+        pins,
+        links: Vec::new(),
+        slots: fill_slots(settings, pins)?,
+    };
+    for interface in &settings.interfaces {
+        if attached(interface)?.is_some() {
+            continue;
+        }
+        let pin = pins.link(interface);
+        // The interface that a link belonged to is gone, and has come back as
+        // another one.
+        let _ = fs::remove_file(&pin);
+        attach_one(program, interface, settings.mode, &pin)?;
+        added.links.push(pin);
+    }
+    Ok(added)
+}
+
+/// Puts the loaded program behind every pinned link, lets go of interfaces that
+/// are no longer configured, and says what the kernel has then.
+pub fn replace(
     program: &mut Xdp,
     settings: &Settings,
     pins: &Pins,
 ) -> Result<Vec<InterfaceStatus>, Error> {
-    let mut new = Vec::new();
     for interface in &settings.interfaces {
-        let pin = pins.link(interface);
-        match replace(program, &pin) {
-            Ok(true) => continue,
-            Ok(false) => {}
-            // The interface the link belonged to is gone; it has come back as
-            // another one.
-            Err(_) if attached(interface)?.is_none() => {
-                let _ = fs::remove_file(&pin);
-            }
-            Err(error) => return Err(error),
-        }
-        if let Err(error) = attach_one(program, interface, settings.mode, &pin) {
-            // All interfaces or none.
-            for pin in new {
-                let _ = fs::remove_file(pin);
-            }
-            return Err(error);
-        }
-        new.push(pin);
+        replace_one(program, &pins.link(interface))?;
     }
     for interface in pins
         .links()
@@ -184,21 +234,16 @@ pub fn attach(
         .collect()
 }
 
-/// Puts the program behind the pinned link; false when there is none.
-fn replace(program: &mut Xdp, pin: &Path) -> Result<bool, Error> {
-    if !pin.exists() {
-        return Ok(false);
-    }
+fn replace_one(program: &mut Xdp, pin: &Path) -> Result<(), Error> {
     let what = || format!("replacing the program behind {}", pin.display());
-    let link = PinnedLink::from_pin(pin).map_err(|e| Error::step(what(), describe(&e)))?;
-    let link =
-        XdpLink::try_from(FdLink::from(link)).map_err(|e| Error::step(what(), describe(&e)))?;
+    let link = PinnedLink::from_pin(pin).map_err(|e| Error::bpf(what(), &e))?;
+    let link = XdpLink::try_from(FdLink::from(link)).map_err(|e| Error::bpf(what(), &e))?;
     let id = program
         .attach_to_link(link)
-        .map_err(|e| Error::step(what(), describe(&e)))?;
+        .map_err(|e| Error::bpf(what(), &e))?;
     // The pin keeps the link; what the library holds may go.
     drop(program.take_link(id));
-    Ok(true)
+    Ok(())
 }
 
 fn attach_one(
@@ -216,9 +261,15 @@ fn attach_one(
         AttachMode::Native => XdpMode::Driver,
         AttachMode::Generic => XdpMode::Skb,
     };
-    let id = program
-        .attach(interface, wanted)
-        .map_err(|e| failed(describe(&e)))?;
+    let id = program.attach(interface, wanted).map_err(|e| {
+        let advice = match mode {
+            AttachMode::Native => {
+                "; the driver must support XDP, with this MTU. xdp = \"generic\" runs on any driver, slower"
+            }
+            AttachMode::Generic => "",
+        };
+        failed(describe(&e) + advice)
+    })?;
     let link = program.take_link(id).map_err(|e| failed(describe(&e)))?;
     // A link without a descriptor is netlink's and dies with us: dropping it
     // detaches it.

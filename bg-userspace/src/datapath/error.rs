@@ -1,16 +1,24 @@
 //! What can go wrong with the packet path, and what to do about it.
 
-use std::{io, path::PathBuf};
+use std::{error::Error as StdError, io, path::PathBuf};
 
 use bg_common::{abi::LAYOUT, service::CutoverWord};
 
 /// Why the packet path could not be loaded, attached or changed. The exit code
-/// is 11 for all of them.
+/// is 4 for [`Error::NotPermitted`], 11 for all others.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Another daemon holds the pins.
-    #[error("another bgswitch daemon runs on {0}: stop it first, or give this one another `bpffs`")]
+    #[error("a bgswitch daemon runs on {0} and holds the packet path: stop it first")]
     Locked(PathBuf),
+    /// Not by this user.
+    #[error("{what}: {cause}: be root (CAP_BPF, CAP_NET_ADMIN)")]
+    NotPermitted {
+        /// Of what.
+        what: String,
+        /// The kernel's word.
+        cause: String,
+    },
     /// No BPF file system.
     #[error("{path} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`")]
     NoBpffs {
@@ -49,6 +57,9 @@ pub enum Error {
     /// An interface of the configuration does not exist.
     #[error("gateway.interfaces: there is no interface {0} here (`ip link` lists them)")]
     NoInterface(String),
+    /// An interface whose frames are no Ethernet frames.
+    #[error("interface {0} has no Ethernet address: it cannot carry what bgswitch rewrites")]
+    NotEthernet(String),
     /// Native XDP is not to be had.
     #[error("XDP could not be attached to {interface} in {mode} mode: {cause}")]
     Attach {
@@ -65,7 +76,7 @@ pub enum Error {
     )]
     NotPinnable(String),
     /// More than a table holds.
-    #[error("{what}: {wanted} are configured, {limit} fit")]
+    #[error("{what}: {wanted} are needed, {limit} fit")]
     Full {
         /// Of what.
         what: &'static str,
@@ -98,8 +109,43 @@ impl Error {
 
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
-        move |cause| Self::step(what, cause)
+        move |cause| match cause.kind() {
+            io::ErrorKind::PermissionDenied => Self::NotPermitted {
+                what,
+                cause: cause.to_string(),
+            },
+            _ => Self::step(what, cause),
+        }
     }
+
+    /// A call to BPF that failed, other than loading a program: there, a lack of
+    /// permission cannot be told from the verifier's refusal.
+    pub(crate) fn bpf(what: impl Into<String>, error: &(dyn StdError + 'static)) -> Self {
+        let (what, cause) = (what.into(), describe(error));
+        let mut error = Some(error);
+        while let Some(inner) = error {
+            let os = inner.downcast_ref::<io::Error>();
+            if os.is_some_and(|os| os.kind() == io::ErrorKind::PermissionDenied) {
+                return Self::NotPermitted { what, cause };
+            }
+            error = inner.source();
+        }
+        Self::Step { what, cause }
+    }
+}
+
+/// An error with its causes, in one line.
+pub(super) fn describe(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
 }
 
 /// Why a word was not stored.

@@ -165,13 +165,27 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
             }
         }
     }
-    let limit = capacity::LISTENERS;
+    let (new, listeners, returns) = (&layout.tables, capacity::LISTENERS, capacity::RETURNS);
     for (what, wanted, limit) in [
-        ("listeners", layout.tables.listeners.len(), limit),
         (
-            "backend endpoints",
-            layout.tables.returns.len().max(held.returns.len()),
-            capacity::RETURNS,
+            "listeners over IPv4, with those that leave",
+            together(&held.listeners, &new.listeners, true),
+            listeners,
+        ),
+        (
+            "listeners over IPv6, with those that leave",
+            together(&held.listeners, &new.listeners, false),
+            listeners,
+        ),
+        (
+            "backend endpoints over IPv4, with those that leave",
+            together(&held.returns, &new.returns, true),
+            returns,
+        ),
+        (
+            "backend endpoints over IPv6, with those that leave",
+            together(&held.returns, &new.returns, false),
+            returns,
         ),
     ] {
         if wanted > limit {
@@ -183,6 +197,19 @@ pub fn lay_out(plan: &Plan, held: &Tables) -> Result<Layout, Error> {
         }
     }
     Ok(layout)
+}
+
+/// Entries of one family while a change is under way: what comes is set before
+/// what leaves is removed.
+fn together<V>(
+    held: &BTreeMap<ListenerPlan, V>,
+    new: &BTreeMap<ListenerPlan, V>,
+    v4: bool,
+) -> usize {
+    held.keys()
+        .chain(new.keys().filter(|key| !held.contains_key(key)))
+        .filter(|key| key.address.is_ipv4() == v4)
+        .count()
 }
 
 /// Fills a pool's table.

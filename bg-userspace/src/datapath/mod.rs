@@ -32,14 +32,12 @@ use bg_common::{
         ReturnPath, state,
     },
 };
-use nix::{
-    fcntl::Flock,
-    time::{ClockId, clock_gettime},
-};
+use nix::time::{ClockId, clock_gettime};
 
 pub use self::{
     attach::InterfaceStatus,
     error::{Error, StoreError},
+    pins::Lock,
     resolver::Resolver,
 };
 use self::{
@@ -80,8 +78,6 @@ pub struct Settings {
     pub mode: AttachMode,
     /// Established TCP flows that fit, per address family.
     pub max_flows: u32,
-    /// Where the pins are.
-    pub bpffs: PathBuf,
 }
 
 /// A flip that was stored.
@@ -116,15 +112,20 @@ pub struct FlowRecord {
     pub closing: bool,
 }
 
-/// What an apply changed, in words.
-pub type Changes = Vec<String>;
+/// A plan that fits, laid out over what the kernel holds.
+#[derive(Debug)]
+pub struct Change {
+    held: Tables,
+    layout: layout::Layout,
+    pools: BTreeMap<u32, (PoolWord, Vec<u32>)>,
+}
 
 /// The packet path, adopted or new. Dropping it changes no forwarding.
 #[derive(Debug)]
 pub struct Datapath {
     inner: Arc<Inner>,
     interfaces: Vec<InterfaceStatus>,
-    _lock: Flock<fs::File>,
+    _lock: Lock,
 }
 
 #[derive(Debug)]
@@ -136,8 +137,6 @@ struct Inner {
     arena: Words,
     backend_words: Words,
     tables: Mutex<Applied>,
-    /// One change of the tables at a time.
-    applying: Mutex<()>,
 }
 
 #[derive(Debug, Default, Clone)]
@@ -147,12 +146,23 @@ struct Applied {
     backends: BTreeMap<u32, Backend>,
 }
 
+/// Locks the pins below `bpffs` against a second daemon, for as long as the
+/// lock lives.
+pub fn lock(bpffs: &Path) -> Result<Lock, Error> {
+    Pins::new(bpffs).lock()
+}
+
+/// Refuses interfaces that are not there.
+pub fn interfaces_exist(interfaces: &[String]) -> Result<(), Error> {
+    attach::exist(interfaces)
+}
+
 impl Datapath {
-    /// Locks, checks, loads or adopts, pins, applies the plan, and attaches.
-    /// Everything that can be refused is refused before the first change.
-    pub fn start(settings: &Settings, plan: &Plan) -> Result<Self, Error> {
-        let pins = Pins::new(&settings.bpffs);
-        let lock = pins.lock()?;
+    /// Checks, loads or adopts, pins, attaches and applies the plan. What fails
+    /// leaves nothing behind where nothing was, and changes nothing where
+    /// something was.
+    pub fn start(lock: Lock, settings: &Settings, plan: &Plan) -> Result<Self, Error> {
+        let pins = lock.pins().clone();
         pins.check()?;
         attach::check(settings, &pins)?;
         let fresh = pins.flow_capacity().is_none();
@@ -193,7 +203,7 @@ impl Datapath {
             .map_max_entries(map::FLOWS_V6, max_flows);
         let mut ebpf = loader
             .load(OBJECT)
-            .map_err(|e| Error::step("loading the eBPF object", describe(&e)))?;
+            .map_err(|e| Error::bpf("loading the eBPF object", &e))?;
         let program: &mut Xdp = ebpf
             .program_mut(PROGRAM)
             .ok_or_else(|| Error::step("the eBPF object", "has no XDP program"))?
@@ -201,38 +211,39 @@ impl Datapath {
             .map_err(|e| Error::step("the eBPF object", e))?;
         program
             .load()
-            .map_err(|e| Error::step("the kernel's verifier", describe(&e)))?;
+            .map_err(|e| Error::step("the kernel's verifier", error::describe(&e)))?;
 
+        // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
-        inner.apply(plan)?;
-        attach::fill_slots(settings, pins)?;
-        let interfaces = attach::attach(program, settings, pins)?;
+        let change = inner.plan_change(plan)?;
+        let added = attach::add(program, settings, pins)?;
+        inner.enter_backends(&change);
+        inner.apply(change)?;
+        let interfaces = attach::replace(program, settings, pins)?;
+        added.keep();
         let _ = fs::remove_file(pins.program());
         program
             .pin(pins.program())
-            .map_err(|e| Error::step("pinning the program", describe(&e)))?;
+            .map_err(|e| Error::bpf("pinning the program", &e))?;
         Ok((inner, interfaces))
     }
 
-    /// Enters the backends that are new in a plan, so that the way to them is
-    /// known before [`Datapath::apply`] sends packets there. Refuses what that
-    /// would refuse; otherwise nothing else changes.
-    pub fn prepare(&self, plan: &Plan) -> Result<(), Error> {
-        let _applying = self.inner.applying();
-        let held = self.inner.held()?;
-        let layout = lay_out(plan, &held)?;
-        self.inner.plan_pools(&layout)?;
-        for (id, backend) in &layout.tables.backends {
-            if !held.backends.contains_key(id) {
-                self.inner.set_backend(*id, backend);
-            }
-        }
-        Ok(())
+    /// What a plan changes, or why it cannot be applied. Nothing is changed yet.
+    ///
+    /// A change holds until the next [`Datapath::apply`] or [`Datapath::sweep`].
+    pub fn plan_change(&self, plan: &Plan) -> Result<Change, Error> {
+        self.inner.plan_change(plan)
     }
 
-    /// Applies a plan whole or not at all.
-    pub fn apply(&self, plan: &Plan) -> Result<Changes, Error> {
-        self.inner.apply(plan)
+    /// Enters the backends that are new, so that the way to them is known before
+    /// [`Datapath::apply`] sends packets there.
+    pub fn enter_backends(&self, change: &Change) {
+        self.inner.enter_backends(change);
+    }
+
+    /// Applies a change whose backends are entered.
+    pub fn apply(&self, change: Change) -> Result<(), Error> {
+        self.inner.apply(change)
     }
 
     /// The service's word.
@@ -273,7 +284,7 @@ impl Datapath {
             .map(|reason| {
                 let values = counters
                     .get(&(*reason as u32), 0)
-                    .map_err(|e| Error::step("reading REASONS", e))?;
+                    .map_err(|e| Error::bpf("reading REASONS", &e))?;
                 Ok((*reason, values.iter().sum()))
             })
             .collect()
@@ -292,7 +303,7 @@ impl Datapath {
             let index = id * 2 + colour as u32;
             let values = stats
                 .get(&index, 0)
-                .map_err(|e| Error::step("reading STATS", e))?;
+                .map_err(|e| Error::bpf("reading STATS", &e))?;
             let sum = &mut sums[colour as usize];
             for cpu in values.iter() {
                 sum.forward_packets += cpu.forward_packets;
@@ -381,7 +392,7 @@ impl Datapath {
         })
         .map_err(Error::io(format!("reading {name}")))?;
         let mut table: HashMap<_, FlowKey<A>, Flow> = HashMap::try_from(Map::HashMap(data))
-            .map_err(|e| Error::step(format!("opening {name}"), e))?;
+            .map_err(|e| Error::bpf(format!("opening {name}"), &e))?;
         for key in &keys {
             // Gone already is as good.
             let _ = table.remove(key);
@@ -404,11 +415,7 @@ impl Datapath {
         self.flows(|flow| {
             in_use.insert(flow.backend_id);
         })?;
-        // A plan that was applied meanwhile may have taken one up again.
-        let _applying = self.inner.applying();
-        let applied = self.inner.applied().clone();
-        let forgotten = |id| !in_use.contains(id) && !applied.backends.contains_key(id);
-        for (id, backend) in left.iter().filter(|(id, _)| forgotten(id)) {
+        for (id, backend) in left.iter().filter(|(id, _)| !in_use.contains(id)) {
             self.inner.forget_backend(*id, backend, &applied)?;
         }
         Ok(())
@@ -469,17 +476,12 @@ impl Inner {
             arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
             backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
             tables: Mutex::default(),
-            applying: Mutex::default(),
             pins: pins.clone(),
         })
     }
 
     fn applied(&self) -> std::sync::MutexGuard<'_, Applied> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn applying(&self) -> std::sync::MutexGuard<'_, ()> {
-        self.applying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn service(&self, name: &str) -> Option<u32> {
@@ -495,7 +497,7 @@ impl Inner {
         name: &str,
         of: impl FnOnce(MapData) -> Map,
     ) -> Result<T, Error> {
-        T::try_from(of(self.pinned(name)?)).map_err(|e| Error::step(format!("opening {name}"), e))
+        T::try_from(of(self.pinned(name)?)).map_err(|e| Error::bpf(format!("opening {name}"), &e))
     }
 
     fn next_hop(&self, backend: u32) -> NextHop {
@@ -594,7 +596,7 @@ impl Inner {
         let mut v6: HashMap<_, Endpoint<[u8; 16]>, V> = self.open_map(names[1], Map::HashMap)?;
         let failed = |endpoint: &ListenerPlan| {
             let what = format!("setting {endpoint} in {}", names[0]);
-            |e: MapError| Error::step(what, describe(&e))
+            |e: MapError| Error::bpf(what, &e)
         };
         for (endpoint, value) in set {
             let (port, protocol) = (
@@ -621,22 +623,33 @@ impl Inner {
         Ok(())
     }
 
-    /// Lays the plan out, then writes it so that no packet meets a listener
-    /// without a pool: backends, return paths, pools, listeners; then what is
-    /// no longer wanted, listeners first.
-    fn apply(&self, plan: &Plan) -> Result<Changes, Error> {
-        let _applying = self.applying();
+    fn plan_change(&self, plan: &Plan) -> Result<Change, Error> {
         let held = self.held()?;
         let layout = lay_out(plan, &held)?;
         let pools = self.plan_pools(&layout)?;
+        Ok(Change {
+            held,
+            layout,
+            pools,
+        })
+    }
 
-        let mut changes = Changes::new();
-        for (id, backend) in &layout.tables.backends {
-            if !held.backends.contains_key(id) {
-                changes.push(format!("+ backend {}", address_of(backend)));
+    fn enter_backends(&self, change: &Change) {
+        for (id, backend) in &change.layout.tables.backends {
+            if !change.held.backends.contains_key(id) {
                 self.set_backend(*id, backend);
             }
         }
+    }
+
+    /// Writes so that no packet meets a listener without a pool: return paths,
+    /// pools, listeners; then removes what is no longer wanted, listeners first.
+    fn apply(&self, change: Change) -> Result<(), Error> {
+        let Change {
+            held,
+            layout,
+            pools,
+        } = change;
         self.write_endpoints(
             [map::RETURNS_V4, map::RETURNS_V6],
             &layout.tables.returns,
@@ -662,15 +675,6 @@ impl Inner {
             .filter(|l| !layout.tables.listeners.contains_key(l))
             .copied()
             .collect();
-        for listener in layout
-            .tables
-            .listeners
-            .keys()
-            .filter(|l| !held.listeners.contains_key(l))
-        {
-            changes.push(format!("+ listener {listener}"));
-        }
-        changes.extend(gone.iter().map(|listener| format!("- listener {listener}")));
         self.write_endpoints(
             [map::LISTENERS_V4, map::LISTENERS_V6],
             &layout.tables.listeners,
@@ -696,19 +700,11 @@ impl Inner {
             &stale,
         )?;
 
-        for (id, backend) in &held.backends {
-            if !layout.tables.backends.contains_key(id) {
-                changes.push(format!(
-                    "- backend {} (its flows live on)",
-                    address_of(backend)
-                ));
-            }
-        }
         *self.applied() = Applied {
             services: layout.services,
             backends: layout.tables.backends,
         };
-        Ok(changes)
+        Ok(())
     }
 
     /// The pools that change, with their places in the arena.
@@ -771,7 +767,7 @@ impl PinnedWords {
     /// Opens the pinned state below `bpffs`.
     pub fn open(bpffs: &Path) -> Result<Self, Error> {
         let pins = Pins::new(bpffs);
-        if !pins.map(map::WORDS).exists() {
+        if !pins.hold_state()? {
             return Err(Error::step(
                 format!("opening the pinned state in {}", bpffs.display()),
                 "there is none: nothing forwards here",
@@ -797,6 +793,11 @@ impl PinnedWords {
         CutoverWord(self.inner.words.load(id as usize))
     }
 
+    /// The stamp of the newest generation's first flow.
+    pub fn first_flow(&self, id: u32) -> FirstFlow {
+        FirstFlow(self.inner.first_flows.load(id as usize))
+    }
+
     /// Stores a service's word, if it is still `expected`.
     pub fn store(
         &self,
@@ -811,9 +812,7 @@ impl PinnedWords {
 /// Removes everything: links, program, maps, of all layouts. Returns the pins
 /// that were removed.
 pub fn detach(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
-    let pins = Pins::new(bpffs);
-    let _lock = pins.lock()?;
-    pins.remove()
+    lock(bpffs)?.pins().remove()
 }
 
 fn store(
@@ -852,22 +851,7 @@ const fn is_closing(flow: &Flow) -> bool {
 }
 
 fn pinned(pins: &Pins, name: &str) -> Result<MapData, Error> {
-    MapData::from_pin(pins.map(name))
-        .map_err(|e| Error::step(format!("opening {name}"), describe(&e)))
-}
-
-/// An error with its causes, in one line.
-fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
+    MapData::from_pin(pins.map(name)).map_err(|e| Error::bpf(format!("opening {name}"), &e))
 }
 
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;

@@ -1,7 +1,7 @@
 //! Pinned state: where it lies, what shape it must have, how it is removed.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -47,9 +47,12 @@ impl Pins {
         self.layout().join("program")
     }
 
-    /// The pin of an interface's link.
+    /// The pin of an interface's link. The BPF file system allows no dots, as in
+    /// `eth0.100`; no interface's name holds a colon.
     pub fn link(&self, interface: &str) -> PathBuf {
-        self.layout().join("links").join(interface)
+        self.layout()
+            .join("links")
+            .join(interface.replace('.', ":"))
     }
 
     /// Names of the interfaces with a pinned link.
@@ -60,11 +63,12 @@ impl Pins {
         entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
+            .map(|name| name.replace(':', "."))
             .collect()
     }
 
     /// Makes the root directory and locks it against a second daemon.
-    pub fn lock(&self) -> Result<Flock<fs::File>, Error> {
+    pub fn lock(&self) -> Result<Lock, Error> {
         let on_bpffs = self
             .root
             .ancestors()
@@ -80,17 +84,36 @@ impl Pins {
             .map_err(Error::io(format!("making {}", self.root.display())))?;
         let directory = fs::File::open(&self.root)
             .map_err(Error::io(format!("opening {}", self.root.display())))?;
-        Flock::lock(directory, FlockArg::LockExclusiveNonblock)
-            .map_err(|_| Error::Locked(self.root.clone()))
+        let directory = Flock::lock(directory, FlockArg::LockExclusiveNonblock)
+            .map_err(|_| Error::Locked(self.root.clone()))?;
+        Ok(Lock {
+            pins: self.clone(),
+            _directory: directory,
+        })
+    }
+
+    /// The directories of all layouts. Whatever else lies below the root is not
+    /// ours.
+    fn layouts(&self) -> Vec<PathBuf> {
+        let is_layout = |name: &str| {
+            name.strip_prefix('v')
+                .is_some_and(|version| version.parse::<u32>().is_ok())
+        };
+        fs::read_dir(&self.root)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_name().to_str().is_some_and(is_layout))
+            .map(|entry| entry.path())
+            .collect()
     }
 
     /// Refuses state of another layout, and maps that are not what their names
     /// say. `max_flows` is not checked here: see [`Pins::flow_capacity`].
     pub fn check(&self) -> Result<(), Error> {
-        for entry in fs::read_dir(&self.root).into_iter().flatten().flatten() {
-            if entry.path() != self.layout() {
-                return Err(Error::OtherLayout(entry.path()));
-            }
+        let ours = self.layout();
+        if let Some(other) = self.layouts().into_iter().find(|layout| *layout != ours) {
+            return Err(Error::OtherLayout(other));
         }
         for (name, kind, key, value, entries, flags) in shapes() {
             let path = self.map(name);
@@ -98,7 +121,7 @@ impl Pins {
                 continue;
             }
             let info = MapInfo::from_pin(&path)
-                .map_err(|error| Error::step(format!("reading {}", path.display()), error))?;
+                .map_err(|error| Error::bpf(format!("reading {}", path.display()), &error))?;
             let describe = |kind: &MapType, key, value, entries: u32, flags| {
                 format!(
                     "type {kind:?}, key {key}, value {value}, {entries} entries, flags {flags:#x}"
@@ -149,12 +172,7 @@ impl Pins {
     /// on half of its maps. Returns what was removed.
     pub fn remove(&self) -> Result<Vec<PathBuf>, Error> {
         let mut removed = Vec::new();
-        let layouts: Vec<PathBuf> = fs::read_dir(&self.root)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path())
-            .collect();
+        let layouts = self.layouts();
         for part in ["links", "program", "maps"] {
             for layout in &layouts {
                 remove_tree(&layout.join(part), &mut removed)?;
@@ -163,22 +181,49 @@ impl Pins {
         for layout in layouts {
             remove_tree(&layout, &mut removed)?;
         }
-        if self.root.exists() {
-            fs::remove_dir(&self.root)
-                .map_err(Error::io(format!("removing {}", self.root.display())))?;
-        }
         Ok(removed)
+    }
+
+    /// True when there is something to adopt.
+    pub fn hold_state(&self) -> Result<bool, Error> {
+        let path = self.map(map::WORDS);
+        match fs::symlink_metadata(&path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(format!("reading {}", path.display()))(error)),
+        }
+    }
+}
+
+/// The right to change a gateway's packet path. A root directory that is still
+/// empty at its end goes with it.
+#[derive(Debug)]
+pub struct Lock {
+    pins: Pins,
+    _directory: Flock<fs::File>,
+}
+
+impl Lock {
+    /// What is locked.
+    pub const fn pins(&self) -> &Pins {
+        &self.pins
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.pins.root);
     }
 }
 
 fn remove_tree(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), Error> {
     let failed = || Error::io(format!("removing {}", path.display()));
-    if path.is_dir() {
+    if path.is_dir() && !path.is_symlink() {
         for entry in fs::read_dir(path).map_err(failed())? {
             remove_tree(&entry.map_err(failed())?.path(), removed)?;
         }
         fs::remove_dir(path).map_err(failed())
-    } else if path.exists() {
+    } else if path.symlink_metadata().is_ok() {
         fs::remove_file(path).map_err(failed())?;
         removed.push(path.to_owned());
         Ok(())

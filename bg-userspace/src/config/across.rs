@@ -1,0 +1,121 @@
+//! What only shows when all services are seen together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use bg_common::{abi::capacity, service::Colour};
+
+use super::{ConfigError, rules::Placed, text::Text};
+use crate::plan::{ListenerPlan, Protocol};
+
+pub(super) fn check(
+    text: &Text<'_>,
+    services: &BTreeMap<String, Placed>,
+) -> Result<(), ConfigError> {
+    let listeners = listeners(text, services)?;
+    backends(text, services, &listeners)?;
+    fits(text, services)
+}
+
+/// Every listener, and the service it belongs to.
+fn listeners<'a>(
+    text: &Text<'_>,
+    services: &'a BTreeMap<String, Placed>,
+) -> Result<BTreeMap<ListenerPlan, &'a str>, ConfigError> {
+    let mut listeners = BTreeMap::new();
+    for (name, placed) in services {
+        for (listener, place) in placed.service.plan.listeners.iter().zip(&placed.listeners) {
+            if let Some(other) = listeners.insert(*listener, name.as_str()) {
+                let message = format!("`{listener}` is a listener of service.{other} already");
+                return Err(text.error(*place, format!("service.{name}.listen"), message));
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+fn backends(
+    text: &Text<'_>,
+    services: &BTreeMap<String, Placed>,
+    listeners: &BTreeMap<ListenerPlan, &str>,
+) -> Result<(), ConfigError> {
+    let mut served: BTreeMap<(SocketAddr, Protocol), ListenerPlan> = BTreeMap::new();
+    for (name, placed) in services {
+        for colour in Colour::ALL {
+            let pool = placed.service.plan.backends(colour);
+            for (backend, place) in pool.iter().zip(&placed.backends[colour as usize]) {
+                let wrong = |message: String| {
+                    let key = format!("service.{name}.{}.backends", colour.as_str());
+                    text.error(*place, key, format!("`{backend}` {message}"))
+                };
+                let own = &placed.service.plan.listeners;
+                for listener in own.iter().filter(|listener| backend.serves(listener)) {
+                    let address = backend.endpoint(listener);
+                    let same = ListenerPlan {
+                        address,
+                        ..*listener
+                    };
+                    if let Some(other) = listeners.get(&same) {
+                        let message = format!(
+                            "is the listener {same} of service.{other}: a packet is switched once"
+                        );
+                        return Err(wrong(message));
+                    }
+                    match served.insert((address, listener.protocol), *listener) {
+                        Some(other) if other != *listener => {
+                            let message = format!(
+                                "would serve both {other} and {listener} from {address}: its replies could not \
+                                 be told apart. Give it another port or address for one of them"
+                            );
+                            return Err(wrong(message));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Refuses more than the tables of the packet path hold.
+fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), ConfigError> {
+    let (mut backends, mut families) = (0, [0; 2]);
+    let mut returns = [BTreeSet::new(), BTreeSet::new()];
+    for (count, (name, placed)) in services.iter().enumerate() {
+        let plan = &placed.service.plan;
+        backends += plan.colours.iter().map(Vec::len).sum::<usize>();
+        for listener in &plan.listeners {
+            let family = usize::from(listener.address.is_ipv6());
+            families[family] += 1;
+            let pools = plan.colours.iter().flatten();
+            for backend in pools.filter(|backend| backend.serves(listener)) {
+                returns[family].insert((backend.endpoint(listener), listener.protocol));
+            }
+        }
+        for (what, wanted, limit) in [
+            ("services", count + 1, capacity::SERVICES),
+            ("backends", backends, capacity::BACKENDS),
+            ("listeners over IPv4", families[0], capacity::LISTENERS),
+            ("listeners over IPv6", families[1], capacity::LISTENERS),
+            (
+                "backend endpoints over IPv4",
+                returns[0].len(),
+                capacity::RETURNS,
+            ),
+            (
+                "backend endpoints over IPv6",
+                returns[1].len(),
+                capacity::RETURNS,
+            ),
+        ] {
+            if wanted > limit {
+                let message = format!("makes {wanted} {what}, {limit} fit");
+                return Err(text.error(placed.listeners[0], format!("service.{name}"), message));
+            }
+        }
+    }
+    Ok(())
+}

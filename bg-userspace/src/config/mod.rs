@@ -1,0 +1,234 @@
+//! The configuration file: text in, validated [`Config`] out. Nothing else sees
+//! the raw text.
+
+mod across;
+mod raw;
+mod rules;
+mod text;
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs, io,
+    io::Read as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+pub(crate) use self::rules::is_name;
+use self::{raw::Raw, text::Text};
+use crate::{
+    datapath::AttachMode,
+    plan::{Plan, ServicePlan},
+};
+
+/// Where the configuration is, unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/bgswitch/bgswitch.toml";
+
+/// Drain deadlines and idle times are at most this long.
+pub const MAX_DURATION: Duration = Duration::from_hours(720);
+
+/// A file beyond this is no configuration.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// A validated configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The `[gateway]` table.
+    pub gateway: Gateway,
+    /// The `[service.*]` tables, by name.
+    pub services: BTreeMap<String, Service>,
+}
+
+/// The host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// Interfaces to attach to.
+    pub interfaces: Vec<String>,
+    /// How.
+    pub xdp: AttachMode,
+    /// Established TCP flows that fit, per address family.
+    pub max_flows: u32,
+    /// Socket, state and pins.
+    pub paths: Paths,
+}
+
+/// Where a gateway's socket, state and pins are: what a command needs to know
+/// even when the rest of the file is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// The daemon's socket.
+    pub socket: PathBuf,
+    /// Journal and state.
+    pub state_dir: PathBuf,
+    /// Pins.
+    pub bpffs: PathBuf,
+}
+
+/// What happens to old flows after a flip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum FlipMode {
+    /// They live on until they end or the drain deadline passes.
+    Drain,
+    /// They are reset at once.
+    Cut,
+}
+
+impl FlipMode {
+    /// `"drain"` or `"cut"`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// What the packet path needs.
+    pub plan: ServicePlan,
+    /// Versions by colour.
+    pub versions: [Option<String>; 2],
+    /// Default mode of a flip.
+    pub on_flip: FlipMode,
+    /// Default drain deadline, whole seconds.
+    pub drain: Duration,
+}
+
+/// What is wrong with a configuration: where, what, and what would be right.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, from 1, where there is one.
+    pub line: Option<usize>,
+    /// The key.
+    pub key: String,
+    /// The trouble, and its cure.
+    pub message: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+        }
+        write!(f, ": {}", self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// Reads and validates a file.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        Self::parse(file, &read(file)?)
+    }
+
+    /// Validates a text.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let text = Text { file, text };
+        let raw: Raw = text.parse()?;
+        let Some(gateway) = raw.gateway else {
+            let message =
+                "is missing: add a [gateway] table with interfaces = [\"eth0\", \"eth1\"]";
+            return Err(text.error(0, "gateway", message));
+        };
+        let gateway = rules::gateway(&text, gateway)?;
+        let mut services = BTreeMap::new();
+        for (name, service) in raw.service {
+            let placed = rules::service(&text, &name, service)?;
+            services.insert(name.into_inner(), placed);
+        }
+        if services.is_empty() {
+            return Err(text.error(0, "service", "there is none: add a [service.NAME] table"));
+        }
+        across::check(&text, &services)?;
+        let services = services
+            .into_iter()
+            .map(|(name, placed)| (name, placed.service))
+            .collect();
+        Ok(Self { gateway, services })
+    }
+
+    /// What the packet path needs.
+    pub fn plan(&self) -> Plan {
+        Plan {
+            services: self
+                .services
+                .values()
+                .map(|service| service.plan.clone())
+                .collect(),
+        }
+    }
+}
+
+impl Paths {
+    /// Reads the paths only, and passes over everything else in the file. Without
+    /// a file they are the default ones.
+    pub fn load(file: &Path) -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct File {
+            #[serde(default)]
+            gateway: Table,
+        }
+        #[derive(Default, Deserialize)]
+        struct Table {
+            socket: Option<PathBuf>,
+            state_dir: Option<PathBuf>,
+            bpffs: Option<PathBuf>,
+        }
+        let default = Self::default();
+        if !file.exists() {
+            return Ok(default);
+        }
+        let text = read(file)?;
+        let gateway = Text { file, text: &text }.parse::<File>()?.gateway;
+        Ok(Self {
+            socket: gateway.socket.unwrap_or(default.socket),
+            state_dir: gateway.state_dir.unwrap_or(default.state_dir),
+            bpffs: gateway.bpffs.unwrap_or(default.bpffs),
+        })
+    }
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Self {
+            socket: "/run/bgswitch/bgswitch.sock".into(),
+            state_dir: "/var/lib/bgswitch".into(),
+            bpffs: "/sys/fs/bpf/bgswitch".into(),
+        }
+    }
+}
+
+fn read(file: &Path) -> Result<String, ConfigError> {
+    let wrong = |message: String| ConfigError {
+        file: file.to_owned(),
+        line: None,
+        key: String::new(),
+        message,
+    };
+    let mut text = String::new();
+    let size = fs::File::open(file)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                wrong("there is no such file: name one with --config".to_owned())
+            }
+            io::ErrorKind::InvalidData => wrong("is not UTF-8 text".to_owned()),
+            _ => wrong(format!("cannot be read: {error}")),
+        })?;
+    if size as u64 > MAX_BYTES {
+        return Err(wrong("is larger than 16 MiB: no configuration".to_owned()));
+    }
+    Ok(text)
+}

@@ -1,0 +1,641 @@
+//! `bgswitch check`: what a configuration may say, and what is said about one
+//! that is wrong. Law 8, without root and without a daemon.
+
+use std::{
+    fs,
+    os::unix::process::CommandExt as _,
+    path::PathBuf,
+    process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use bg_tests::lab::binary;
+use serde_json::Value;
+
+/// Everything this version knows, as the contract shows it.
+const GOOD: &str = r#"[gateway]
+interfaces = ["eth0", "eth1"]
+xdp        = "native"
+max_flows  = 1_000_000
+socket     = "/run/bgswitch/bgswitch.sock"
+state_dir  = "/var/lib/bgswitch"
+bpffs      = "/sys/fs/bpf/bgswitch"
+
+[service.llm]
+listen     = ["tcp://203.0.113.10:8000", "tcp://[2001:db8::10]:8000", "udp://203.0.113.10:4433"]
+forward    = "nat"
+announce   = false
+on_flip    = "drain"
+drain      = "20m"
+drain_end  = "reset"
+udp_idle   = "30s"
+
+[service.llm.blue]
+version  = "llama@6"
+backends = ["10.0.1.10", "10.0.1.11", "fd00:1::10"]
+[service.llm.green]
+version  = "llama@7"
+backends = ["10.0.2.10", { address = "10.0.2.11", weight = 2 }, "fd00:2::10"]
+
+[service.web]
+listen = ["tcp://203.0.113.20:443"]
+[service.web.blue]
+backends = ["10.0.3.10:8443"]
+[service.web.green]
+backends = ["10.0.4.10:8443"]
+"#;
+
+/// One edit of [`GOOD`], and what is then wrong: `LINE: KEY: MESSAGE`.
+const BAD: &[(&str, &str, &str)] = &[
+    // ---- [gateway]
+    (
+        "[gateway]\n",
+        "[gateway]\ninterface = [\"eth0\"]\n",
+        "2: gateway.interface: unknown field `interface`, expected one of `interfaces`, `xdp`, `max_flows`, `socket`, `state_dir`, `bpffs`, `metrics`",
+    ),
+    (
+        "interfaces = [\"eth0\", \"eth1\"]\n",
+        "",
+        "1: gateway.interfaces: is missing: name the interfaces that XDP runs on, like [\"eth0\", \"eth1\"]",
+    ),
+    (
+        "[\"eth0\", \"eth1\"]",
+        "[]",
+        "2: gateway.interfaces: is empty: name the interfaces that XDP runs on, like [\"eth0\", \"eth1\"]",
+    ),
+    (
+        "[\"eth0\", \"eth1\"]",
+        "[\"eth0\", \"eth0\"]",
+        "2: gateway.interfaces: `eth0` is given twice",
+    ),
+    (
+        "\"eth1\"]",
+        "\"../maps\"]",
+        "2: gateway.interfaces: `../maps` is no interface's name (1 to 15 bytes, no `/`, `:` or blank)",
+    ),
+    (
+        "\"eth1\"]",
+        "\"sixteen-letters-\"]",
+        "2: gateway.interfaces: `sixteen-letters-` is no interface's name (1 to 15 bytes, no `/`, `:` or blank)",
+    ),
+    (
+        "[\"eth0\", \"eth1\"]",
+        "\"eth0\"",
+        "2: gateway.interfaces: invalid type: string \"eth0\", expected a sequence",
+    ),
+    (
+        "\"native\"",
+        "\"offload\"",
+        "3: gateway.xdp: `offload` is unknown: \"native\" or \"generic\"",
+    ),
+    (
+        "1_000_000",
+        "-5",
+        "4: gateway.max_flows: -5 is not between 1024 and 100000000",
+    ),
+    (
+        "1_000_000",
+        "1000",
+        "4: gateway.max_flows: 1000 is not between 1024 and 100000000",
+    ),
+    (
+        "1_000_000",
+        "\"many\"",
+        "4: gateway.max_flows: invalid type: string \"many\", expected a whole number",
+    ),
+    (
+        "\"/run/bgswitch/bgswitch.sock\"",
+        "\"bgswitch.sock\"",
+        "5: gateway.socket: `bgswitch.sock` is no absolute path",
+    ),
+    (
+        "\"/run/bgswitch/bgswitch.sock\"",
+        "\"/run/a-hundred-and-one-bytes/ten-letter/ten-letter/ten-letter/ten-letter/ten-letter/ten-letter/bg-sock\"",
+        "5: gateway.socket: is longer than 100 bytes, more than a socket's name may be",
+    ),
+    (
+        "\"/var/lib/bgswitch\"",
+        "\"\"",
+        "6: gateway.state_dir: `` is no absolute path",
+    ),
+    (
+        "/sys/fs/bpf/bgswitch",
+        "/sys/fs/bpf/bg.switch",
+        "7: gateway.bpffs: must end in a name without dots: the BPF file system allows none",
+    ),
+    (
+        "[service.llm]",
+        "metrics = \"127.0.0.1:9464\"\n[service.llm]",
+        "9: gateway.metrics: is not supported by this version yet: remove it",
+    ),
+    // ---- [service.*]
+    (
+        "[service.web]",
+        "[service.\"a b\"]\nlisten = [\"tcp://203.0.113.30:80\"]\n[service.web]",
+        "25: service.a b: a service's name has 1 to 63 letters, digits, `-` and `_`",
+    ),
+    (
+        "[service.web]",
+        "[service.\"\"]\nlisten = [\"tcp://203.0.113.30:80\"]\n[service.web]",
+        "25: service.: a service's name has 1 to 63 letters, digits, `-` and `_`",
+    ),
+    (
+        "[service.web]",
+        "[service.\"../x\\n\"]\n[service.web]",
+        "25: service.../x\\n: a service's name has 1 to 63 letters, digits, `-` and `_`",
+    ),
+    (
+        "forward    =",
+        "foward     =",
+        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `gate`, `approval`, `bake`, `standby`",
+    ),
+    (
+        "\"nat\"",
+        "\"dsr\"",
+        "11: service.llm.forward: \"dsr\" is not supported by this version yet, only \"nat\"",
+    ),
+    (
+        "\"nat\"",
+        "\"dnat\"",
+        "11: service.llm.forward: `dnat` is unknown: \"nat\"",
+    ),
+    (
+        "announce   = false",
+        "announce   = true",
+        "12: service.llm.announce: is not supported by this version yet: route the address to this host, and remove the key",
+    ),
+    (
+        "on_flip    = \"drain\"",
+        "on_flip    = \"drop\"",
+        "13: service.llm.on_flip: unknown variant `drop`, expected `drain` or `cut`",
+    ),
+    (
+        "drain      = \"20m\"",
+        "drain      = \"20\"",
+        "14: service.llm.drain: `20` is no duration, like \"30s\" or \"20m\"",
+    ),
+    (
+        "drain      = \"20m\"",
+        "drain      = \"20m and a bit\"",
+        "14: service.llm.drain: `20m and a bit` is no duration, like \"30s\" or \"20m\"",
+    ),
+    (
+        "drain      = \"20m\"",
+        "drain      = \"-20m\"",
+        "14: service.llm.drain: `-20m` is no duration, like \"30s\" or \"20m\"",
+    ),
+    (
+        "drain      = \"20m\"",
+        "drain      = 20",
+        "14: service.llm.drain: invalid type: integer `20`, expected a string",
+    ),
+    (
+        "drain      = \"20m\"",
+        "drain      = \"31days\"",
+        "14: service.llm.drain: `31days` is longer than 30 days",
+    ),
+    (
+        "drain      = \"20m\"",
+        "drain      = \"1500ms\"",
+        "14: service.llm.drain: `1500ms` is not in whole seconds, at least 0s",
+    ),
+    (
+        "drain_end  = \"reset\"",
+        "drain_end  = \"keep\"",
+        "15: service.llm.drain_end: \"keep\" is not supported by this version yet, only \"reset\"",
+    ),
+    (
+        "drain_end  = \"reset\"",
+        "reset_over = \"30s\"",
+        "15: service.llm.reset_over: is not supported by this version yet: remove it (flows are reset as soon as the deadline passes)",
+    ),
+    (
+        "udp_idle   = \"30s\"",
+        "udp_idle   = \"0s\"",
+        "16: service.llm.udp_idle: `0s` is not in whole seconds, at least 1s",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\n[service.llm.blue]",
+        "18: service.llm.health: is not supported by this version yet: remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nkind = \"http\"\n[service.llm.blue]",
+        "18: service.llm.gate: is not supported by this version yet: remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.red]\n[service.llm.blue]",
+        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `gate`, `approval`, `bake`, `standby`",
+    ),
+    // ---- listeners
+    (
+        "listen = [\"tcp://203.0.113.20:443\"]\n",
+        "",
+        "25: service.web.listen: is missing: add listen = [\"tcp://203.0.113.10:8000\"]",
+    ),
+    (
+        "[\"tcp://203.0.113.20:443\"]",
+        "[]",
+        "26: service.web.listen: is empty: a service needs a listener, like \"tcp://203.0.113.10:8000\"",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "203.0.113.20:443",
+        "26: service.web.listen: `203.0.113.20:443` must begin with tcp:// or udp://",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "http://203.0.113.20:443",
+        "26: service.web.listen: `http://203.0.113.20:443` must begin with tcp:// or udp://",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://203.0.113.20",
+        "26: service.web.listen: `tcp://203.0.113.20` is no address and port, like \"tcp://203.0.113.10:8000\" or \"tcp://[2001:db8::10]:8000\"",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://example.org:443",
+        "26: service.web.listen: `tcp://example.org:443` is no address and port, like \"tcp://203.0.113.10:8000\" or \"tcp://[2001:db8::10]:8000\"",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://203.0.113.20:0",
+        "26: service.web.listen: `tcp://203.0.113.20:0` has port 0: nobody can connect to it",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://203.0.113.20:70000",
+        "26: service.web.listen: `tcp://203.0.113.20:70000` has port 70000: ports end at 65535",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://203.0.113.20:-1",
+        "26: service.web.listen: `tcp://203.0.113.20:-1` is no address and port, like \"tcp://203.0.113.10:8000\" or \"tcp://[2001:db8::10]:8000\"",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://127.0.0.1:443",
+        "26: service.web.listen: `tcp://127.0.0.1:443` is a loopback address, which no packet on the wire is for",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://0.0.0.0:443",
+        "26: service.web.listen: `tcp://0.0.0.0:443` is the unspecified address, which names no host",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://[::]:443",
+        "26: service.web.listen: `tcp://[::]:443` is the unspecified address, which names no host",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "udp://224.0.0.251:5353",
+        "26: service.web.listen: `udp://224.0.0.251:5353` is a multicast or broadcast address, which cannot be switched",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "udp://255.255.255.255:53",
+        "26: service.web.listen: `udp://255.255.255.255:53` is a multicast or broadcast address, which cannot be switched",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://[::ffff:203.0.113.20]:443",
+        "26: service.web.listen: `tcp://[::ffff:203.0.113.20]:443` is an IPv4 address in IPv6 form: write 203.0.113.20",
+    ),
+    (
+        "tcp://203.0.113.20:443",
+        "tcp://[fe80::1%2]:443",
+        "26: service.web.listen: `tcp://[fe80::1%2]:443` is a link-local address, which is not routed",
+    ),
+    (
+        "\"tcp://203.0.113.20:443\"",
+        "\"tcp://203.0.113.20:443\",\n  \"tcp://203.0.113.20:443\"",
+        "27: service.web.listen: `tcp://203.0.113.20:443` is given twice",
+    ),
+    (
+        "\"tcp://203.0.113.20:443\"",
+        "\"tcp://203.0.113.20:443\",\n  \"tcp://203.0.113.10:8000\"",
+        "27: service.web.listen: `tcp://203.0.113.10:8000` is a listener of service.llm already",
+    ),
+    // ---- backends
+    (
+        "[service.web.green]\nbackends = [\"10.0.4.10:8443\"]\n",
+        "",
+        "25: service.web.green: is missing: a service has two colours, [service.web.blue] and [service.web.green]",
+    ),
+    (
+        "backends = [\"10.0.4.10:8443\"]",
+        "",
+        "25: service.web.green.backends: is missing: a colour needs at least one backend, like [\"10.0.1.10\"]",
+    ),
+    (
+        "[\"10.0.4.10:8443\"]",
+        "[]",
+        "30: service.web.green.backends: is empty: a colour needs at least one backend, like [\"10.0.1.10\"]",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"10.0.4.10:0\"",
+        "30: service.web.green.backends: `10.0.4.10:0` has port 0: nobody can connect to it",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"10.0.4.10:65536\"",
+        "30: service.web.green.backends: `10.0.4.10:65536` has port 65536: ports end at 65535",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"10.0.4\"",
+        "30: service.web.green.backends: `10.0.4` is no address, like \"10.0.1.10\", \"10.0.1.10:9000\" or \"[2001:db8::1]:9000\"",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"127.0.0.1:8443\"",
+        "30: service.web.green.backends: `127.0.0.1:8443` is a loopback address, which no packet on the wire is for",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"10.0.4.10:8443\",\n  \"10.0.4.10:8443\"",
+        "31: service.web.green.backends: `10.0.4.10:8443` is given twice: tcp://203.0.113.20:443 has 10.0.4.10:8443 already",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"10.0.4.10:443\",\n  \"10.0.4.10\"",
+        "31: service.web.green.backends: `10.0.4.10` is given twice: tcp://203.0.113.20:443 has 10.0.4.10:443 already",
+    ),
+    (
+        "weight = 2",
+        "weight = 0",
+        "23: service.llm.green.backends: `10.0.2.11` has weight 0: 1 to 100 is right",
+    ),
+    (
+        "weight = 2",
+        "weight = -1",
+        "23: service.llm.green.backends: `10.0.2.11` has weight -1: 1 to 100 is right",
+    ),
+    (
+        "weight = 2",
+        "wieght = 2",
+        "23: service.llm.green.backends.wieght: unknown field `wieght`, expected `address` or `weight`",
+    ),
+    (
+        "{ address = \"10.0.2.11\", weight = 2 }",
+        "7",
+        "23: service.llm.green.backends: invalid type: integer `7`, expected \"10.0.1.10:9000\" or { address = \"10.0.1.10:9000\", weight = 2 }",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"[fd00:4::10]:8443\"",
+        "30: service.web.green.backends: `[fd00:4::10]:8443` serves no listener: none has its address family",
+    ),
+    (
+        ", \"fd00:2::10\"]",
+        "]",
+        "23: service.llm.green.backends: has no backend of the address family of tcp://[2001:db8::10]:8000",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"203.0.113.20\"",
+        "30: service.web.green.backends: `203.0.113.20` is the service's own listener tcp://203.0.113.20:443: packets would go round in circles",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"203.0.113.10:8000\"",
+        "30: service.web.green.backends: `203.0.113.10:8000` is the listener tcp://203.0.113.10:8000 of service.llm: a packet is switched once",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"10.0.1.10:8000\"",
+        "30: service.web.green.backends: `10.0.1.10:8000` would serve both tcp://203.0.113.10:8000 and tcp://203.0.113.20:443 from 10.0.1.10:8000: its replies could not be told apart. Give it another port or address for one of them",
+    ),
+    // ---- the text itself
+    (
+        "xdp        = \"native\"",
+        "xdp        = driver",
+        "3: string values must be quoted, expected literal string",
+    ),
+    (
+        "drain      = \"20m\"",
+        "drain      = 20m",
+        "14: string values must be quoted, expected literal string",
+    ),
+    (
+        "[\"eth0\", \"eth1\"]",
+        "[\"eth0\", \"eth1\"",
+        "3: missing comma between array elements, expected `,`",
+    ),
+    (
+        "[service.web]",
+        "[service.web",
+        "25: unclosed table, expected `]`",
+    ),
+    ("[service.web]", "[service.llm]", "25: `llm` is given twice"),
+    ("state_dir  =", "socket     =", "6: `socket` is given twice"),
+];
+
+/// Whole texts that are wrong.
+const BAD_TEXTS: &[(&str, &str)] = &[
+    (
+        "",
+        "1: gateway: is missing: add a [gateway] table with interfaces = [\"eth0\", \"eth1\"]",
+    ),
+    (
+        "# nothing but this\n",
+        "1: gateway: is missing: add a [gateway] table with interfaces = [\"eth0\", \"eth1\"]",
+    ),
+    (
+        "[gateway]\ninterfaces = [\"eth0\"]\n",
+        "1: service: there is none: add a [service.NAME] table",
+    ),
+    (
+        "service = 5\n",
+        "1: service: invalid type: integer `5`, expected a map",
+    ),
+    (
+        "[gatway]\n",
+        "1: gatway: unknown field `gatway`, expected `gateway` or `service`",
+    ),
+];
+
+#[test]
+fn a_wrong_configuration_is_refused_by_line_key_and_cure() {
+    for (from, to, expected) in BAD {
+        assert!(GOOD.contains(from), "no such text: {from}");
+        let file = TempFile::new(GOOD.replacen(from, to, 1));
+        refused(&file, &format!(":{expected}"));
+    }
+    for (text, expected) in BAD_TEXTS {
+        refused(&TempFile::new(text), &format!(":{expected}"));
+    }
+}
+
+#[test]
+fn what_is_no_configuration_at_all_is_refused() {
+    refused(
+        &TempFile::new(b"interfaces = \"\xff\""),
+        ": is not UTF-8 text",
+    );
+    let huge = vec![b'#'; (16 << 20) + 1];
+    refused(
+        &TempFile::new(huge),
+        ": is larger than 16 MiB: no configuration",
+    );
+    let output = check(&["/does/not/exist.toml"]);
+    assert_eq!(
+        said(&output),
+        (
+            2,
+            String::new(),
+            "bgswitch: /does/not/exist.toml: there is no such file: name one with --config\n"
+                .to_owned()
+        )
+    );
+    let output = check(&["/"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(said(&output).2.starts_with("bgswitch: /: cannot be read: "));
+}
+
+#[test]
+fn more_than_the_tables_hold_is_refused() {
+    let service = |name: &str, listeners: &str, last: u32| {
+        format!(
+            "[service.{name}]\nlisten = [{listeners}]\n[service.{name}.blue]\nbackends = [\"10.0.{}.{}\"]\n\
+             [service.{name}.green]\nbackends = [\"10.1.{}.{}\"]\n",
+            last / 256,
+            last % 256,
+            last / 256,
+            last % 256
+        )
+    };
+    let mut many = "[gateway]\ninterfaces = [\"eth0\"]\n".to_owned();
+    let listeners: Vec<String> = (1..=4097)
+        .map(|port| format!("\"tcp://203.0.113.1:{port}\""))
+        .collect();
+    many += &service("s", &listeners.join(", "), 1);
+    refused(
+        &TempFile::new(many),
+        ":4: service.s: makes 4097 listeners over IPv4, 4096 fit",
+    );
+    let mut many = "[gateway]\ninterfaces = [\"eth0\"]\n".to_owned();
+    for n in 0..1025 {
+        let listener = format!("\"tcp://203.0.113.1:{}\"", n + 1);
+        many += &service(&format!("s{n:04}"), &listener, n + 1);
+    }
+    refused(
+        &TempFile::new(many),
+        ":6148: service.s1024: makes 1025 services, 1024 fit",
+    );
+}
+
+#[test]
+fn a_good_configuration_passes_and_absent_interfaces_are_only_noted() {
+    let file = TempFile::new(GOOD.replace("eth0", "lo").replace("eth1", "absent0"));
+    let (code, out, err) = said(&check(&[file.path()]));
+    let name = file.path();
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert_eq!(
+        out,
+        format!(
+            "{name} is valid: services llm, web\n\
+             note: there is no interface absent0 on this host; `run` needs it\n"
+        )
+    );
+    let (code, out, err) = said(&check(&["-o", "json", file.path()]));
+    assert_eq!((code, err.as_str()), (0, ""));
+    let json: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(json["schema"], 1);
+    assert_eq!(json["services"], serde_json::json!(["llm", "web"]));
+    assert_eq!(json["missing_interfaces"], serde_json::json!(["absent0"]));
+}
+
+#[test]
+fn what_looks_odd_and_is_right_passes() {
+    for (from, to) in [
+        // Tables in one line, quoted names, names with digits and dashes.
+        ("[service.web]", "[ service . \"web\" ]"),
+        ("[\"eth0\", \"eth1\"]", "[\"eth0.100\"]"),
+        ("drain      = \"20m\"", "drain      = \"1h 30m\""),
+        ("drain      = \"20m\"", "drain      = \"0s\""),
+        ("on_flip    = \"drain\"", "on_flip    = \"cut\""),
+        ("xdp        = \"native\"", "xdp        = \"generic\""),
+        // One server for both colours: a flip changes nothing for it, that is all.
+        ("10.0.4.10:8443", "10.0.3.10:8443"),
+        // The same port over another protocol is another listener.
+        (
+            "tcp://203.0.113.20:443\"",
+            "tcp://203.0.113.20:443\", \"udp://203.0.113.20:443\"",
+        ),
+        // Other endpoints of one server, for other services.
+        ("10.0.4.10:8443", "10.0.1.10:8443"),
+    ] {
+        assert!(GOOD.contains(from), "no such text: {from}");
+        let file = TempFile::new(GOOD.replacen(from, to, 1));
+        let (code, _, err) = said(&check(&[file.path()]));
+        assert_eq!((code, err.as_str()), (0, ""), "{to}");
+    }
+}
+
+#[test]
+fn it_needs_no_root() {
+    let file = TempFile::new(GOOD);
+    let mut command = Command::new(binary().unwrap());
+    command.args(["check", file.path()]).uid(65534).gid(65534);
+    let (code, _, err) = said(&command.output().unwrap());
+    assert_eq!((code, err.as_str()), (0, ""));
+}
+
+fn refused(file: &TempFile, expected: &str) {
+    let expected = format!("bgswitch: {}{expected}\n", file.path());
+    // JSON is for answers: an error stays text on stderr.
+    for format in ["text", "json"] {
+        let said = said(&check(&["-o", format, file.path()]));
+        assert_eq!(said, (2, String::new(), expected.clone()));
+    }
+}
+
+fn check(words: &[&str]) -> Output {
+    Command::new(binary().unwrap())
+        .arg("check")
+        .args(words)
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> (i32, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (
+        output.status.code().unwrap_or(-1),
+        text(&output.stdout),
+        text(&output.stderr),
+    )
+}
+
+/// A file that is gone with its owner.
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn new(text: impl AsRef<[u8]>) -> Self {
+        static FILES: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "bgswitch-check-{}-{}.toml",
+            std::process::id(),
+            FILES.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        fs::write(&path, text).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
