@@ -11,6 +11,15 @@ macro_rules! reasons {
             /// Every reason, in counter order.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
+            /// The reason of a counter.
+            #[inline(always)]
+            pub const fn from_index(index: u32) -> Option<Self> {
+                match index {
+                    $(x if x == Self::$name as u32 => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
+
             /// The name in JSON, metrics and text.
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }
@@ -63,11 +72,19 @@ reasons! {
     Fragment = "fragment",
     /// IPv6 extension header: untouched, to the stack.
     ExtensionHeader = "extension_header",
-    /// ICMP or ICMPv6 error: untouched, to the stack.
+    /// ICMP or ICMPv6 error about no flow of ours: untouched, to the stack.
     IcmpError = "icmp_error",
-    /// TTL or hop limit used up: untouched, to the stack.
+    /// ICMP or ICMPv6 error about a packet to a client, translated and sent to its backend.
+    ForwardedError = "forwarded_error",
+    /// ICMP or ICMPv6 error about a packet to a backend, translated and sent to its client.
+    ReturnedError = "returned_error",
+    /// TTL or hop limit used up: its sender was told by ICMP.
+    SentTimeExceeded = "sent_time_exceeded",
+    /// TTL or hop limit used up, of an error or behind IPv4 options: untouched, to the stack.
     TtlExpired = "ttl_expired",
-    /// Larger than the egress interface's MTU: untouched, to the stack.
+    /// Larger than the egress interface's MTU: its sender was told by ICMP.
+    SentTooBig = "sent_too_big",
+    /// Larger than the egress interface's MTU, behind IPv4 options: untouched, to the stack.
     TooBig = "too_big",
     /// The chosen colour has no backend for this address family: dropped.
     NoBackend = "no_backend",
@@ -86,11 +103,13 @@ mod tests {
     fn indices_are_dense_and_names_unique() {
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_index(index as u32), Some(*reason));
             let same = Reason::ALL
                 .iter()
                 .filter(|other| other.as_str() == reason.as_str())
                 .count();
             assert_eq!(same, 1, "{}", reason.as_str());
         }
+        assert_eq!(Reason::from_index(REASONS), None);
     }
 }

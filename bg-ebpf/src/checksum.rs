@@ -41,6 +41,13 @@ impl Delta {
             .word32(old[3], new[3])
     }
 
+    /// What changes here and there.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
+    }
+
     /// `check` after the changes: `HC' = ~(~HC + ~m + m')`.
     #[inline(always)]
     pub const fn apply(self, check: [u8; 2]) -> [u8; 2] {
@@ -95,6 +102,13 @@ impl Sum {
             .word32(words[1])
             .word32(words[2])
             .word32(words[3])
+    }
+
+    /// The sum over both.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 + other.0)
     }
 
     /// The checksum: the complement of the folded sum.

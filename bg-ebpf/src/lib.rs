@@ -7,7 +7,9 @@
 #![deny(unsafe_code)]
 
 pub mod checksum;
+pub mod errors;
 pub mod packet;
+pub mod parse;
 pub mod pipeline;
 pub mod rewrite;
 pub mod tables;

@@ -16,7 +16,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md},
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_xdp_adjust_tail,
+        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_xdp_adjust_head,
+        bpf_xdp_adjust_tail,
     },
     macros::xdp,
     programs::XdpContext,
@@ -87,6 +88,12 @@ impl Packet for Frame {
         // SAFETY: the context is this run's; the helper changes its data and
         // data_end, which are read anew for every view.
         delta == 0 || unsafe { bpf_xdp_adjust_tail(self.context, delta) } == 0
+    }
+
+    #[inline(always)]
+    fn grow(&mut self, bytes: usize) -> bool {
+        // SAFETY: as in `truncate`.
+        unsafe { bpf_xdp_adjust_head(self.context, -(bytes as i32)) == 0 }
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Everything else in this library asks here for a header at an offset and gets
 //! `None` when the frame ends before it. **If a view is `Some`, every field of
-//! it lies inside the frame**, until [`Packet::truncate`] is called, which takes
-//! the packet mutably and so ends all views.
+//! it lies inside the frame**, until [`Packet::truncate`] or [`Packet::grow`] is
+//! called, which take the packet mutably and so end all views.
 #![allow(unsafe_code)]
 
 use network_types::{
@@ -64,7 +64,7 @@ pub mod tcp_flag {
     pub const ACK: u8 = 1 << 4;
 }
 
-/// ICMP or ICMPv6: the first four bytes.
+/// ICMP or ICMPv6 header of an error (RFC 792, RFC 4443).
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Icmp {
@@ -74,6 +74,8 @@ pub struct Icmp {
     pub code: u8,
     /// Checksum, network byte order.
     pub check: [u8; 2],
+    /// By type: the MTU of a "too big", else unused.
+    pub rest: [u8; 4],
 }
 
 /// A frame that starts with an Ethernet header.
@@ -91,6 +93,9 @@ pub trait Packet {
     /// Cuts the frame to `length` bytes; false if it could not be done. All
     /// views are void after it.
     fn truncate(&mut self, length: usize) -> bool;
+    /// Adds `bytes` of anything in front; false if it could not be done. All
+    /// views are void after it.
+    fn grow(&mut self, bytes: usize) -> bool;
 
     /// The header at `offset`.
     #[inline(always)]
@@ -134,4 +139,14 @@ macro_rules! headers {
         unsafe impl Header for $name {}
     )+};
 }
-headers!(Ethernet, Tcp, Icmp, Ipv4Hdr, Ipv6Hdr, UdpHdr);
+headers!(
+    Ethernet,
+    Tcp,
+    Icmp,
+    Ipv4Hdr,
+    Ipv6Hdr,
+    UdpHdr,
+    [u8; 4],
+    [[u8; 4]; 7],
+    [[u8; 4]; 12]
+);

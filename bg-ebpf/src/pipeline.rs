@@ -1,12 +1,20 @@
 //! The journey of a packet: parse -> look up -> decide -> rewrite -> verdict.
 //!
-//! Read top to bottom. [`process`] parses Ethernet and IP; [`transport`] parses
-//! TCP or UDP and finds out whether the packet is a client's ([`forward`]) or a
-//! backend's ([`back`]). Each service's cut-over word is read once, and what it
+//! Read top to bottom. [`process`] looks at the EtherType; [`whose`] has the
+//! headers parsed and finds out whether the packet is a client's ([`forward`]) or
+//! a backend's ([`back`]). Each service's cut-over word is read once, and what it
 //! says is passed along: no packet sees a mix.
+//!
+//! Functions that are `inline(never)` are functions of their own in the kernel
+//! too: 512 bytes of stack are all there is, callers included. What is rare (a new
+//! flow, a reset, an ICMP error, a route look-up) parses the packet again, so that
+//! packets of known flows do not carry it. Such a function returns one
+//! number: an enum with data in its signature becomes type information that the
+//! kernel refuses, and what does not fit a register comes back by a pointer that
+//! the verifier may take for the result.
 
 use bg_common::{
-    key::{Endpoint, FlowKey, TCP, UDP},
+    key::{Endpoint, FlowKey, UDP},
     maglev::mix,
     reason::Reason,
     service::{
@@ -14,13 +22,11 @@ use bg_common::{
         state,
     },
 };
-use network_types::{
-    ip::{Ipv4Hdr, Ipv6Hdr},
-    udp::UdpHdr,
-};
 
 use crate::{
-    packet::{ETHERNET, Ethernet, Icmp, Packet, Tcp, tcp_flag},
+    errors,
+    packet::{ETHERNET, Ethernet, Packet, tcp_flag},
+    parse::{self, Segment},
     rewrite::{self, Network, Reset, Side},
     tables::{FamilyTables, FlowCell, FlowTable, Tables},
 };
@@ -48,30 +54,65 @@ pub enum Action {
     Redirect(u32),
 }
 
-impl Verdict {
+/// A verdict as a BPF function can return it: reason in the low half, action in
+/// the high one.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+#[must_use]
+pub(crate) struct Exit(u64);
+
+impl Exit {
+    const PASS: u32 = 0;
+    const DROP: u32 = 1;
+    const TRANSMIT: u32 = 2;
+    /// This and higher: redirect to the slot that is so much higher.
+    const REDIRECT: u32 = 3;
+
+    #[inline(always)]
+    const fn new(way: u32, reason: Reason) -> Self {
+        Self((way as u64) << 32 | reason as u64)
+    }
+
+    #[inline(always)]
+    const fn way(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
     /// True when the packet is on its way to the other end, by us or by the stack.
     #[inline(always)]
     const fn is_sent(self) -> bool {
-        match self.action {
-            Action::Transmit | Action::Redirect(_) => true,
-            Action::Pass => matches!(self.reason, Reason::ForwardedByStack),
-            Action::Drop => false,
-        }
+        self.way() >= Self::TRANSMIT || self.0 as u32 == Reason::ForwardedByStack as u32
+    }
+
+    #[inline(always)]
+    fn verdict(self) -> Verdict {
+        let action = match self.way() {
+            Self::PASS => Action::Pass,
+            Self::DROP => Action::Drop,
+            Self::TRANSMIT => Action::Transmit,
+            way => Action::Redirect(way - Self::REDIRECT),
+        };
+        let reason = Reason::from_index(self.0 as u32).unwrap_or(Reason::Inconsistent);
+        Verdict { action, reason }
     }
 }
 
-const fn pass(reason: Reason) -> Verdict {
-    Verdict {
-        action: Action::Pass,
-        reason,
-    }
+/// To the stack.
+#[inline(always)]
+pub(crate) const fn pass(reason: Reason) -> Exit {
+    Exit::new(Exit::PASS, reason)
 }
 
-const fn drop(reason: Reason) -> Verdict {
-    Verdict {
-        action: Action::Drop,
-        reason,
-    }
+/// Nowhere.
+#[inline(always)]
+pub(crate) const fn drop(reason: Reason) -> Exit {
+    Exit::new(Exit::DROP, reason)
+}
+
+/// Back out of the interface it came in by.
+#[inline(always)]
+pub(crate) const fn transmit(reason: Reason) -> Exit {
+    Exit::new(Exit::TRANSMIT, reason)
 }
 
 mod ether_type {
@@ -79,17 +120,6 @@ mod ether_type {
     pub const IPV6: [u8; 2] = [0x86, 0xdd];
     pub const VLAN: [u8; 2] = [0x81, 0x00];
     pub const QINQ: [u8; 2] = [0x88, 0xa8];
-}
-
-mod next_header {
-    pub const HOP_BY_HOP: u8 = 0;
-    pub const ICMP: u8 = 1;
-    pub const ROUTING: u8 = 43;
-    pub const FRAGMENT: u8 = 44;
-    pub const AUTHENTICATION: u8 = 51;
-    pub const ICMPV6: u8 = 58;
-    pub const DESTINATION: u8 = 60;
-    pub const MOBILITY: u8 = 135;
 }
 
 /// A flow whose next hop was looked up longer ago than this is looked up
@@ -104,243 +134,53 @@ const RESET_WINDOW: u32 = 65_535;
 /// Decides what becomes of a packet, rewrites it, and counts the reason.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let verdict = network(packet, tables);
+    let verdict = network(packet, tables).verdict();
     tables.count(verdict.reason);
     verdict
 }
 
-/// What the headers say, in the units of the wire.
-///
-/// In the order given, so that every field lies at an even offset and addresses
-/// at a multiple of their words: the kernel's verifier lets no function read from
-/// another one's stack otherwise.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct Segment<A> {
-    source: A,
-    destination: A,
-    /// The frame's sender.
-    mac: [u8; 6],
-    source_port: [u8; 2],
-    destination_port: [u8; 2],
-    protocol: u8,
-    /// TTL or hop limit.
-    hops: u8,
-    /// Length of the packet from its IP header, bytes.
-    length: u32,
-    /// Offset of the TCP or UDP header in the frame.
-    offset: usize,
-    tcp: TcpFields,
-}
-
-/// The parts of the TCP header that decisions need; zero for UDP.
-#[derive(Clone, Copy)]
-struct TcpFields {
-    flags: u8,
-    sequence: u32,
-    acknowledgement: u32,
-    /// Sequence numbers the segment takes up: payload, SYN and FIN.
-    taken: u32,
-}
-
-impl<A> Segment<A> {
-    #[inline(always)]
-    const fn has(&self, flag: u8) -> bool {
-        self.tcp.flags & flag != 0
-    }
-
-    /// True for the first segment of a TCP connection.
-    #[inline(always)]
-    const fn opens(&self) -> bool {
-        self.has(tcp_flag::SYN) && !self.has(tcp_flag::ACK | tcp_flag::RST)
-    }
-}
-
 #[inline(always)]
-fn network<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
+fn network<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Exit {
     let Some(ethernet) = packet.header::<Ethernet>(0) else {
         return pass(Reason::Truncated);
     };
     if ethernet.destination[0] & 1 != 0 {
         return pass(Reason::NotOurs); // broadcast or multicast
     }
-    let mac = ethernet.source;
     match ethernet.ether_type {
-        ether_type::IPV4 => ipv4(packet, tables, mac),
-        ether_type::IPV6 => ipv6(packet, tables, mac),
+        ether_type::IPV4 => family::<_, _, [u8; 4]>(packet, tables),
+        ether_type::IPV6 => family::<_, _, [u8; 16]>(packet, tables),
         ether_type::VLAN | ether_type::QINQ => pass(Reason::Vlan),
         _ => pass(Reason::NotIp),
     }
 }
 
 #[inline(always)]
-fn ipv4<P: Packet, T: Tables>(packet: &mut P, tables: &T, mac: [u8; 6]) -> Verdict {
-    let Some(ip) = packet.header::<Ipv4Hdr>(ETHERNET) else {
-        return pass(Reason::Truncated);
-    };
-    let header = usize::from(ip.vihl & 0xf) * 4;
-    let length = u32::from(u16::from_be_bytes(ip.tot_len));
-    if ip.vihl >> 4 != 4 || header < Ipv4Hdr::LEN || length < header as u32 {
-        return pass(Reason::BadHeader);
-    }
-    if ETHERNET + length as usize > packet.length() {
-        return pass(Reason::Truncated);
-    }
-    let (source, destination) = (ip.src_addr, ip.dst_addr);
-    let (protocol, hops) = (ip.proto, ip.ttl);
-    // More-fragments flag or an offset.
-    if ip.frags[0] & 0x3f != 0 || ip.frags[1] != 0 {
-        return pass(Reason::Fragment);
-    }
-    if protocol == next_header::ICMP {
-        return icmp(packet, ETHERNET + header, |kind| {
-            matches!(kind, 3 | 4 | 5 | 11 | 12)
-        });
-    }
-    let offset = ETHERNET + header;
-    transport(
-        packet,
-        tables,
-        source,
-        destination,
-        protocol,
-        offset,
-        length,
-        header,
-        hops,
-        mac,
-    )
-}
-
-#[inline(always)]
-fn ipv6<P: Packet, T: Tables>(packet: &mut P, tables: &T, mac: [u8; 6]) -> Verdict {
-    let Some(ip) = packet.header::<Ipv6Hdr>(ETHERNET) else {
-        return pass(Reason::Truncated);
-    };
-    if ip.vcf[0] >> 4 != 6 {
-        return pass(Reason::BadHeader);
-    }
-    let length = u32::from(u16::from_be_bytes(ip.payload_len)) + Ipv6Hdr::LEN as u32;
-    if ETHERNET + length as usize > packet.length() {
-        return pass(Reason::Truncated);
-    }
-    let (source, destination) = (ip.src_addr, ip.dst_addr);
-    let (protocol, hops) = (ip.next_hdr, ip.hop_limit);
-    let offset = ETHERNET + Ipv6Hdr::LEN;
-    match protocol {
-        next_header::FRAGMENT => return pass(Reason::Fragment),
-        next_header::HOP_BY_HOP
-        | next_header::ROUTING
-        | next_header::AUTHENTICATION
-        | next_header::DESTINATION
-        | next_header::MOBILITY => return pass(Reason::ExtensionHeader),
-        // RFC 4443, section 2.1: errors have the high bit clear.
-        next_header::ICMPV6 => return icmp(packet, offset, |kind| kind < 128),
-        _ => {}
-    }
-    transport(
-        packet,
-        tables,
-        source,
-        destination,
-        protocol,
-        offset,
-        length,
-        Ipv6Hdr::LEN,
-        hops,
-        mac,
-    )
-}
-
-#[inline(always)]
-fn icmp<P: Packet>(packet: &P, offset: usize, is_error: impl FnOnce(u8) -> bool) -> Verdict {
-    match packet.header::<Icmp>(offset) {
-        Some(icmp) if is_error(icmp.kind) => pass(Reason::IcmpError),
-        Some(_) => pass(Reason::NotOurs),
-        None => pass(Reason::Truncated),
+fn family<P: Packet, T: Tables + FamilyTables<A>, A: Network>(packet: &mut P, tables: &T) -> Exit {
+    if A::carries_icmp(packet) {
+        errors::translate::<P, T, A>(packet, tables)
+    } else {
+        whose::<P, T, A>(packet, tables)
     }
 }
 
-/// Parses TCP or UDP, and asks both lookup tables whose packet it is.
-#[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what two IP headers have in common, inlined twice"
-)]
-fn transport<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
-    packet: &mut P,
-    tables: &T,
-    source: A,
-    destination: A,
-    protocol: u8,
-    offset: usize,
-    length: u32,
-    header: usize,
-    hops: u8,
-    mac: [u8; 6],
-) -> Verdict {
-    let payload = length - header as u32;
-    let (source_port, destination_port, tcp) = match protocol {
-        TCP => {
-            if payload < size_of::<Tcp>() as u32 {
-                return pass(Reason::Truncated);
-            }
-            let Some(tcp) = packet.header::<Tcp>(offset) else {
-                return pass(Reason::Truncated);
-            };
-            let own = u32::from(tcp.offset >> 4) * 4;
-            if own < size_of::<Tcp>() as u32 || own > payload {
-                return pass(Reason::BadHeader);
-            }
-            let syn = u32::from(tcp.flags & tcp_flag::SYN != 0);
-            let fin = u32::from(tcp.flags & tcp_flag::FIN != 0);
-            let fields = TcpFields {
-                flags: tcp.flags,
-                sequence: u32::from_be_bytes(tcp.sequence),
-                acknowledgement: u32::from_be_bytes(tcp.acknowledgement),
-                taken: payload - own + syn + fin,
-            };
-            (tcp.source, tcp.destination, fields)
-        }
-        UDP => {
-            if payload < UdpHdr::LEN as u32 {
-                return pass(Reason::Truncated);
-            }
-            let Some(udp) = packet.header::<UdpHdr>(offset) else {
-                return pass(Reason::Truncated);
-            };
-            let own = u32::from(u16::from_be_bytes(udp.len));
-            if own < UdpHdr::LEN as u32 || own > payload {
-                return pass(Reason::BadHeader);
-            }
-            let fields = TcpFields {
-                flags: 0,
-                sequence: 0,
-                acknowledgement: 0,
-                taken: 0,
-            };
-            (udp.src, udp.dst, fields)
-        }
-        _ => return pass(Reason::NotOurs),
+/// Asks both lookup tables whose packet it is.
+#[inline(never)]
+fn whose<P: Packet, T: Tables + FamilyTables<A>, A: Network>(packet: &mut P, tables: &T) -> Exit {
+    let segment = match parse::segment::<P, A>(packet) {
+        Ok(segment) => segment,
+        Err(reason) => return pass(reason),
     };
-    let segment = Segment {
-        source,
-        destination,
-        mac,
-        source_port,
-        destination_port,
-        protocol,
-        hops,
-        length,
-        offset,
-        tcp,
-    };
-
-    if let Some(listener) = tables.listener(&Endpoint::new(destination, destination_port, protocol))
-    {
+    let to = Endpoint::new(
+        segment.destination,
+        segment.destination_port,
+        segment.protocol,
+    );
+    if let Some(listener) = tables.listener(&to) {
         return forward(packet, tables, &segment, listener);
     }
-    if let Some(path) = tables.return_path(&Endpoint::new(source, source_port, protocol)) {
+    let from = Endpoint::new(segment.source, segment.source_port, segment.protocol);
+    if let Some(path) = tables.return_path(&from) {
         return back(packet, tables, &segment, path);
     }
     pass(Reason::NotOurs)
@@ -370,9 +210,9 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     tables: &T,
     segment: &Segment<A>,
     listener: Listener,
-) -> Verdict {
+) -> Exit {
     if segment.hops <= 1 {
-        return pass(Reason::TtlExpired);
+        return errors::expired::<P, A>(packet);
     }
     let Some(word) = tables.word(listener.service) else {
         return drop(Reason::Inconsistent);
@@ -391,21 +231,17 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             reason,
         } => (backend, colour, reason),
         Forward::Reset { colour } => {
-            return reset_sender(
+            return reset_sender::<P, T, A>(
                 packet,
                 tables,
-                segment,
                 (listener.service, colour),
                 Reason::ResetClient,
             );
         }
-        Forward::New(reason) => {
-            let chosen = newcomer(packet, tables, segment, &listener, word);
-            if chosen.backend == Chosen::NOBODY {
-                return drop(Reason::NoBackend);
-            }
-            (chosen.backend, chosen.colour, reason)
-        }
+        Forward::New(reason) => match newcomer::<P, T, A>(packet, tables, &listener, word).get() {
+            Some((backend, colour)) => (backend, colour, reason),
+            None => return drop(Reason::NoBackend),
+        },
     };
 
     // A slot that was given back, or to another service, is nobody's backend.
@@ -426,14 +262,14 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         },
         reason,
     };
-    let verdict = send(packet, tables, segment, &out);
-    if verdict.is_sent() {
+    let exit = send(packet, tables, segment, &out);
+    if exit.is_sent() {
         tables.record(listener.service, colour, |stats| {
             stats.forward_packets += 1;
             stats.forward_bytes += u64::from(segment.length);
         });
     }
-    verdict
+    exit
 }
 
 #[inline(always)]
@@ -528,7 +364,7 @@ fn forward_tcp<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         touch(flow, now);
     }
     if flow.is(state::LEARNED) {
-        flow.client_hop.set(sender(packet, tables, segment).0);
+        flow.client_hop.set(sender(packet, tables).0);
     }
     Forward::To {
         backend: flow.backend.get(),
@@ -602,49 +438,56 @@ fn touch(flow: &FlowCell, now: u32) {
 
 /// The next hop that the packet came from.
 #[inline(always)]
-fn sender<P: Packet, T: Tables, A>(packet: &P, tables: &T, segment: &Segment<A>) -> NextHop {
-    match tables.slot(packet.ingress()) {
-        Some(slot) => NextHop::new(segment.mac, slot as u16),
-        None => NextHop::NONE,
+fn sender<P: Packet, T: Tables>(packet: &P, tables: &T) -> NextHop {
+    match (tables.slot(packet.ingress()), packet.header::<Ethernet>(0)) {
+        (Some(slot), Some(ethernet)) => NextHop::new(ethernet.source, slot as u16),
+        _ => NextHop::NONE,
     }
 }
 
-/// Where a new flow goes. (No `Option`: an enum with data in the signature of a
-/// BPF function becomes type information that the kernel refuses.)
+/// Where a new flow goes, as a BPF function can return it: backend id in the low
+/// half, colour above.
 #[derive(Clone, Copy)]
-#[repr(C)]
-struct Chosen {
-    /// Backend id, or [`Chosen::NOBODY`].
-    backend: u32,
-    colour: Colour,
-}
+#[repr(transparent)]
+struct Chosen(u64);
 
 impl Chosen {
     /// The pool is empty.
-    const NOBODY: u32 = u32::MAX;
+    const NOBODY: Self = Self(u64::MAX);
+
+    #[inline(always)]
+    const fn new(backend: u32, colour: Colour) -> Self {
+        Self((colour as u64) << 32 | backend as u64)
+    }
+
+    #[inline(always)]
+    const fn get(self) -> Option<(u32, Colour)> {
+        if self.0 == Self::NOBODY.0 {
+            return None;
+        }
+        Some((self.0 as u32, Colour::from_bit((self.0 >> 32) as u8)))
+    }
 }
 
 /// Chooses for a new flow, the colour by the word and the backend by the pool,
-/// and remembers it. A function of its own in the kernel, so that packets of
-/// known flows do not carry its stack.
+/// and remembers it.
 #[inline(never)]
 fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &P,
     tables: &T,
-    segment: &Segment<A>,
     listener: &Listener,
     word: CutoverWord,
 ) -> Chosen {
+    let Ok(segment) = parse::segment::<P, A>(packet) else {
+        return Chosen::NOBODY;
+    };
     let client = segment.source.hash();
     let colour = word.colour_for(client as u32);
     let flow_hash = mix(client ^ u64::from(u16::from_ne_bytes(segment.source_port)));
     let pool = tables.pool(PoolWord::index(listener.service, colour, A::V6));
     let slot = pool.slot((flow_hash >> 32) as u32);
     let Some(backend) = slot.and_then(|slot| tables.maglev(slot)) else {
-        return Chosen {
-            backend: Chosen::NOBODY,
-            colour,
-        };
+        return Chosen::NOBODY;
     };
 
     let (table, state) = match segment.protocol {
@@ -657,7 +500,7 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     if !segment.has(tcp_flag::RST) && (!orphan || segment.has(tcp_flag::ACK)) {
         let now = tables.tick();
         let flow = Flow {
-            client_hop: sender(packet, tables, segment).0,
+            client_hop: sender(packet, tables).0,
             backend,
             seen: now,
             generation: word.generation(),
@@ -676,7 +519,7 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     if !orphan {
         begin(tables, listener.service, colour, word);
     }
-    Chosen { backend, colour }
+    Chosen::new(backend, colour)
 }
 
 /// Counts a new flow, and stamps the first one of a generation.
@@ -702,7 +545,7 @@ enum Back<'a> {
     /// To nobody: the flow was cut, and its client knows.
     ResetBackend(Colour),
     /// Not our business, or nobody's.
-    Leave(Verdict),
+    Leave(Exit),
 }
 
 /// A packet from a backend's endpoint: back to the client it belongs to, as if
@@ -713,7 +556,7 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     tables: &T,
     segment: &Segment<A>,
     path: &ReturnPath,
-) -> Verdict {
+) -> Exit {
     let Some(word) = tables.word(path.service) else {
         return drop(Reason::Inconsistent);
     };
@@ -726,12 +569,11 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         back_tcp(tables, segment, word, &key, now, ingress)
     };
     let flow = match decision {
-        Back::Leave(verdict) => return verdict,
+        Back::Leave(exit) => return exit,
         Back::ResetBackend(colour) => {
-            return reset_sender(
+            return reset_sender::<P, T, A>(
                 packet,
                 tables,
-                segment,
                 (path.service, colour),
                 Reason::ResetBackend,
             );
@@ -741,7 +583,7 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     };
 
     if segment.hops <= 1 {
-        return pass(Reason::TtlExpired);
+        return errors::expired::<P, A>(packet);
     }
     let address = A::from_wide(&path.address);
     let mut hop = NextHop(flow.client_hop.get());
@@ -767,14 +609,14 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         port: path.port,
         reason: Reason::Returned,
     };
-    let verdict = send(packet, tables, segment, &out);
-    if verdict.is_sent() {
+    let exit = send(packet, tables, segment, &out);
+    if exit.is_sent() {
         tables.record(path.service, colour, |stats| {
             stats.return_packets += 1;
             stats.return_bytes += u64::from(segment.length);
         });
     }
-    verdict
+    exit
 }
 
 #[inline(always)]
@@ -930,19 +772,23 @@ fn send<P: Packet, T: Tables, A: Network>(
     tables: &T,
     segment: &Segment<A>,
     out: &Out<A>,
-) -> Verdict {
+) -> Exit {
     // Without a next hop the stack routes the rewritten packet, finds the
     // neighbour, and takes the hop off the TTL itself.
     let slot = out.hop.slot().map(u32::from);
-    let interface = match slot.map(|slot| tables.interface(slot)) {
+    let mut interface = match slot.map(|slot| tables.interface(slot)) {
         Some(Some(interface)) if interface.ifindex != 0 => Some(interface),
         Some(_) => return drop(Reason::Inconsistent),
         None => None,
     };
-    if interface.is_some_and(|interface| segment.length > interface.mtu) {
-        return pass(Reason::TooBig);
+    if let Some(small) = interface.filter(|interface| segment.length > interface.mtu) {
+        match errors::too_big::<P, A>(packet, small.mtu) {
+            Some(exit) => return exit,
+            None => interface = None,
+        }
     }
-    let Some(delta) = A::readdress(packet, out.side, out.address, interface.is_some()) else {
+    let Some(delta) = A::readdress(packet, ETHERNET, out.side, out.address, interface.is_some())
+    else {
         return drop(Reason::Inconsistent);
     };
     if rewrite::transport(
@@ -964,22 +810,22 @@ fn send<P: Packet, T: Tables, A: Network>(
 }
 
 #[inline(always)]
-fn leave<P: Packet>(
+pub(crate) fn leave<P: Packet>(
     packet: &mut P,
     hop: NextHop,
     slot: u32,
     interface: &Interface,
     reason: Reason,
-) -> Verdict {
+) -> Exit {
     if rewrite::ethernet(packet, hop, interface.mac).is_none() {
         return drop(Reason::Inconsistent);
     }
-    let action = if interface.ifindex == packet.ingress() {
-        Action::Transmit
+    let way = if interface.ifindex == packet.ingress() {
+        Exit::TRANSMIT
     } else {
-        Action::Redirect(slot)
+        slot + Exit::REDIRECT
     };
-    Verdict { action, reason }
+    Exit::new(way, reason)
 }
 
 /// Answers a segment of a cut flow with a RST, out of where it came in.
@@ -987,26 +833,23 @@ fn leave<P: Packet>(
 fn reset_sender<P: Packet, T: Tables, A: Network>(
     packet: &mut P,
     tables: &T,
-    segment: &Segment<A>,
     (service, colour): (u32, Colour),
     reason: Reason,
-) -> Verdict {
-    if !turn_round(packet, segment) {
+) -> Exit {
+    if !turn_round::<P, A>(packet) {
         return drop(Reason::CutDropped);
     }
     tables.record(service, colour, |stats| stats.resets += 1);
-    Verdict {
-        action: Action::Transmit,
-        reason,
-    }
+    transmit(reason)
 }
 
 /// Makes a segment the RST that its sender accepts: the sequence number is what
-/// it acknowledged (RFC 9293, section 3.10.7.1). A function of its own in the
-/// kernel, for its stack.
+/// it acknowledged (RFC 9293, section 3.10.7.1).
 #[inline(never)]
-fn turn_round<P: Packet, A: Network>(packet: &mut P, segment: &Segment<A>) -> bool {
-    let Some(ethernet) = packet.header::<Ethernet>(0) else {
+fn turn_round<P: Packet, A: Network>(packet: &mut P) -> bool {
+    let (Some(ethernet), Ok(segment)) =
+        (packet.header::<Ethernet>(0), parse::segment::<P, A>(packet))
+    else {
         return false;
     };
     let (us, them) = (ethernet.destination, ethernet.source);
@@ -1036,7 +879,7 @@ fn reset_receiver<P: Packet, T: Tables, A: Network>(
     segment: &Segment<A>,
     path: &ReturnPath,
     flow: &FlowCell,
-) -> Verdict {
+) -> Exit {
     let hop = NextHop(flow.client_hop.get());
     let Some(slot) = hop.slot() else {
         return drop(Reason::ReturnUnreachable);
@@ -1045,22 +888,19 @@ fn reset_receiver<P: Packet, T: Tables, A: Network>(
         return drop(Reason::Inconsistent);
     };
     let sequence = later(segment.tcp.sequence, flow.backend_next.get());
-    if !tell_client(packet, segment, path, sequence) {
+    if !tell_client::<P, A>(packet, path, sequence) {
         return drop(Reason::CutDropped);
     }
     tables.record(path.service, flow.colour(), |stats| stats.resets += 1);
     leave(packet, hop, u32::from(slot), interface, Reason::ResetClient)
 }
 
-/// Makes a backend's segment a RST from the listener to the client. A function
-/// of its own in the kernel, for its stack.
+/// Makes a backend's segment a RST from the listener to the client.
 #[inline(never)]
-fn tell_client<P: Packet, A: Network>(
-    packet: &mut P,
-    segment: &Segment<A>,
-    path: &ReturnPath,
-    sequence: u32,
-) -> bool {
+fn tell_client<P: Packet, A: Network>(packet: &mut P, path: &ReturnPath, sequence: u32) -> bool {
+    let Ok(segment) = parse::segment::<P, A>(packet) else {
+        return false;
+    };
     let reset = Reset {
         from: (A::from_wide(&path.address), path.port),
         to: (segment.destination, segment.destination_port),

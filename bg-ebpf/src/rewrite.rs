@@ -3,7 +3,11 @@
 //! `None` means that the frame ends before the header to be edited; callers
 //! have parsed it before, so that does not happen.
 
-use bg_common::{key::TCP, service::NextHop};
+use bg_common::{
+    key::{TCP, UDP},
+    reason::Reason,
+    service::NextHop,
+};
 use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
     udp::UdpHdr,
@@ -11,7 +15,9 @@ use network_types::{
 
 use crate::{
     checksum::{Delta, Sum},
+    errors::Quote,
     packet::{ETHERNET, Ethernet, Packet, Tcp, tcp_flag},
+    parse::{self, Ip},
     tables::Address,
 };
 
@@ -24,29 +30,107 @@ pub enum Side {
     Destination,
 }
 
+impl Side {
+    /// The other end.
+    #[must_use]
+    pub const fn other(self) -> Self {
+        match self {
+            Self::Source => Self::Destination,
+            Self::Destination => Self::Source,
+        }
+    }
+}
+
 /// TTL or hop limit of packets that are made here (RFC 1700's default).
 const HOPS: u8 = 64;
 
-/// The IP header of one family.
+/// The IP header of one family, and its ICMP.
 pub trait Network: Address {
     /// Length of the header without options, bytes.
     const HEADER: usize;
+    /// Protocol number of ICMP.
+    const ICMP: u8;
+    /// Type and code of a "too big".
+    const TOO_BIG: (u8, u8);
+    /// Type and code of a "time exceeded in transit".
+    const TIME_EXCEEDED: (u8, u8);
 
-    /// Replaces an address and, with `hop`, takes one from the TTL or hop
-    /// limit. Returns what changed for the transport checksum.
-    fn readdress<P: Packet>(packet: &mut P, side: Side, new: Self, hop: bool) -> Option<Delta>;
+    /// True for the ICMP types that tell the sender of a packet what became of it.
+    fn is_error(kind: u8) -> bool;
 
-    /// Writes a whole header, without options, for `payload` bytes of TCP.
-    /// Returns the sum over the pseudo header.
-    fn write_header<P: Packet>(packet: &mut P, from: Self, to: Self, payload: u8) -> Option<Sum>;
+    /// True when the header behind Ethernet's, if it is whole, says ICMP.
+    fn carries_icmp<P: Packet>(packet: &P) -> bool;
+
+    /// Parses the header behind Ethernet's.
+    fn parse<P: Packet>(packet: &P) -> Result<Ip<Self>, Reason>;
+
+    /// Replaces an address of the header at `at` and, with `hop`, takes one from
+    /// the TTL or hop limit. Returns what changed for the transport checksum.
+    fn readdress<P: Packet>(
+        packet: &mut P,
+        at: usize,
+        side: Side,
+        new: Self,
+        hop: bool,
+    ) -> Option<Delta>;
+
+    /// Writes a whole header, without options, for `payload` bytes of
+    /// `protocol`. Returns the sum over the pseudo header.
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        from: Self,
+        to: Self,
+        protocol: u8,
+        payload: u8,
+    ) -> Option<Sum>;
+
+    /// The checksum of the header at `at`; zero where there is none.
+    fn header_check<P: Packet>(packet: &P, at: usize) -> Option<[u8; 2]>;
+
+    /// True when routers may split the packet.
+    fn may_fragment<P: Packet>(packet: &P) -> bool;
+
+    /// The packet quoted at `at`, if it is TCP or UDP and shows the ports.
+    fn quote<P: Packet>(packet: &P, at: usize) -> Option<Quote<Self>>;
+
+    /// The sum over a header without options and 8 bytes more, at `at`.
+    fn quoted_sum<P: Packet>(packet: &P, at: usize) -> Option<Sum>;
 }
 
 impl Network for [u8; 4] {
     const HEADER: usize = Ipv4Hdr::LEN;
+    const ICMP: u8 = 1;
+    const TOO_BIG: (u8, u8) = (3, 4);
+    const TIME_EXCEEDED: (u8, u8) = (11, 0);
 
     #[inline(always)]
-    fn readdress<P: Packet>(packet: &mut P, side: Side, new: Self, hop: bool) -> Option<Delta> {
-        let ip = packet.header_mut::<Ipv4Hdr>(ETHERNET)?;
+    fn is_error(kind: u8) -> bool {
+        // Unreachable, time exceeded, parameter problem (RFC 792). Source quench
+        // and redirect are for hosts.
+        matches!(kind, 3 | 11 | 12)
+    }
+
+    #[inline(always)]
+    fn carries_icmp<P: Packet>(packet: &P) -> bool {
+        packet
+            .header::<Ipv4Hdr>(ETHERNET)
+            .is_some_and(|ip| ip.proto == Self::ICMP)
+    }
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Result<Ip<Self>, Reason> {
+        parse::ipv4(packet)
+    }
+
+    #[inline(always)]
+    fn readdress<P: Packet>(
+        packet: &mut P,
+        at: usize,
+        side: Side,
+        new: Self,
+        hop: bool,
+    ) -> Option<Delta> {
+        let ip = packet.header_mut::<Ipv4Hdr>(at)?;
         let old = match side {
             Side::Source => core::mem::replace(&mut ip.src_addr, new),
             Side::Destination => core::mem::replace(&mut ip.dst_addr, new),
@@ -63,7 +147,13 @@ impl Network for [u8; 4] {
     }
 
     #[inline(always)]
-    fn write_header<P: Packet>(packet: &mut P, from: Self, to: Self, payload: u8) -> Option<Sum> {
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        from: Self,
+        to: Self,
+        protocol: u8,
+        payload: u8,
+    ) -> Option<Sum> {
         let ip = packet.header_mut::<Ipv4Hdr>(ETHERNET)?;
         let length = Ipv4Hdr::LEN as u8 + payload;
         ip.vihl = 0x45;
@@ -72,26 +162,88 @@ impl Network for [u8; 4] {
         ip.id = [0, 0];
         ip.frags = [0x40, 0]; // don't fragment
         ip.ttl = HOPS;
-        ip.proto = TCP;
+        ip.proto = protocol;
         ip.src_addr = from;
         ip.dst_addr = to;
         ip.check = Sum::new()
             .word32([0x45, 0, 0, length])
             .word32([0, 0, 0x40, 0])
-            .word([HOPS, TCP])
+            .word([HOPS, protocol])
             .word32(from)
             .word32(to)
             .finish();
-        Some(pseudo(payload).word32(from).word32(to))
+        Some(pseudo(protocol, payload).word32(from).word32(to))
+    }
+
+    #[inline(always)]
+    fn header_check<P: Packet>(packet: &P, at: usize) -> Option<[u8; 2]> {
+        Some(packet.header::<Ipv4Hdr>(at)?.check)
+    }
+
+    #[inline(always)]
+    fn may_fragment<P: Packet>(packet: &P) -> bool {
+        // Bit 1 of the flags: don't fragment.
+        packet
+            .header::<Ipv4Hdr>(ETHERNET)
+            .is_some_and(|ip| ip.frags[0] & 0x40 == 0)
+    }
+
+    #[inline(always)]
+    fn quote<P: Packet>(packet: &P, at: usize) -> Option<Quote<Self>> {
+        let ip = packet.header::<Ipv4Hdr>(at)?;
+        let header = usize::from(ip.vihl & 0xf) * 4;
+        let first = u16::from_be_bytes(ip.frags) << 3 == 0; // no offset, whatever the flags
+        let known = ip.proto == TCP || ip.proto == UDP;
+        if ip.vihl >> 4 != 4 || header < Ipv4Hdr::LEN || !first || !known {
+            return None;
+        }
+        Some(Quote {
+            source: ip.src_addr,
+            destination: ip.dst_addr,
+            protocol: ip.proto,
+            transport: at + header,
+        })
+    }
+
+    #[inline(always)]
+    fn quoted_sum<P: Packet>(packet: &P, at: usize) -> Option<Sum> {
+        let words = packet.header::<[[u8; 4]; 7]>(at)?;
+        Some(words.iter().fold(Sum::new(), |sum, word| sum.word32(*word)))
     }
 }
 
 impl Network for [u8; 16] {
     const HEADER: usize = Ipv6Hdr::LEN;
+    const ICMP: u8 = 58;
+    const TOO_BIG: (u8, u8) = (2, 0);
+    const TIME_EXCEEDED: (u8, u8) = (3, 0);
 
     #[inline(always)]
-    fn readdress<P: Packet>(packet: &mut P, side: Side, new: Self, hop: bool) -> Option<Delta> {
-        let ip = packet.header_mut::<Ipv6Hdr>(ETHERNET)?;
+    fn is_error(kind: u8) -> bool {
+        kind < 128 // RFC 4443, section 2.1
+    }
+
+    #[inline(always)]
+    fn carries_icmp<P: Packet>(packet: &P) -> bool {
+        packet
+            .header::<Ipv6Hdr>(ETHERNET)
+            .is_some_and(|ip| ip.next_hdr == Self::ICMP)
+    }
+
+    #[inline(always)]
+    fn parse<P: Packet>(packet: &P) -> Result<Ip<Self>, Reason> {
+        parse::ipv6(packet)
+    }
+
+    #[inline(always)]
+    fn readdress<P: Packet>(
+        packet: &mut P,
+        at: usize,
+        side: Side,
+        new: Self,
+        hop: bool,
+    ) -> Option<Delta> {
+        let ip = packet.header_mut::<Ipv6Hdr>(at)?;
         let old = match side {
             Side::Source => core::mem::replace(&mut ip.src_addr, new),
             Side::Destination => core::mem::replace(&mut ip.dst_addr, new),
@@ -103,27 +255,64 @@ impl Network for [u8; 16] {
     }
 
     #[inline(always)]
-    fn write_header<P: Packet>(packet: &mut P, from: Self, to: Self, payload: u8) -> Option<Sum> {
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        from: Self,
+        to: Self,
+        protocol: u8,
+        payload: u8,
+    ) -> Option<Sum> {
         let ip = packet.header_mut::<Ipv6Hdr>(ETHERNET)?;
         ip.vcf = [0x60, 0, 0, 0];
         ip.payload_len = [0, payload];
-        ip.next_hdr = TCP;
+        ip.next_hdr = protocol;
         ip.hop_limit = HOPS;
         ip.src_addr = from;
         ip.dst_addr = to;
-        Some(pseudo(payload).word128(from).word128(to))
+        Some(pseudo(protocol, payload).word128(from).word128(to))
+    }
+
+    #[inline(always)]
+    fn header_check<P: Packet>(_packet: &P, _at: usize) -> Option<[u8; 2]> {
+        Some([0, 0])
+    }
+
+    #[inline(always)]
+    fn may_fragment<P: Packet>(_packet: &P) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn quote<P: Packet>(packet: &P, at: usize) -> Option<Quote<Self>> {
+        let ip = packet.header::<Ipv6Hdr>(at)?;
+        if ip.vcf[0] >> 4 != 6 || ip.next_hdr != TCP && ip.next_hdr != UDP {
+            return None;
+        }
+        Some(Quote {
+            source: ip.src_addr,
+            destination: ip.dst_addr,
+            protocol: ip.next_hdr,
+            transport: at + Ipv6Hdr::LEN,
+        })
+    }
+
+    #[inline(always)]
+    fn quoted_sum<P: Packet>(packet: &P, at: usize) -> Option<Sum> {
+        let words = packet.header::<[[u8; 4]; 12]>(at)?;
+        Some(words.iter().fold(Sum::new(), |sum, word| sum.word32(*word)))
     }
 }
 
-/// Protocol and length of a pseudo header for `payload` bytes of TCP (RFC 9293,
-/// section 3.1; RFC 8200, section 8.1 has the same words, further apart).
+/// Protocol and length of a pseudo header (RFC 9293, section 3.1; RFC 8200,
+/// section 8.1 has the same words, further apart).
 #[inline(always)]
-const fn pseudo(payload: u8) -> Sum {
-    Sum::new().word32([0, TCP, 0, payload])
+const fn pseudo(protocol: u8, payload: u8) -> Sum {
+    Sum::new().word32([0, protocol, 0, payload])
 }
 
 /// Replaces a port of the TCP or UDP header at `offset` and updates its
-/// checksum, `delta` being what changed in the IP header.
+/// checksum, `delta` being what changed in the IP header. Returns what changed in
+/// the transport header.
 #[inline(always)]
 pub fn transport<P: Packet>(
     packet: &mut P,
@@ -132,23 +321,42 @@ pub fn transport<P: Packet>(
     side: Side,
     port: [u8; 2],
     delta: Delta,
-) -> Option<()> {
+) -> Option<Delta> {
+    let (old, before, after);
     if protocol == TCP {
         let tcp = packet.header_mut::<Tcp>(offset)?;
-        let old = match side {
+        old = match side {
             Side::Source => core::mem::replace(&mut tcp.source, port),
             Side::Destination => core::mem::replace(&mut tcp.destination, port),
         };
-        tcp.check = delta.word(old, port).apply(tcp.check);
+        before = tcp.check;
+        after = delta.word(old, port).apply(before);
+        tcp.check = after;
     } else {
         let udp = packet.header_mut::<UdpHdr>(offset)?;
-        let old = match side {
+        old = match side {
             Side::Source => core::mem::replace(&mut udp.src, port),
             Side::Destination => core::mem::replace(&mut udp.dst, port),
         };
-        udp.check = delta.word(old, port).apply_udp(udp.check);
+        before = udp.check;
+        after = delta.word(old, port).apply_udp(before);
+        udp.check = after;
     }
-    Some(())
+    Some(Delta::new().word(old, port).word(before, after))
+}
+
+/// Replaces a port of the TCP or UDP header at `offset` that ends before its
+/// checksum. Returns what changed.
+#[inline(always)]
+pub fn port<P: Packet>(packet: &mut P, offset: usize, side: Side, port: [u8; 2]) -> Option<Delta> {
+    let ports = packet.header_mut::<[u8; 4]>(offset)?;
+    let at = match side {
+        Side::Source => 0,
+        Side::Destination => 2,
+    };
+    let old = [ports[at], ports[at + 1]];
+    [ports[at], ports[at + 1]] = port;
+    Some(Delta::new().word(old, port))
 }
 
 /// Addresses the frame to the next hop, from the interface's own address.
@@ -181,7 +389,7 @@ pub fn reset<P: Packet, A: Network>(packet: &mut P, reset: &Reset<A>) -> Option<
     if !packet.truncate(ETHERNET + A::HEADER + LENGTH as usize) {
         return None;
     }
-    let pseudo = A::write_header(packet, reset.from.0, reset.to.0, LENGTH)?;
+    let pseudo = A::write_header(packet, reset.from.0, reset.to.0, TCP, LENGTH)?;
     let (acknowledgement, flags) = match reset.acknowledgement {
         Some(number) => (number, tcp_flag::RST | tcp_flag::ACK),
         None => ([0; 4], tcp_flag::RST),

@@ -24,6 +24,7 @@ pub struct Frame {
     from: SocketAddr,
     to: SocketAddr,
     hops: u8,
+    dont_fragment: bool,
     transport: Transport,
     options: Vec<u8>,
     payload: Vec<u8>,
@@ -42,6 +43,11 @@ enum Transport {
     Udp {
         checksum: bool,
     },
+    Icmp {
+        kind: u8,
+        code: u8,
+        rest: u32,
+    },
 }
 
 impl Frame {
@@ -54,26 +60,35 @@ impl Frame {
             window: 64_240,
             options: Vec::new(),
         };
-        Self {
-            macs,
-            from,
-            to,
-            hops: 64,
-            transport,
-            options: Vec::new(),
-            payload: Vec::new(),
-            padding: 0,
-        }
+        Self::new(macs, from, to, transport)
     }
 
     /// A UDP datagram with a checksum.
     pub fn udp(macs: Macs, from: SocketAddr, to: SocketAddr) -> Self {
-        let transport = Transport::Udp { checksum: true };
+        Self::new(macs, from, to, Transport::Udp { checksum: true })
+    }
+
+    /// An ICMP or ICMPv6 error with its type, code and second word, about `quote`,
+    /// an IP packet or the beginning of one.
+    pub fn icmp(
+        macs: Macs,
+        from: IpAddr,
+        to: IpAddr,
+        (kind, code, rest): (u8, u8, u32),
+        quote: &[u8],
+    ) -> Self {
+        let transport = Transport::Icmp { kind, code, rest };
+        let (from, to) = (SocketAddr::new(from, 0), SocketAddr::new(to, 0));
+        Self::new(macs, from, to, transport).payload(quote)
+    }
+
+    fn new(macs: Macs, from: SocketAddr, to: SocketAddr, transport: Transport) -> Self {
         Self {
             macs,
             from,
             to,
             hops: 64,
+            dont_fragment: true,
             transport,
             options: Vec::new(),
             payload: Vec::new(),
@@ -120,6 +135,13 @@ impl Frame {
         self
     }
 
+    /// IPv4 without "don't fragment".
+    #[must_use]
+    pub const fn may_fragment(mut self) -> Self {
+        self.dont_fragment = false;
+        self
+    }
+
     /// TTL or hop limit.
     #[must_use]
     pub const fn hops(mut self, hops: u8) -> Self {
@@ -148,6 +170,13 @@ impl Frame {
         self
     }
 
+    /// The IP packet, cut to `length` bytes as an ICMP error quotes it.
+    pub fn quote(&self, length: usize) -> Vec<u8> {
+        let mut packet = self.bytes().split_off(14);
+        packet.truncate(length);
+        packet
+    }
+
     /// The frame on the wire.
     ///
     /// # Panics
@@ -160,7 +189,7 @@ impl Frame {
                 let mut ip =
                     Ipv4Header::new(length, self.hops, IpNumber::TCP, from.octets(), to.octets())
                         .expect("an IPv4 header");
-                ip.dont_fragment = true;
+                ip.dont_fragment = self.dont_fragment;
                 ip.options = Ipv4Options::try_from(self.options.as_slice()).expect("IPv4 options");
                 builder.ip(etherparse::IpHeaders::Ipv4(ip, Ipv4Extensions::default()))
             }
@@ -211,6 +240,17 @@ impl Frame {
                     bytes[at..at + 2].fill(0);
                 }
             }
+            Transport::Icmp { kind, code, rest } => {
+                let rest = rest.to_be_bytes();
+                let written = if self.from.is_ipv4() {
+                    let icmp = builder.icmpv4_raw(*kind, *code, rest);
+                    icmp.write(&mut bytes, &self.payload)
+                } else {
+                    let icmp = builder.icmpv6_raw(*kind, *code, rest);
+                    icmp.write(&mut bytes, &self.payload)
+                };
+                written.expect("writing to memory");
+            }
         }
         bytes.resize(bytes.len() + self.padding, 0);
         bytes
@@ -222,12 +262,23 @@ impl Frame {
 pub fn wrong_checksum(frame: &[u8]) -> Option<String> {
     let parsed = etherparse::PacketHeaders::from_ethernet_slice(frame).ok()?;
     let net = parsed.net?;
-    let (etherparse::PayloadSlice::Udp(payload) | etherparse::PayloadSlice::Tcp(payload)) =
-        parsed.payload
+    let (etherparse::PayloadSlice::Udp(payload)
+    | etherparse::PayloadSlice::Tcp(payload)
+    | etherparse::PayloadSlice::Icmpv4(payload)
+    | etherparse::PayloadSlice::Icmpv6(payload)) = parsed.payload
     else {
         return None;
     };
     let (is, should) = match (&net, parsed.transport?) {
+        (_, TransportHeader::Icmpv4(icmp)) => {
+            (icmp.checksum, icmp.icmp_type.calc_checksum(payload))
+        }
+        (etherparse::NetHeaders::Ipv6(ip, _), TransportHeader::Icmpv6(icmp)) => {
+            let sum = icmp
+                .icmp_type
+                .calc_checksum(ip.source, ip.destination, payload);
+            (icmp.checksum, sum.ok()?)
+        }
         (etherparse::NetHeaders::Ipv4(ip, _), TransportHeader::Tcp(tcp)) => {
             if ip.header_checksum != ip.calc_header_checksum() {
                 return Some("IPv4 header".to_owned());

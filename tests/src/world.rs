@@ -321,6 +321,11 @@ impl Packet for Buffer {
         self.bytes.truncate(length);
         true
     }
+
+    fn grow(&mut self, bytes: usize) -> bool {
+        self.bytes.splice(0..0, vec![0; bytes]);
+        true
+    }
 }
 
 struct Twin<'a> {

@@ -231,11 +231,11 @@ fn a_second_daemon_is_locked_out_and_the_first_goes_on() {
 
     // Other pins, but the same socket: it is not stolen either.
     let pins = lab.bpffs().display().to_string();
-    gateway(&lab, |text| text.replace(&pins, &format!("{pins}-2")));
+    gateway(&lab, |text| text.replace(&pins, &format!("{pins}/second")));
     let (code, error) = run(&lab);
     assert_eq!(code, 1);
     assert!(error.starts_with("another process listens on "), "{error}");
-    assert!(!Path::new(&format!("{pins}-2")).exists());
+    assert!(!Path::new(&format!("{pins}/second")).exists());
 
     assert_eq!(snapshot(&lab), before);
     let pid = lab.ask(&["status"]).unwrap()["daemon"]["pid"].as_u64();

@@ -6,32 +6,6 @@ use super::*;
 
 pub(super) fn limits(world: &World, f: Family, cases: &mut Vec<Case>) {
     let syn = Frame::tcp(FROM_CLIENT, f.client, f.service, "S");
-    let mut pass = |name, world: World, frame: Vec<u8>, reason| {
-        cases.push(Case {
-            name,
-            world,
-            out: frame.clone(),
-            frame,
-            action: Pass,
-            reason,
-            flow: None,
-        });
-    };
-    pass(
-        "TTL 1 goes to the stack",
-        world.clone(),
-        syn.clone().hops(1).bytes(),
-        TtlExpired,
-    );
-    let mut small = world.clone();
-    small.interfaces[BACKENDS as usize].mtu = 1280;
-    let large = syn.clone().payload(&[0; 1300]).bytes();
-    pass(
-        "larger than the egress MTU goes to the stack",
-        small,
-        large,
-        TooBig,
-    );
     let mut empty = world.clone();
     empty.pools = [PoolWord::default(); 4];
     cases.push(Case {

@@ -15,12 +15,13 @@ use bg_ebpf::{
 use crate::{
     frame::{Frame, Macs},
     world::{
-        BACKENDS, CLIENTS, FROM_CLIENT, TO_CLIENT, World, addr, at, from_backend, key_v4, key_v6,
-        to_backend,
+        BACKENDS, CLIENTS, FROM_CLIENT, Flows, TO_CLIENT, World, addr, at, from_backend, key_v4,
+        key_v6, to_backend,
     },
 };
 
 mod cut;
+mod errors;
 mod flow;
 mod limits;
 mod proof;
@@ -166,6 +167,7 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
         flow::left_over(&world, family, &mut cases);
         cut::cut(&world, family, &mut cases);
         flow::udp(&world, family, &mut cases);
+        errors::errors(&world, family, &mut cases);
         limits::limits(&world, family, &mut cases);
         limits::untouched(&world, family, &mut cases);
     }

@@ -1,0 +1,211 @@
+//! From a frame to what decisions need of it.
+
+use bg_common::{
+    key::{TCP, UDP},
+    reason::Reason,
+};
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    udp::UdpHdr,
+};
+
+use crate::{
+    packet::{ETHERNET, Packet, Tcp, tcp_flag},
+    rewrite::Network,
+};
+
+/// What the headers say, in the units of the wire.
+#[derive(Clone, Copy)]
+pub struct Segment<A> {
+    /// Where it comes from.
+    pub source: A,
+    /// Where it goes.
+    pub destination: A,
+    /// Network byte order; zero for ICMP.
+    pub source_port: [u8; 2],
+    /// Network byte order; zero for ICMP.
+    pub destination_port: [u8; 2],
+    /// TCP, UDP, or an error of ICMP.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub hops: u8,
+    /// Length of the packet from its IP header, bytes.
+    pub length: u32,
+    /// Offset of the TCP, UDP or ICMP header in the frame.
+    pub offset: usize,
+    /// Zero for UDP and ICMP.
+    pub tcp: TcpFields,
+}
+
+/// The parts of the TCP header that decisions need.
+#[derive(Clone, Copy, Default)]
+pub struct TcpFields {
+    /// `tcp_flag::*` bits.
+    pub flags: u8,
+    /// Host byte order.
+    pub sequence: u32,
+    /// Host byte order.
+    pub acknowledgement: u32,
+    /// Sequence numbers the segment takes up: payload, SYN and FIN.
+    pub taken: u32,
+}
+
+impl<A> Segment<A> {
+    /// True when one of the flags is set.
+    #[inline(always)]
+    pub const fn has(&self, flags: u8) -> bool {
+        self.tcp.flags & flags != 0
+    }
+
+    /// True for the first segment of a TCP connection.
+    #[inline(always)]
+    pub const fn opens(&self) -> bool {
+        self.has(tcp_flag::SYN) && !self.has(tcp_flag::ACK | tcp_flag::RST)
+    }
+}
+
+/// An IP header: what both families have in common.
+#[derive(Clone, Copy)]
+pub struct Ip<A> {
+    /// Where it comes from.
+    pub source: A,
+    /// Where it goes.
+    pub destination: A,
+    /// What it carries.
+    pub protocol: u8,
+    /// TTL or hop limit.
+    pub hops: u8,
+    /// Length of the packet from its IP header, bytes; inside the frame.
+    pub length: u32,
+    /// Length of the header, bytes.
+    pub header: usize,
+}
+
+/// Parses IP and TCP, UDP or an ICMP error; otherwise the reason why the packet
+/// is left to the stack.
+#[inline(always)]
+pub fn segment<P: Packet, A: Network>(packet: &P) -> Result<Segment<A>, Reason> {
+    let ip = A::parse(packet)?;
+    let offset = ETHERNET + ip.header;
+    let payload = ip.length - ip.header as u32;
+    let (source_port, destination_port, tcp) = match ip.protocol {
+        TCP => {
+            if payload < size_of::<Tcp>() as u32 {
+                return Err(Reason::Truncated);
+            }
+            let tcp = packet.header::<Tcp>(offset).ok_or(Reason::Truncated)?;
+            let own = u32::from(tcp.offset >> 4) * 4;
+            if own < size_of::<Tcp>() as u32 || own > payload {
+                return Err(Reason::BadHeader);
+            }
+            let syn = u32::from(tcp.flags & tcp_flag::SYN != 0);
+            let fin = u32::from(tcp.flags & tcp_flag::FIN != 0);
+            let fields = TcpFields {
+                flags: tcp.flags,
+                sequence: u32::from_be_bytes(tcp.sequence),
+                acknowledgement: u32::from_be_bytes(tcp.acknowledgement),
+                taken: payload - own + syn + fin,
+            };
+            (tcp.source, tcp.destination, fields)
+        }
+        UDP => {
+            if payload < UdpHdr::LEN as u32 {
+                return Err(Reason::Truncated);
+            }
+            let udp = packet.header::<UdpHdr>(offset).ok_or(Reason::Truncated)?;
+            let own = u32::from(u16::from_be_bytes(udp.len));
+            if own < UdpHdr::LEN as u32 || own > payload {
+                return Err(Reason::BadHeader);
+            }
+            (udp.src, udp.dst, TcpFields::default())
+        }
+        other if other == A::ICMP => {
+            let [kind, ..] = packet.header::<[u8; 4]>(offset).ok_or(Reason::Truncated)?;
+            if !A::is_error(*kind) {
+                return Err(Reason::NotOurs);
+            }
+            ([0; 2], [0; 2], TcpFields::default())
+        }
+        _ => return Err(Reason::NotOurs),
+    };
+    Ok(Segment {
+        source: ip.source,
+        destination: ip.destination,
+        source_port,
+        destination_port,
+        protocol: ip.protocol,
+        hops: ip.hops,
+        length: ip.length,
+        offset,
+        tcp,
+    })
+}
+
+/// Parses an IPv4 header.
+#[inline(always)]
+pub(crate) fn ipv4<P: Packet>(packet: &P) -> Result<Ip<[u8; 4]>, Reason> {
+    let ip = packet
+        .header::<Ipv4Hdr>(ETHERNET)
+        .ok_or(Reason::Truncated)?;
+    let header = usize::from(ip.vihl & 0xf) * 4;
+    let length = u32::from(u16::from_be_bytes(ip.tot_len));
+    if ip.vihl >> 4 != 4 || header < Ipv4Hdr::LEN || length < header as u32 {
+        return Err(Reason::BadHeader);
+    }
+    if ETHERNET + length as usize > packet.length() {
+        return Err(Reason::Truncated);
+    }
+    // More-fragments flag or an offset.
+    if ip.frags[0] & 0x3f != 0 || ip.frags[1] != 0 {
+        return Err(Reason::Fragment);
+    }
+    Ok(Ip {
+        source: ip.src_addr,
+        destination: ip.dst_addr,
+        protocol: ip.proto,
+        hops: ip.ttl,
+        length,
+        header,
+    })
+}
+
+mod next_header {
+    pub const HOP_BY_HOP: u8 = 0;
+    pub const ROUTING: u8 = 43;
+    pub const FRAGMENT: u8 = 44;
+    pub const AUTHENTICATION: u8 = 51;
+    pub const DESTINATION: u8 = 60;
+    pub const MOBILITY: u8 = 135;
+}
+
+/// Parses an IPv6 header.
+#[inline(always)]
+pub(crate) fn ipv6<P: Packet>(packet: &P) -> Result<Ip<[u8; 16]>, Reason> {
+    let ip = packet
+        .header::<Ipv6Hdr>(ETHERNET)
+        .ok_or(Reason::Truncated)?;
+    if ip.vcf[0] >> 4 != 6 {
+        return Err(Reason::BadHeader);
+    }
+    let length = u32::from(u16::from_be_bytes(ip.payload_len)) + Ipv6Hdr::LEN as u32;
+    if ETHERNET + length as usize > packet.length() {
+        return Err(Reason::Truncated);
+    }
+    match ip.next_hdr {
+        next_header::FRAGMENT => return Err(Reason::Fragment),
+        next_header::HOP_BY_HOP
+        | next_header::ROUTING
+        | next_header::AUTHENTICATION
+        | next_header::DESTINATION
+        | next_header::MOBILITY => return Err(Reason::ExtensionHeader),
+        _ => {}
+    }
+    Ok(Ip {
+        source: ip.src_addr,
+        destination: ip.dst_addr,
+        protocol: ip.next_hdr,
+        hops: ip.hop_limit,
+        length,
+        header: Ipv6Hdr::LEN,
+    })
+}
