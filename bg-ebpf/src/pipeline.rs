@@ -359,6 +359,11 @@ fn forward<P: Packet, T: Tables, A: Network, F: FamilyTables<A>>(
     if segment.hops <= 1 {
         return pass(Reason::TtlExpired);
     }
+    // No TCP takes such a segment (RFC 9293, section 3.10.7.4), but one in a
+    // handshake answers it, which would look like proof.
+    if segment.protocol == TCP && !segment.has(tcp_flag::SYN | tcp_flag::ACK | tcp_flag::RST) {
+        return pass(Reason::BadHeader);
+    }
     let Some(word) = tables.word(listener.service) else {
         return drop(Reason::Inconsistent);
     };
@@ -799,8 +804,10 @@ fn back_tcp<'a, T: Tables, A: Network, F: FamilyTables<A>>(
     if segment.has(tcp_flag::SYN) {
         half.proof.set(segment.tcp.sequence.wrapping_add(1));
         half.set(state::ANSWERED);
-    } else {
-        // Data or an acknowledgement: the backend knows this flow.
+    } else if half.is(state::ORPHAN) || segment.tcp.taken > 0 {
+        // Data, or any answer to a flow from before our time: the backend knows
+        // it. To a forged second SYN it answers with a bare acknowledgement,
+        // which proves nothing.
         promote(family, key, half, now);
     }
     Back::To(half)

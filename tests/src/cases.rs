@@ -367,6 +367,48 @@ fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
             Some(|flow| flow.state & state::ANSWERED == 0),
         )),
     });
+    for (flags, payload, table, name) in [
+        (
+            "A",
+            "",
+            FlowTable::HalfOpen,
+            "a backend's bare acknowledgement, as a second SYN gets it, does not (law 7)",
+        ),
+        (
+            "PA",
+            "220 hello",
+            FlowTable::Established,
+            "a backend's data does",
+        ),
+    ] {
+        let frame = |macs, from| {
+            Frame::tcp(macs, from, f.client, flags)
+                .numbers(7001, 1001)
+                .payload(payload.as_bytes())
+        };
+        cases.push(Case {
+            name,
+            world: World {
+                ingress: BACKENDS,
+                ..answered.clone()
+            },
+            frame: frame(from_backend(f.blue), f.blue()).bytes(),
+            action: TO_CLIENTS,
+            reason: Returned,
+            out: frame(TO_CLIENT, f.service).hops(63).bytes(),
+            flow: Some(f.check(table, Some(|flow| flow.state & state::MOVED == 0))),
+        });
+    }
+    let bare = Frame::tcp(FROM_CLIENT, f.client, f.service, "P").bytes();
+    cases.push(Case {
+        name: "a client's segment without ACK, SYN and RST passes untouched (law 7)",
+        world: answered.clone(),
+        frame: bare.clone(),
+        action: Pass,
+        reason: BadHeader,
+        out: bare,
+        flow: None,
+    });
     cases.push(Case {
         name: "an acknowledgement of another number does not (law 7)",
         world: answered.clone(),
@@ -598,21 +640,6 @@ fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
         )),
     });
     cases.push(Case {
-        name: "a segment without ACK gets a RST that acknowledges it (RFC 9293)",
-        world: was_cut.clone(),
-        frame: Frame::tcp(FROM_CLIENT, f.client, f.service, "F")
-            .payload(b"1234")
-            .padding(2)
-            .bytes(),
-        action: Transmit,
-        reason: ResetClient,
-        out: Frame::tcp(back, f.service, f.client, "RA")
-            .numbers(0, 1005)
-            .window(0)
-            .bytes(),
-        flow: None,
-    });
-    cases.push(Case {
         name: "a client's own RST of a cut flow closes the backend's side",
         world: was_cut.clone(),
         frame: Frame::tcp(FROM_CLIENT, f.client, f.service, "R").bytes(),
@@ -653,6 +680,21 @@ fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
         to: from_backend(f.blue).from,
         from: from_backend(f.blue).to,
     };
+    cases.push(Case {
+        name: "a segment without ACK gets a RST that acknowledges it (RFC 9293)",
+        world: told.clone(),
+        frame: Frame::tcp(from_backend(f.blue), f.blue(), f.client, "F")
+            .payload(b"1234")
+            .padding(2)
+            .bytes(),
+        action: Transmit,
+        reason: ResetBackend,
+        out: Frame::tcp(to_blue, f.client, f.blue(), "RA")
+            .numbers(0, 1005)
+            .window(0)
+            .bytes(),
+        flow: None,
+    });
     cases.push(Case {
         name: "the backend's next segment of a cut flow is answered with a RST",
         world: told,
