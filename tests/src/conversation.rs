@@ -13,10 +13,7 @@ use nix::sys::socket::{
     self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
 };
 
-use crate::kernel::in_namespace;
-
-/// A client waits this long for anything: far longer than any answer takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use crate::{kernel::in_namespace, load::PATIENCE};
 
 /// One TCP connection to an HTTP server.
 #[derive(Debug)]

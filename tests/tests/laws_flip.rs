@@ -7,12 +7,12 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::sleep,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bg_common::service::Colour;
 use bg_tests::{
-    conversation::{Conversation, Datagrams, PATIENCE},
+    conversation::{Conversation, Datagrams},
     flipper::Flipper,
     lab::{Lab, Place, SERVERS, listener, listener_v6, service},
     load::{Load, Reuse, assert_flawless, mix, now_ns, stream},
@@ -145,9 +145,9 @@ fn established_flows_outlive_a_drain_flip_and_new_ones_take_green() {
     let client = || lab.enter(Place::Client).unwrap();
     let load = Load::start(client(), mix(48), Duration::from_millis(5));
     let streams = [listener(8001), listener_v6(8000)].map(|to| stream(client(), to, 3));
-    sleep(Duration::from_millis(500));
+    load.advance(960);
     let flipped = lab.ask(&["flip", "llm"]).unwrap();
-    sleep(Duration::from_millis(500));
+    load.advance(960);
     let answers = load.finish().unwrap();
     assert_flawless(&answers);
 
@@ -254,8 +254,13 @@ fn when_the_drain_deadline_passes_old_flows_are_reset() {
     }
     assert_eq!(listening.listen(60).unwrap(), "blue");
     let drain = Duration::from_secs(1);
+    let asked = SystemTime::now();
     let flipped = lab.ask(&["flip", "llm", "--drain", "1s"]).unwrap();
     assert!(flipped["draining_until"].is_string());
+    let state = std::fs::read(lab.directory().join("state/state.json")).unwrap();
+    let state: Value = serde_json::from_slice(&state).unwrap();
+    let until = state["drains"]["llm"]["until"].as_u64().unwrap();
+    assert!(UNIX_EPOCH + Duration::from_secs(until) >= asked + drain);
     assert_eq!(lab.status().unwrap()["services"][0]["state"], "DRAINING");
 
     let error = listening.to_its_end().unwrap_err();
@@ -349,10 +354,7 @@ fn a_flip_says_what_is_true() {
         (&0.into(), &Value::Null)
     );
     let load = Load::start(namespace, mix(6), Duration::from_millis(2));
-    let begun = Instant::now();
-    while load.progress().0 < 20 && begun.elapsed() < PATIENCE {
-        sleep(Duration::from_millis(10));
-    }
+    load.advance(20);
     let (_, text, _) = lab.tell(&["flip", "llm"]).unwrap();
     assert!(text.contains("\nfirst new flow on green after "), "{text}");
     assert_flawless(&load.finish().unwrap());
