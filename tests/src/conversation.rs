@@ -6,7 +6,6 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
-    time::Duration,
 };
 
 use nix::sys::socket::{

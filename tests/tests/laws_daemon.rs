@@ -8,6 +8,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
     os::unix::net::{UnixListener, UnixStream},
+    process::Stdio,
     sync::Arc,
     thread::{JoinHandle, sleep},
     time::{Duration, Instant},
@@ -182,7 +183,8 @@ fn forwarding_outlives_an_upgrade() {
 fn a_second_daemon_is_refused() {
     let lab = Lab::serving().unwrap();
     let before = Pinned::of(&lab);
-    let mut second = lab.bgswitch(&["run"]).unwrap().spawn().unwrap();
+    let mut second = lab.bgswitch(&["run"]).unwrap();
+    let mut second = second.stderr(Stdio::null()).spawn().unwrap();
     let begun = Instant::now();
     let code = loop {
         if let Some(status) = second.try_wait().unwrap() {
