@@ -83,7 +83,10 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         Some(interface) if interface.ifindex != 0 => interface,
         _ => return drop(Reason::Inconsistent),
     };
-    if rewrite_error(packet, segment, at, end, &quote, &translation).is_none() {
+    // Sent back to where it came from, it would meet the router that made it,
+    // which takes nothing from its own address: it then comes from the client.
+    let back = interface.ifindex == packet.ingress() && translation.side == Side::Destination;
+    if rewrite_error(packet, segment, at, end, &quote, &translation, back).is_none() {
         return drop(Reason::Inconsistent);
     }
     leave(
@@ -162,8 +165,8 @@ fn remembered<'a, T: FamilyTables<A>, A>(
     }
 }
 
-/// Rewrites the outer address, and address and port of the quote at `at`; the
-/// packet ends at `end`.
+/// Rewrites the outer address, with `back` the other one too, and address and port
+/// of the quote at `at`; the packet ends at `end`.
 #[inline(always)]
 fn rewrite_error<P: Packet, A: Network>(
     packet: &mut P,
@@ -172,8 +175,13 @@ fn rewrite_error<P: Packet, A: Network>(
     end: usize,
     quote: &Quote<A>,
     to: &Translation<A>,
+    back: bool,
 ) -> Option<()> {
-    let outer = A::readdress(packet, ETHERNET, to.side, to.address, true)?;
+    let mut outer = A::readdress(packet, ETHERNET, to.side, to.address, true)?;
+    if back {
+        let source = A::readdress(packet, ETHERNET, Side::Source, quote.destination, false)?;
+        outer = outer.and(source);
+    }
     let before = A::header_check(packet, at)?;
     let address = A::readdress(packet, at, to.side.other(), to.address, false)?;
     let after = A::header_check(packet, at)?;

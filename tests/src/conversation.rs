@@ -6,17 +6,13 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
-    time::Duration,
 };
 
 use nix::sys::socket::{
     self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
 };
 
-use crate::kernel::in_namespace;
-
-/// A client waits this long for anything: far longer than any answer takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use crate::{kernel::in_namespace, load::PATIENCE};
 
 /// One TCP connection to an HTTP server.
 #[derive(Debug)]

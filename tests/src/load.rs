@@ -54,6 +54,9 @@ where
     })
 }
 
+/// How long to wait for what is sure to come, on any machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
 type Body = BoxBody<Bytes, Infallible>;
 
 /// Lines that `GET /stream/N` sends in each of its N seconds.
@@ -174,7 +177,13 @@ pub enum Reuse {
 pub struct Load {
     stop: Arc<AtomicBool>,
     answers: Arc<Mutex<Vec<Answer>>>,
-    thread: JoinHandle<Result<()>>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
 }
 
 impl Load {
@@ -201,7 +210,7 @@ impl Load {
         Self {
             stop,
             answers,
-            thread,
+            thread: Some(thread),
         }
     }
 
@@ -226,12 +235,27 @@ impl Load {
         })
     }
 
+    /// Waits for this many more answers.
+    ///
+    /// # Panics
+    /// When they do not come.
+    #[track_caller]
+    pub fn advance(&self, answers: usize) {
+        let (begun, before) = (Instant::now(), self.progress().0);
+        while self.progress().0 < before + answers {
+            assert!(begun.elapsed() < PATIENCE, "nobody is answered any more");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Lets the requests under way end, and hands all answers over.
-    pub fn finish(self) -> Result<Vec<Answer>> {
+    pub fn finish(mut self) -> Result<Vec<Answer>> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread
-            .join()
-            .map_err(|_| anyhow::anyhow!("the clients panicked"))??;
+        if let Some(thread) = self.thread.take() {
+            thread
+                .join()
+                .map_err(|_| anyhow::anyhow!("the clients panicked"))??;
+        }
         Ok(self
             .answers
             .lock()

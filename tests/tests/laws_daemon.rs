@@ -5,11 +5,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    io::{Read as _, Write as _},
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    os::unix::net::{UnixListener, UnixStream},
+    process::Stdio,
+    sync::Arc,
     thread::{JoinHandle, sleep},
     time::{Duration, Instant},
 };
@@ -24,9 +24,9 @@ use bg_common::{
     service::{Backend, Colour, Flow, Listener},
 };
 use bg_tests::{
-    conversation::{Conversation, Datagrams, PATIENCE},
+    conversation::{Conversation, Datagrams},
     lab::{Lab, Place, SERVERS, binary, default_service, listener, listener_v6, service},
-    load::{self, Answer, Load, assert_flawless, mix},
+    load::{self, Answer, Load, PATIENCE, assert_flawless, mix},
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -37,23 +37,23 @@ use serde_json::{Value, json};
 /// TCP over both families, and UDP, where nobody sends a lost packet again.
 struct Traffic {
     tcp: Load,
-    stop: Arc<AtomicBool>,
     udp: JoinHandle<usize>,
+    /// The UDP clients end when it is dropped.
+    running: Arc<()>,
 }
 
 impl Traffic {
     fn start(lab: &Lab) -> Self {
         let client = || lab.enter(Place::Client).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let running = Arc::new(());
+        let alive = Arc::downgrade(&running);
         let flows =
             [listener(4433), listener_v6(4433)].map(|to| Datagrams::open(&client(), to).unwrap());
         let traffic = Self {
             tcp: Load::start(client(), mix(24), Duration::from_millis(3)),
-            stop,
             udp: std::thread::spawn(move || {
                 let mut asked = 0;
-                while !stopped.load(Ordering::Relaxed) {
+                while alive.strong_count() > 0 {
                     for flow in &flows {
                         flow.ask().expect("a datagram was lost");
                         asked += 1;
@@ -62,6 +62,7 @@ impl Traffic {
                 }
                 asked
             }),
+            running,
         };
         traffic.goes_on();
         traffic
@@ -69,16 +70,12 @@ impl Traffic {
 
     /// Waits for answers to requests that are made from now on.
     fn goes_on(&self) {
-        let (begun, before) = (Instant::now(), self.tcp.progress().0);
-        while self.tcp.progress().0 < before + 200 {
-            assert!(begun.elapsed() < PATIENCE, "nothing is answered any more");
-            sleep(Duration::from_millis(5));
-        }
+        self.tcp.advance(240);
     }
 
     /// Ends, and asserts that nothing was lost.
     fn end(self) -> Vec<Answer> {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.running);
         let answers = self.tcp.finish().unwrap();
         assert_flawless(&answers);
         assert!(self.udp.join().unwrap() > 0);
@@ -186,8 +183,19 @@ fn forwarding_outlives_an_upgrade() {
 fn a_second_daemon_is_refused() {
     let lab = Lab::serving().unwrap();
     let before = Pinned::of(&lab);
-    let (code, _, err) = lab.tell(&["run"]).unwrap();
-    assert_eq!(code, 11, "{err}");
+    let mut second = lab.bgswitch(&["run"]).unwrap();
+    let mut second = second.stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    let code = loop {
+        if let Some(status) = second.try_wait().unwrap() {
+            break status.code();
+        }
+        if begun.elapsed() > PATIENCE {
+            second.kill().unwrap();
+        }
+        sleep(Duration::from_millis(20));
+    };
+    assert_eq!(code, Some(11));
     assert_eq!(Pinned::of(&lab), before);
     assert_eq!(ask(&lab, listener(8000)), "blue");
     lab.ask(&["flip", "llm"]).unwrap();
@@ -311,6 +319,38 @@ fn a_rollback_does_not_wait_for_a_daemon_that_hangs() {
             .any(|entry| entry["action"] == "changed_outside")
     );
     assert_eq!(rollbacks(&lab).len(), 2);
+}
+
+/// Law 5: what was asked of a daemon that hangs, and then done without it, is
+/// refused by that daemon when it gets to it.
+#[test]
+fn a_rollback_is_not_done_twice() {
+    let mut lab = Lab::serving().unwrap();
+    lab.ask(&["flip", "llm"]).unwrap();
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    // In its place: somebody who takes the question down, and never answers.
+    let path = socket(&lab);
+    fs::remove_file(&path).unwrap();
+    let listener = UnixListener::bind(&path).unwrap();
+    let hanging = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut request = Vec::new();
+        stream.read_to_end(&mut request).unwrap();
+        request
+    });
+    let back = lab.ask(&["rollback", "llm", "--timeout", "500ms"]).unwrap();
+    let now = (Value::from("blue"), Value::from(2));
+    assert_eq!((&back["to"], &back["generation"]), (&now.0, &now.1));
+    let request = hanging.join().unwrap();
+    lab.start().unwrap();
+
+    let mut stream = UnixStream::connect(&path).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(&request).unwrap();
+    let mut status = [0; 12];
+    stream.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 409");
+    assert_eq!(summary(&lab), now);
 }
 
 /// Law 10: a flip that its operator has given up on, because the daemon hung, is

@@ -12,7 +12,7 @@ use std::{
 
 use bg_common::service::Colour;
 use bg_tests::{
-    conversation::{Conversation, Datagrams, PATIENCE},
+    conversation::{Conversation, Datagrams},
     flipper::Flipper,
     lab::{Lab, Place, SERVERS, listener, listener_v6, service},
     load::{Load, Reuse, assert_flawless, mix, now_ns, stream},
@@ -145,9 +145,9 @@ fn established_flows_outlive_a_drain_flip_and_new_ones_take_green() {
     let client = || lab.enter(Place::Client).unwrap();
     let load = Load::start(client(), mix(48), Duration::from_millis(5));
     let streams = [listener(8001), listener_v6(8000)].map(|to| stream(client(), to, 3));
-    sleep(Duration::from_millis(500));
+    load.advance(960);
     let flipped = lab.ask(&["flip", "llm"]).unwrap();
-    sleep(Duration::from_millis(500));
+    load.advance(960);
     let answers = load.finish().unwrap();
     assert_flawless(&answers);
 
@@ -349,10 +349,7 @@ fn a_flip_says_what_is_true() {
         (&0.into(), &Value::Null)
     );
     let load = Load::start(namespace, mix(6), Duration::from_millis(2));
-    let begun = Instant::now();
-    while load.progress().0 < 20 && begun.elapsed() < PATIENCE {
-        sleep(Duration::from_millis(10));
-    }
+    load.advance(20);
     let (_, text, _) = lab.tell(&["flip", "llm"]).unwrap();
     assert!(text.contains("\nfirst new flow on green after "), "{text}");
     assert_flawless(&load.finish().unwrap());

@@ -87,6 +87,29 @@ fn about_replies(known: &World, f: Family, cases: &mut Vec<Case>) {
             flow: None,
         });
     }
+    // One arm: the backend is behind the router that made the error.
+    let mut one_arm = known.clone();
+    for id in [f.blue, f.green] {
+        let hop = NextHop(one_arm.backends[id as usize].next_hop);
+        one_arm.backends[id as usize].next_hop = NextHop::new(hop.mac(), CLIENTS as u16).0;
+    }
+    let error = |macs, from: IpAddr, to: SocketAddr| {
+        let quote = reply(to).quote(icmp.header + 400);
+        Frame::icmp(macs, from, to.ip(), icmp.too_big, &quote)
+    };
+    let to_blue = Macs {
+        to: to_backend(f.blue).to,
+        from: FROM_CLIENT.to,
+    };
+    cases.push(Case {
+        name: "an error that goes back to the router it is from comes from the client",
+        world: one_arm,
+        frame: error(FROM_CLIENT, icmp.router, f.service).bytes(),
+        action: Transmit,
+        reason: ForwardedError,
+        out: error(to_blue, f.client.ip(), f.blue()).hops(63).bytes(),
+        flow: None,
+    });
     let blue = Family::backend(f.blue, f.udp);
     let error = |macs, to: SocketAddr, about: SocketAddr| {
         let quote = Frame::udp(TO_CLIENT, about, f.client)
