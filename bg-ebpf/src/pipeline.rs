@@ -155,6 +155,8 @@ fn network<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Exit {
     }
 }
 
+/// An ICMP error is looked up by the packet that it quotes, everything else by its
+/// own addresses.
 #[inline(always)]
 fn family<P: Packet, T: Tables + FamilyTables<A>, A: Network>(packet: &mut P, tables: &T) -> Exit {
     if A::carries_icmp(packet) {

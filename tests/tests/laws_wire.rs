@@ -134,12 +134,14 @@ fn foreign(sender: &Sender) -> Vec<Foreign> {
         (
             "ttl_expired",
             Frame::tcp(macs, client, listener(8000), "S")
+                .ip_options(&[1; 4])
                 .hops(1)
                 .bytes(),
         ),
         (
             "too_big",
             Frame::udp(macs, client, listener(4433))
+                .ip_options(&[1; 4])
                 .payload(&[7; 1400])
                 .bytes(),
         ),

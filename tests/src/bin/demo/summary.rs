@@ -219,7 +219,7 @@ mod tests {
         serde_json::from_value(serde_json::json!({
             "schema": 1, "service": "llm", "from": "blue", "to": "green", "generation_before": 0,
             "generation": 1, "mode": "drain", "at_ns": at_ns, "store_ns": 10, "first_new_flow_us": 1.0,
-            "old_flows": 0, "draining_until": null, "dry_run": false, "warnings": []
+            "old_flows": 0, "draining_until": null, "drain_s": null, "dry_run": false, "warnings": []
         }))
         .unwrap()
     }
