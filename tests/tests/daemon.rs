@@ -119,12 +119,13 @@ fn a_hanging_disk_delays_no_rollback_and_doubles_none() {
     let mut reader = fs::OpenOptions::new();
     let reader = reader.read(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
     fs::remove_file(&fifo).unwrap();
-    drop(reader);
     until("the rollbacks are in the journal", || {
         let entries = entries(&lab);
         let result = |e: &&Value| e["action"] == "rollback" && e["phase"] == "result";
         entries.iter().filter(result).count() == 2
     });
+    // Until here, for a writer that found the FIFO and has not opened it yet.
+    drop(reader);
     lab.ask(&["flip", "llm"]).unwrap();
 }
 

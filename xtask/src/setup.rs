@@ -23,7 +23,13 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPF_LINKER: &str = "0.13.0";
 
 /// Packages by the file that shows that they are there.
-const PROGRAMS: [(&str, &str); 2] = [("ip", "iproute2"), ("ethtool", "ethtool")];
+const PROGRAMS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("sysctl", "procps"),
+    ("ping", "iputils-ping"),
+    ("mount", "mount"),
+];
 /// The picture's typeface.
 const FONT: (&str, &str) = (
     "/usr/share/fonts/opentype/inter/Inter-Regular.otf",
