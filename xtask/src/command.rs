@@ -96,6 +96,11 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// Where cargo builds: `$CARGO_TARGET_DIR`, or `target` at the top.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
 /// Whether this process has root's rights.
 pub fn is_root() -> bool {
     // SAFETY: geteuid takes nothing, touches no memory and cannot fail.

@@ -11,7 +11,7 @@ use crate::{command, setup};
 pub fn run(arguments: &[OsString]) -> Result<()> {
     setup::run()?;
     command::run(command::cargo().args(["build", "--release"]))?;
-    let mut demo = Command::new(command::root().join("target/release/bgswitch-demo"));
+    let mut demo = Command::new(command::target().join("release/bgswitch-demo"));
     demo.args(arguments);
     Err(demo.exec()).with_context(|| format!("starting `{}`", command::line(&demo)))
 }

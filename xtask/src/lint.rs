@@ -71,7 +71,8 @@ fn clippy_bpf() -> Result<()> {
             .env_remove("RUSTC")
             .args(["clippy", "--package", "bg-ebpf", "--features", "kernel"])
             .args(["--target", "bpfel-unknown-none", "-Zbuild-std=core"])
-            .args(["--target-dir", "target/lint-bpf"])
+            .arg("--target-dir")
+            .arg(command::target().join("lint-bpf"))
             .args(["--", "-D", "warnings"]),
     )
 }
