@@ -23,11 +23,10 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPF_LINKER: &str = "0.13.0";
 
 /// Packages by the file that shows that they are there.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("sysctl", "procps"),
-    ("ping", "iputils-ping"),
     ("mount", "mount"),
 ];
 /// The picture's typeface.
