@@ -42,23 +42,11 @@ fn the_case_table_holds_in_the_kernel() {
         // An established table that holds nothing cannot be made: those cases
         // fill one that holds a single flow.
         let mut kernel = Kernel::load(1000).unwrap();
-        let ifindexes = kernel.ifindexes;
-        for case in cases::all(ifindexes, tick())
+        for case in cases::all(kernel.ifindexes, tick())
             .into_iter()
             .filter(|case| case.world.capacity > 0)
         {
-            kernel.set(&case.world).unwrap();
-            let ingress = ifindexes[case.world.ingress as usize];
-            let (returned, reason, out) = kernel.run(&case.frame, ingress).unwrap();
-            assert_eq!(
-                (returned, reason),
-                (xdp_action(case.action), case.reason),
-                "{}",
-                case.name
-            );
-            assert_out(&case, &out);
-            let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
-            assert_flow(&case, &v4, &v6);
+            assert_holds(&case, &mut kernel);
         }
     });
 }
@@ -67,8 +55,7 @@ fn the_case_table_holds_in_the_kernel() {
 fn a_full_table_is_counted_in_the_kernel() {
     in_new_namespace(|| {
         let mut kernel = Kernel::load(1).unwrap();
-        let ifindexes = kernel.ifindexes;
-        let full: Vec<Case> = cases::all(ifindexes, tick())
+        let full: Vec<Case> = cases::all(kernel.ifindexes, tick())
             .into_iter()
             .filter(|case| case.world.capacity == 0)
             .collect();
@@ -84,17 +71,7 @@ fn a_full_table_is_counted_in_the_kernel() {
                 key_v6("[2001:db8::1]:1".parse().unwrap(), 9),
             );
             case.world.flows_v6.insert(stranger, Flow::default());
-            kernel.set(&case.world).unwrap();
-            let (returned, reason, out) = kernel.run(&case.frame, ifindexes[0]).unwrap();
-            assert_eq!(
-                (returned, reason),
-                (xdp_action(case.action), case.reason),
-                "{}",
-                case.name
-            );
-            assert_out(&case, &out);
-            let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
-            assert_flow(&case, &v4, &v6);
+            assert_holds(&case, &mut kernel);
         }
     });
 }
@@ -199,6 +176,22 @@ fn timeless<A: Copy + std::fmt::Debug>(flows: &Flows<A>) -> BTreeSet<String> {
             )
         })
         .collect()
+}
+
+/// Runs a case in the kernel.
+fn assert_holds(case: &Case, kernel: &mut Kernel) {
+    kernel.set(&case.world).unwrap();
+    let ingress = kernel.ifindexes[case.world.ingress as usize];
+    let (returned, reason, out) = kernel.run(&case.frame, ingress).unwrap();
+    assert_eq!(
+        (returned, reason),
+        (xdp_action(case.action), case.reason),
+        "{}",
+        case.name
+    );
+    assert_out(case, &out);
+    let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
+    assert_flow(case, &v4, &v6);
 }
 
 fn assert_out(case: &Case, out: &[u8]) {
