@@ -132,6 +132,8 @@ enum Mutation {
     Cut(Index),
     Extend(Vec<u8>),
     Swap(Index, Index),
+    /// Anything at all behind the EtherType.
+    Noise(Vec<u8>),
 }
 
 fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
@@ -140,6 +142,7 @@ fn mutations() -> impl Strategy<Value = Vec<Mutation>> {
         1 => any::<Index>().prop_map(Mutation::Cut),
         1 => vec(any::<u8>(), 1..40).prop_map(Mutation::Extend),
         1 => (any::<Index>(), any::<Index>()).prop_map(|(a, b)| Mutation::Swap(a, b)),
+        1 => vec(any::<u8>(), 0..120).prop_map(Mutation::Noise),
     ];
     vec(one, 0..4)
 }
@@ -152,6 +155,10 @@ fn mutate(frame: &[u8], mutations: &[Mutation]) -> Vec<u8> {
             // The kernel's test run takes no frame without an Ethernet header.
             Mutation::Cut(at) => frame.truncate(14 + at.index(frame.len() - 13)),
             Mutation::Extend(bytes) => frame.extend(bytes),
+            Mutation::Noise(bytes) => {
+                frame.truncate(14);
+                frame.extend(bytes);
+            }
             Mutation::Swap(a, b) => {
                 let (a, b) = (a.index(frame.len()), b.index(frame.len()));
                 frame.swap(a, b);
