@@ -70,7 +70,7 @@ reasons! {
     Vlan = "vlan",
     /// IP fragment: untouched, to the stack.
     Fragment = "fragment",
-    /// IPv6 extension header: untouched, to the stack.
+    /// IPv6 extension header that cannot be walked over: untouched, to the stack.
     ExtensionHeader = "extension_header",
     /// ICMP or ICMPv6 error about no flow of ours: untouched, to the stack.
     IcmpError = "icmp_error",

@@ -178,7 +178,11 @@ mod next_header {
     pub const MOBILITY: u8 = 135;
 }
 
-/// Parses an IPv6 header.
+/// Extension headers that are walked over, at most.
+const EXTENSIONS: usize = 4;
+
+/// Parses an IPv6 header and the extension headers behind it (RFC 8200, section
+/// 4). They are kept as they are; only a fragment is for the stack.
 #[inline(always)]
 pub(crate) fn ipv6<P: Packet>(packet: &P) -> Result<Ip<[u8; 16]>, Reason> {
     let ip = packet
@@ -191,7 +195,26 @@ pub(crate) fn ipv6<P: Packet>(packet: &P) -> Result<Ip<[u8; 16]>, Reason> {
     if ETHERNET + length as usize > packet.length() {
         return Err(Reason::Truncated);
     }
-    match ip.next_hdr {
+    let mut protocol = ip.next_hdr;
+    let mut header = Ipv6Hdr::LEN;
+    for _ in 0..EXTENSIONS {
+        match protocol {
+            next_header::HOP_BY_HOP | next_header::ROUTING | next_header::DESTINATION => {}
+            _ => break,
+        }
+        // Next header, the length in 8 bytes beyond the first 8, and in a routing
+        // header its kind and how many hops are left.
+        let [next, more, _, left] = *packet
+            .header::<[u8; 4]>(ETHERNET + header)
+            .ok_or(Reason::Truncated)?;
+        if protocol == next_header::ROUTING && left != 0 {
+            // Checksums are about another destination than the one in the header.
+            return Err(Reason::ExtensionHeader);
+        }
+        protocol = next;
+        header += (usize::from(more) + 1) * 8;
+    }
+    match protocol {
         next_header::FRAGMENT => return Err(Reason::Fragment),
         next_header::HOP_BY_HOP
         | next_header::ROUTING
@@ -200,12 +223,15 @@ pub(crate) fn ipv6<P: Packet>(packet: &P) -> Result<Ip<[u8; 16]>, Reason> {
         | next_header::MOBILITY => return Err(Reason::ExtensionHeader),
         _ => {}
     }
+    if header as u32 > length {
+        return Err(Reason::BadHeader);
+    }
     Ok(Ip {
         source: ip.src_addr,
         destination: ip.dst_addr,
-        protocol: ip.next_hdr,
+        protocol,
         hops: ip.hop_limit,
         length,
-        header: Ipv6Hdr::LEN,
+        header,
     })
 }

@@ -125,7 +125,7 @@ fn foreign(sender: &Sender) -> Vec<Foreign> {
         ("vlan", tagged),
         ("fragment", change(&syn, 20, &[0x20, 0])),
         ("fragment", change(&syn, 20, &[0, 9])),
-        ("extension_header", change(&syn_v6, 20, &[0])),
+        ("extension_header", change(&syn_v6, 20, &[51])),
         ("icmp_error", change(&change(&syn, 23, &[1]), 34, &[3, 1])),
         (
             "icmp_error",

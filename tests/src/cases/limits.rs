@@ -166,9 +166,30 @@ pub(super) fn headers(world: &World, cases: &mut Vec<Case>) {
     );
     pass("IPv6: a fragment header", with(&syn6, 20, &[44]), Fragment);
     pass(
-        "IPv6: a hop-by-hop header",
-        with(&syn6, 20, &[0]),
+        "IPv6: an authentication header covers what would be rewritten",
+        with(&syn6, 20, &[51]),
         ExtensionHeader,
+    );
+    let routed = with(&extended(&syn6, &[43]), 57, &[1]);
+    pass(
+        "IPv6: a routing header with hops left",
+        routed,
+        ExtensionHeader,
+    );
+    pass(
+        "IPv6: more extension headers than are walked over",
+        extended(&syn6, &[0, 43, 60, 60, 60]),
+        ExtensionHeader,
+    );
+    pass(
+        "IPv6: a fragment header behind another one",
+        extended(&syn6, &[0, 44]),
+        Fragment,
+    );
+    pass(
+        "IPv6: an extension header that ends behind the packet",
+        with(&extended(&syn6, &[60]), 55, &[200]),
+        BadHeader,
     );
     pass(
         "IPv6: an ICMPv6 error",
@@ -180,4 +201,41 @@ pub(super) fn headers(world: &World, cases: &mut Vec<Case>) {
         with(&with(&syn6, 20, &[58]), 54, &[135, 0]),
         NotOurs,
     );
+}
+
+/// IPv6 with extension headers of 8 bytes each, of these kinds, before TCP.
+fn extended(frame: &[u8], kinds: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    for kind in kinds.iter().rev() {
+        // Next header, length, and 6 bytes of padding as an option (RFC 8200, 4.2).
+        let next = frame[20];
+        frame.splice(54..54, [next, 0, 1, 0, 0, 0, 0, 0]);
+        frame[20] = *kind;
+        frame[19] += 8;
+    }
+    frame
+}
+
+/// IPv6 with extension headers is TCP or UDP all the same.
+pub(super) fn extensions(world: &World, cases: &mut Vec<Case>) {
+    let [_, f] = Family::both();
+    let syn = Frame::tcp(FROM_CLIENT, f.client, f.service, "S");
+    let to = Frame::tcp(to_backend(f.blue), f.client, f.blue(), "S").hops(63);
+    for (name, kinds) in [
+        ("IPv6: a hop-by-hop header", &[0][..]),
+        (
+            "IPv6: every extension header that may be walked over",
+            &[0, 60, 43, 60],
+        ),
+    ] {
+        cases.push(Case {
+            name,
+            world: world.clone(),
+            frame: extended(&syn.bytes(), kinds),
+            action: TO_BACKEND,
+            reason: ForwardedNew,
+            out: extended(&to.bytes(), kinds),
+            flow: Some(f.check(FlowTable::HalfOpen, Some(|_| true))),
+        });
+    }
 }

@@ -172,6 +172,7 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
         limits::untouched(&world, family, &mut cases);
     }
     limits::headers(&world, &mut cases);
+    limits::extensions(&world, &mut cases);
     cases
 }
 
