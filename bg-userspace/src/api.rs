@@ -222,8 +222,11 @@ pub struct FlowLine {
 pub struct Flows {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// How many there are.
+    /// How many there are of the kind that was asked for.
     pub total: u64,
+    /// How many are half open or closing: among `flows` only when all are asked for.
+    #[serde(default)]
+    pub not_live: u64,
     /// As many as were asked for.
     pub flows: Vec<FlowLine>,
 }
@@ -244,6 +247,9 @@ pub struct Reloaded {
     pub schema: u32,
     /// The difference, a line each.
     pub changes: Vec<String>,
+    /// What is true now and should not be.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// True when nothing was changed.
     pub dry_run: bool,
 }

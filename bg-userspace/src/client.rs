@@ -89,10 +89,7 @@ fn not_connected(socket: &Path, error: &io::Error) -> Refusal {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => Refusal::new(
             Kind::NoDaemon,
-            format!(
-                "the daemon is not running (nobody listens on {shown}). Forwarding goes on as it was; start \
-                 the daemon with `bgswitch run`, or roll back without it with `bgswitch rollback SERVICE`"
-            ),
+            format!("the daemon is not running (nobody listens on {shown})"),
         ),
         io::ErrorKind::PermissionDenied => Refusal::new(
             Kind::NotPermitted,

@@ -281,7 +281,10 @@ fn every_verb_is_there_for_scripts() {
     );
     assert_eq!(
         (flows.status, flows.body),
-        (200, json!({"schema": 1, "total": 0, "flows": []}))
+        (
+            200,
+            json!({"schema": 1, "total": 0, "not_live": 0, "flows": []})
+        )
     );
     let history = call(&lab, "GET", "/v1/history", "", "");
     let last = history.body["entries"]
@@ -297,7 +300,10 @@ fn every_verb_is_there_for_scripts() {
     let reload = call(&lab, "POST", "/v1/reload?dry_run=true", "", "");
     assert_eq!(
         (reload.status, reload.body),
-        (200, json!({"schema": 1, "changes": [], "dry_run": true}))
+        (
+            200,
+            json!({"schema": 1, "changes": [], "warnings": [], "dry_run": true})
+        )
     );
     assert_eq!(
         call(&lab, "POST", "/v1/reload", "", "").body["dry_run"],

@@ -873,3 +873,28 @@ fn is_measured(text: &str) -> bool {
         value.parse::<f64>().is_ok() && ["ns", "µs", "ms", "s"].contains(&unit)
     })
 }
+
+/// Law 10: a reload that gives the live colour a server nobody can reach says so,
+/// and so does a rollback to one.
+#[test]
+fn what_cannot_be_reached_is_said() {
+    let lab = lab();
+    let lost = LLM.replace("\"10.0.1.11\"", "\"172.31.9.9\"");
+    assert_ne!(lost, LLM);
+    lab.configure(&lost).unwrap();
+    let (code, _, err) = lab.tell(&["reload"]).unwrap();
+    assert_eq!(code, 0);
+    assert_eq!(
+        err,
+        "bgswitch: warning: no next hop is known for 172.31.9.9 of llm blue, the ACTIVE colour: its share of \
+         new flows may go nowhere\n"
+    );
+    lab.ask(&["flip", "llm"]).unwrap();
+    let (code, _, err) = lab.tell(&["rollback", "llm"]).unwrap();
+    assert_eq!(code, 0);
+    assert_eq!(
+        err,
+        "bgswitch: warning: no next hop is known for 172.31.9.9 of blue: their share of new flows may go \
+         nowhere\n"
+    );
+}

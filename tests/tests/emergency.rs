@@ -34,9 +34,8 @@ fn without_a_daemon_it_is_3_and_says_what_to_do() {
         assert_eq!(
             err,
             format!(
-                "bgswitch: the daemon is not running (nobody listens on {socket}). Forwarding goes on as it \
-                 was; start the daemon with `bgswitch run`, or roll back without it with `bgswitch rollback \
-                 SERVICE`\n"
+                "bgswitch: the daemon is not running (nobody listens on {socket}). Nothing forwards here \
+                 either; `bgswitch run` begins it\n"
             )
         );
     }

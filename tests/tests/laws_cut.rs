@@ -155,6 +155,9 @@ fn a_cut_costs_an_old_flow_one_reset_and_a_new_one_nothing() {
         (kept..=48).contains(&failures),
         "{failures} failures, {kept} clients with a connection"
     );
+    // Counted as they were before, not as they are once reset (law 10).
+    let counted = flipped["old_flows"].as_u64();
+    assert!(counted.is_none_or(|count| count > 0), "{flipped}");
 }
 
 /// Law 2, cut: a UDP flow of the old colour takes the new one with its next

@@ -127,7 +127,8 @@ fn text(flipped: &Flipped) -> String {
     };
     let count = old_flows.map_or_else(|| "flows".to_owned(), flows);
     let _ = match (&flipped.draining_until, old_flows) {
-        (_, Some(0)) => writeln!(out, "no flow is left on {from}"),
+        (Some(_), Some(0)) => writeln!(out, "no flow is left on {from}"),
+        (None, Some(0)) => writeln!(out, "no flow was on {from}"),
         (Some(until), _) => writeln!(
             out,
             "{count} {} on {from} until {} (drain {})",

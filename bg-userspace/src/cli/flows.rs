@@ -21,6 +21,9 @@ pub(super) struct Flows {
     /// Only flows of this colour.
     #[arg(long, value_parser = ["blue", "green"])]
     colour: Option<String>,
+    /// Also flows that are half open, closed or reset (kept for some seconds).
+    #[arg(long)]
+    all: bool,
     /// Show at most so many flows of a service.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     limit: usize,
@@ -28,7 +31,7 @@ pub(super) struct Flows {
 
 impl Flows {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
-        let mut query = format!("?limit={}", self.limit);
+        let mut query = format!("?limit={}&all={}", self.limit, self.all);
         if let Some(colour) = &self.colour {
             let _ = write!(query, "&colour={colour}");
         }
@@ -44,22 +47,28 @@ impl Flows {
         let mut all = api::Flows {
             schema: SCHEMA,
             total: 0,
+            not_live: 0,
             flows: Vec::new(),
         };
         let mut out = String::new();
         for service in services {
             let path = format!("{}/flows{query}", service_path(&service)?);
             let flows: api::Flows = common.get(&path)?;
-            write_flows(&mut out, &service, &flows);
+            write_flows(&mut out, &service, &flows, self.all);
             all.total += flows.total;
+            all.not_live += flows.not_live;
             all.flows.extend(flows.flows);
         }
         common.print(&all, |_| out)
     }
 }
 
-fn write_flows(out: &mut String, service: &str, flows: &api::Flows) {
-    let _ = writeln!(out, "{service}: {}", text::flows(flows.total));
+fn write_flows(out: &mut String, service: &str, flows: &api::Flows, all: bool) {
+    let _ = write!(out, "{service}: {}", text::flows(flows.total));
+    if flows.not_live > 0 && !all {
+        let _ = write!(out, "  ({} half open or closing: --all)", flows.not_live);
+    }
+    out.push('\n');
     for flow in &flows.flows {
         let backend = flow.backend.as_deref().unwrap_or("?");
         let idle = text::measured(Duration::from_millis(flow.idle_ms).as_nanos() as u64);

@@ -6,7 +6,7 @@ use super::{Common, warn};
 use crate::{
     api::{self, Kind, Refusal, SCHEMA, Status},
     config::Paths,
-    journal::Journal,
+    journal::{Entry, Journal},
     time,
 };
 
@@ -15,8 +15,9 @@ Examples:
   bgswitch history llm
   bgswitch history -o json | jq '.entries[] | select(.action == \"rollback\")'
 
-Every change has two entries: its intent before, its result after. Reads the
-journal itself when the daemon does not run.";
+Every change has two entries in the journal, its intent before and its result
+after; an intent is shown here only where its result is missing. JSON has both.
+Reads the journal itself when the daemon does not run.";
 
 /// `bgswitch history [SERVICE]`.
 #[derive(Debug, Args)]
@@ -69,7 +70,16 @@ fn is_known(common: &Common, service: &str) -> Result<(), Refusal> {
 
 fn text(history: &api::History) -> String {
     let mut out = String::new();
-    for entry in &history.entries {
+    for (number, entry) in history.entries.iter().enumerate() {
+        let same = |later: &&Entry| later.service == entry.service && later.action == entry.action;
+        let next = history.entries[number + 1..].iter().find(same);
+        if entry.phase == "intent" && next.is_some_and(|next| next.phase == "result") {
+            continue;
+        }
+        let generation = match entry.service.as_str() {
+            "*" => String::new(),
+            _ => format!("generation {}", entry.generation),
+        };
         let why = entry
             .why
             .as_ref()
@@ -77,13 +87,12 @@ fn text(history: &api::History) -> String {
             .unwrap_or_default();
         let _ = writeln!(
             out,
-            "{}  {:<12} {:<10} {:<16} {:<7} generation {:<5} {}{why}",
+            "{}  {:<12} {:<10} {:<16} {:<7} {generation:<16} {}{why}",
             time::local_date(&entry.time),
             entry.actor,
             entry.service,
             entry.action,
             entry.phase,
-            entry.generation,
             entry.detail
         );
     }

@@ -12,6 +12,7 @@ mod status;
 mod text;
 
 use std::{
+    fmt::Write as _,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
@@ -192,18 +193,29 @@ impl Common {
     ) -> Result<T, Refusal> {
         // A broken file is `run`'s and `check`'s business, unless it kept the
         // daemon from being found.
-        let (socket, trouble) = if let Some(socket) = &self.socket {
-            (socket.clone(), None)
-        } else {
-            let (paths, trouble) = Paths::salvage(&self.config);
-            (paths.socket, trouble)
-        };
-        client::call(&socket, self.timeout, method, path, body).map_err(|refusal| match trouble {
-            Some(error) if refusal.kind == Kind::NoDaemon => Refusal {
-                error: format!("{refusal}. Or name the daemon's socket with --socket: {error}"),
-                ..refusal
-            },
-            _ => refusal,
+        let (paths, trouble) = Paths::salvage(&self.config);
+        let trouble = trouble.filter(|_| self.socket.is_none());
+        let socket = self.socket.as_ref().unwrap_or(&paths.socket);
+        client::call(socket, self.timeout, method, path, body).map_err(|refusal| {
+            if refusal.kind != Kind::NoDaemon {
+                return refusal;
+            }
+            let advice = match datapath::is_there(&paths.bpffs) {
+                Some(true) => {
+                    "Forwarding goes on as it was; start the daemon with `bgswitch run`, or roll back \
+                     without it with `bgswitch rollback SERVICE`"
+                }
+                Some(false) => "Nothing forwards here either; `bgswitch run` begins it",
+                None => "Start it with `bgswitch run`, as root",
+            };
+            let mut error = format!("{refusal}. {advice}");
+            if let Some(trouble) = trouble {
+                let _ = write!(
+                    error,
+                    ". Or name the daemon's socket with --socket: {trouble}"
+                );
+            }
+            Refusal { error, ..refusal }
         })
     }
 

@@ -2,7 +2,7 @@ use std::fmt::Write as _;
 
 use clap::Args;
 
-use super::Common;
+use super::{Common, warn};
 use crate::api::Reloaded;
 
 const NOTE: &str = "\
@@ -22,6 +22,9 @@ impl Reload {
     pub(super) fn run(self, common: &Common) -> anyhow::Result<()> {
         let reloaded: Reloaded =
             common.post(&format!("/v1/reload?dry_run={}", self.dry_run), &())?;
+        for warning in &reloaded.warnings {
+            warn(warning);
+        }
         common.print(&reloaded, |reloaded| {
             let mut text = match (reloaded.changes.is_empty(), reloaded.dry_run) {
                 (true, _) => "nothing to change\n".to_owned(),

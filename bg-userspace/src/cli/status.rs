@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{Common, Output, text::flows};
 use crate::{
-    api::{self, Refusal, ServiceStatus},
+    api::{self, ColourStatus, Refusal, ServiceStatus},
     time,
 };
 
@@ -93,11 +93,15 @@ fn text(status: &api::Status, colours: bool) -> String {
 
 fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
     let active = paint(&service.active, &service.active, colours);
+    let draining = |colour: &ColourStatus| colour.draining_until.is_some() && colour.flows > 0;
+    let state = match service.colours.iter().find(|(_, colour)| draining(colour)) {
+        Some((name, _)) => format!("draining {name}"),
+        None => service.state.clone(),
+    };
     let _ = writeln!(
         out,
-        "{}  {}  new flows: {active} {} %  generation {}",
+        "{}  {state}  new flows: {active} {} %  generation {}",
         service.name,
-        service.state,
         100.0 - service.canary_percent,
         service.generation
     );

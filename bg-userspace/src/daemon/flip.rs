@@ -46,28 +46,21 @@ impl Daemon {
             .datapath
             .word(service)
             .ok_or_else(|| self.unknown(service))?;
-        let id = self.datapath.service_id(service);
         let switch = switch::flip(service, word, &request, default, |colour| {
-            let silent = self.datapath.unresolved();
-            silent
-                .into_iter()
-                .filter(|(service, of, _)| Some(*service) == id && *of == colour)
-                .map(|(_, _, address)| address.to_string())
-                .collect()
+            self.unreachable(service, colour)
         })?;
         if request.dry_run {
             drop(changing);
             let mut flipped = describe(service, &switch);
             flipped.dry_run = true;
-            flipped.old_flows = Arc::clone(&self)
-                .count_flows(service, switch.from.active())
-                .await;
+            flipped.old_flows = self.count_flows(service, switch.from.active()).await;
             return Ok(flipped);
         }
+        let doomed = self.doomed_flows(service, &switch);
         let why = request.why.as_ref();
         let stored = self.store("flip", &order, &switch, why, request.force, changing);
         let flipped = stored.await?;
-        Ok(self.watch(flipped, service).await)
+        Ok(self.watch(flipped, service, doomed).await)
     }
 
     pub(super) async fn rollback(
@@ -85,10 +78,11 @@ impl Daemon {
             .ok_or_else(|| self.unknown(service))?;
         switch::at_generation(service, word, request.if_generation)?;
         let switch = switch::rollback(word, &request, drain);
+        let doomed = self.doomed_flows(service, &switch);
         let why = request.why.as_ref();
         let stored = self.store("rollback", &order, &switch, why, true, changing);
         let flipped = stored.await?;
-        Ok(self.watch(flipped, service).await)
+        Ok(self.watch(flipped, service, doomed).await)
     }
 
     /// Journals, stores, journals. A journal that cannot be written stops what
@@ -166,27 +160,70 @@ impl Daemon {
         Ok(flipped)
     }
 
-    /// Live flows of a colour, if they can be counted in time.
-    async fn count_flows(self: Arc<Self>, service: &str, colour: Colour) -> Option<u64> {
+    /// Backends of a colour without a next hop.
+    pub(super) fn unreachable(&self, service: &str, colour: Colour) -> Vec<String> {
         let id = self.datapath.service_id(service);
+        let silent = self.datapath.unresolved().into_iter();
+        silent
+            .filter(|(service, of, _)| Some(*service) == id && *of == colour)
+            .map(|(_, _, address)| address.to_string())
+            .collect()
+    }
+
+    /// Live flows of a colour, if they can be counted in time.
+    fn count_flows(
+        self: &Arc<Self>,
+        service: &str,
+        colour: Colour,
+    ) -> impl Future<Output = Option<u64>> + use<> {
+        let id = self.datapath.service_id(service);
+        let daemon = Arc::clone(self);
         let counter = tokio::task::spawn_blocking(move || {
             let mut count = 0;
-            let counted = self.datapath.flows(|flow| {
+            let counted = daemon.datapath.flows(|flow| {
                 let of_colour = flow.colour == colour && Some(flow.service) == id;
-                count += u64::from(of_colour && !flow.closing && flow.table != "half_open");
+                count += u64::from(of_colour && flow.is_live());
             });
             counted.ok().map(|()| count)
         });
-        let counted = tokio::time::timeout(FIRST_FLOW_WAIT + COUNT_WAIT, counter).await;
-        counted.ok()?.ok().flatten()
+        async move {
+            let counted = tokio::time::timeout(FIRST_FLOW_WAIT + COUNT_WAIT, counter).await;
+            counted.ok()?.ok().flatten()
+        }
     }
 
-    /// Waits a moment for the first new flow, and counts the old ones.
-    async fn watch(self: Arc<Self>, mut flipped: Flipped, service: &str) -> Flipped {
-        let old = Colour::ALL
-            .into_iter()
-            .find(|colour| colour.as_str() == flipped.from)
-            .unwrap_or(Colour::Blue);
+    /// Begins to count the flows that a cut will reset; the store does not wait for
+    /// it. Afterwards, many of them are reset already.
+    fn doomed_flows(
+        self: &Arc<Self>,
+        service: &str,
+        switch: &Switch,
+    ) -> Option<impl Future<Output = Option<u64>> + use<>> {
+        let cut = switch.drain.is_none();
+        cut.then(|| self.count_flows(service, switch.from.active()))
+    }
+
+    /// Waits a moment for the first new flow, and counts the old ones, unless those
+    /// that were `doomed` are being counted.
+    async fn watch(
+        self: Arc<Self>,
+        mut flipped: Flipped,
+        service: &str,
+        doomed: Option<impl Future<Output = Option<u64>>>,
+    ) -> Flipped {
+        let [old, new] = if flipped.from == Colour::Blue.as_str() {
+            [Colour::Blue, Colour::Green]
+        } else {
+            [Colour::Green, Colour::Blue]
+        };
+        let silent = self.unreachable(service, new);
+        if !silent.is_empty() {
+            flipped.warnings.push(format!(
+                "no next hop is known for {} of {}: their share of new flows may go nowhere",
+                silent.join(", "),
+                flipped.to
+            ));
+        }
         let first_flow = async {
             loop {
                 let stamp = self.datapath.first_flow(service).unwrap_or(FirstFlow(0));
@@ -198,7 +235,12 @@ impl Daemon {
             }
         };
         let first_flow = tokio::time::timeout(FIRST_FLOW_WAIT, first_flow);
-        let count = Arc::clone(&self).count_flows(service, old);
+        let count = async {
+            match doomed {
+                Some(doomed) => doomed.await,
+                None => self.count_flows(service, old).await,
+            }
+        };
         let (first_flow, count) = tokio::join!(first_flow, count);
         flipped.first_new_flow_us = first_flow.ok();
         flipped.old_flows = count;

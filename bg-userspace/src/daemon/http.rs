@@ -220,6 +220,8 @@ fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
 struct FlowsQuery {
     colour: Option<String>,
     limit: Option<usize>,
+    #[serde(default)]
+    all: bool,
 }
 
 async fn flows(
@@ -230,7 +232,7 @@ async fn flows(
     let asked = query(asked)?;
     let colour = asked.colour.as_deref().map(switch::colour).transpose()?;
     let limit = asked.limit.unwrap_or(FLOW_LINES);
-    beside(move || daemon.flow_lines(&service, colour, limit))
+    beside(move || daemon.flow_lines(&service, colour, limit, asked.all))
         .await
         .map(|flows| Json(flows).into_response())
 }
@@ -262,9 +264,15 @@ async fn reload(
 ) -> Result<Response, Refusal> {
     let ReloadQuery { dry_run } = query(asked)?;
     let changes = daemon.reload(&actor, dry_run).await?;
+    let warnings = if dry_run {
+        Vec::new()
+    } else {
+        daemon.unreachable_backends()
+    };
     Ok(Json(Reloaded {
         schema: SCHEMA,
         changes,
+        warnings,
         dry_run,
     })
     .into_response())

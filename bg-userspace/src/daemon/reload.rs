@@ -50,7 +50,38 @@ impl Daemon {
         self.remember_services();
         let result = self.keeper.entry(entry("result", changes.join("; ")));
         result.within(RESULT_WAIT).await;
+        for warning in self.unreachable_backends() {
+            tracing::warn!("{warning}");
+        }
         Ok(changes)
+    }
+
+    /// What of the configuration cannot be reached, a sentence each.
+    pub(super) fn unreachable_backends(&self) -> Vec<String> {
+        let names: Vec<String> = self.config().services.keys().cloned().collect();
+        let mut sentences = Vec::new();
+        for name in names {
+            let Some(word) = self.datapath.word(&name) else {
+                continue;
+            };
+            for colour in Colour::ALL {
+                let silent = self.unreachable(&name, colour);
+                if silent.is_empty() {
+                    continue;
+                }
+                let share = if colour == word.active() {
+                    ", the ACTIVE colour: its share of new flows may go nowhere"
+                } else {
+                    ""
+                };
+                sentences.push(format!(
+                    "no next hop is known for {} of {name} {}{share}",
+                    silent.join(", "),
+                    colour.as_str()
+                ));
+            }
+        }
+        sentences
     }
 
     /// Reads the file and lays it out, changing nothing.

@@ -27,7 +27,7 @@ impl Daemon {
         self.datapath
             .flows(|flow| {
                 entries += u64::from(flow.table == "established");
-                if !flow.closing && flow.table != "half_open" {
+                if flow.is_live() {
                     *counts
                         .entry((flow.service, flow.colour, flow.backend))
                         .or_default() += 1;
@@ -146,6 +146,7 @@ impl Daemon {
         service: &str,
         colour: Option<Colour>,
         limit: usize,
+        all: bool,
     ) -> Result<Flows, Refusal> {
         let id = self
             .datapath
@@ -154,12 +155,19 @@ impl Daemon {
         let mut flows = Flows {
             schema: SCHEMA,
             total: 0,
+            not_live: 0,
             flows: Vec::new(),
         };
         self.datapath
             .flows(|flow| {
                 if flow.service != id || colour.is_some_and(|colour| colour != flow.colour) {
                     return;
+                }
+                if !flow.is_live() {
+                    flows.not_live += 1;
+                    if !all {
+                        return;
+                    }
                 }
                 flows.total += 1;
                 if flows.flows.len() < limit {

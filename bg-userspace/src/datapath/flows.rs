@@ -134,6 +134,13 @@ impl Unused {
     }
 }
 
+impl FlowRecord {
+    /// True for a flow that carries traffic, or may at any time.
+    pub fn is_live(&self) -> bool {
+        !self.closing && self.table != Kind::HalfOpen.as_str()
+    }
+}
+
 impl Datapath {
     /// Calls `visit` for every flow that is there: entries that stand for none
     /// any more, and wait for the sweep, are passed over.

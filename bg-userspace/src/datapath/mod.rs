@@ -130,6 +130,11 @@ pub fn interfaces_exist(interfaces: &[String]) -> Result<(), Error> {
     attach::exist(interfaces)
 }
 
+/// Whether pinned state is below `bpffs`; `None` where that cannot be seen.
+pub fn is_there(bpffs: &Path) -> Option<bool> {
+    Pins::new(bpffs).map(map::WORDS).try_exists().ok()
+}
+
 impl Datapath {
     /// Checks, loads or adopts, pins, attaches and applies the plan. What fails
     /// leaves nothing behind where nothing was, and changes nothing where
