@@ -79,8 +79,11 @@ pub struct Case {
     pub goal: Option<u32>,
 }
 
-/// Flow counts, and what is measured with so many flows in the tables.
-pub const STAGES: [(u32, &[(Kind, Option<u32>)]); 3] = [
+/// What is measured with so many flows in the tables, and the goal of each.
+pub type Stage = (u32, &'static [(Kind, Option<u32>)]);
+
+/// All stages, fewest flows first.
+pub const STAGES: [Stage; 3] = [
     (
         1_000,
         &[
@@ -111,7 +114,7 @@ pub const STAGES: [(u32, &[(Kind, Option<u32>)]); 3] = [
 ];
 
 /// The cases of a stage.
-pub fn of_stage((flows, kinds): (u32, &[(Kind, Option<u32>)])) -> Vec<Case> {
+pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
     let mut cases: Vec<Case> = kinds
         .iter()
         .map(|(kind, goal)| Case {

@@ -56,7 +56,7 @@ const INTERRUPTED: u8 = 130;
 const WARM_UP: u32 = 20_000;
 /// Before SYNs are measured, so many of them have filled the half-open table.
 const STRANGERS_BEFORE: u32 = 200_000;
-/// The half of the million flows would be no million.
+/// Room in each flow table: the default of `gateway.max_flows`.
 const MAX_FLOWS: u32 = 1_000_000;
 /// Parts of a thousand of the packets that must count the intended reason:
 /// what else comes in is the stacks' own.

@@ -1,7 +1,12 @@
 //! The stand: a lab with two arms whose far ends drop everything, generators at
 //! both, and a place on the gateway's interfaces for the program to be measured.
 
-use std::{fs::File, net::IpAddr, path::Path, time::Duration};
+use std::{
+    fs::File,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
@@ -25,7 +30,7 @@ use bg_tests::{
     frame::Macs,
     generator::Generator,
     kernel::{in_namespace, tick},
-    lab::{Lab, Place, SERVERS, default_service, listener, listener_v6},
+    lab::{Lab, Place, SERVERS, SERVICE, SERVICE_V6, default_service},
 };
 use nix::{net::if_::if_nametoindex, sys::signal::Signal};
 use serde_json::Value;
@@ -71,14 +76,13 @@ impl Stand {
     pub fn new(max_flows: u32) -> Result<Self> {
         let mut lab = Lab::new()?;
         lab.configure_for(max_flows, &default_service())?;
-        let macs = [0, 1].map(|side| -> Result<Macs> {
+        let macs = |side: Side| -> Result<Macs> {
             Ok(Macs {
-                to: lab.mac(Place::Gateway, INTERFACES[side])?,
-                from: lab.mac(FAR[side], FAR_INTERFACE)?,
+                to: lab.mac(Place::Gateway, INTERFACES[side as usize])?,
+                from: lab.mac(FAR[side as usize], FAR_INTERFACE)?,
             })
-        });
-        let [clients, blue] = macs;
-        let macs = [clients?, blue?];
+        };
+        let macs = [macs(Side::Clients)?, macs(Side::Servers)?];
         let green = lab.mac(Place::Green, FAR_INTERFACE)?;
         know_neighbours(&lab, [macs[0].from, macs[1].from, green])?;
         lab.forward(Place::Gateway)?;
@@ -136,10 +140,11 @@ impl Stand {
         let (v4, v6): (IpAddr, IpAddr) = (v4.parse()?, v6.parse()?);
         let (backend_v4, backend_v6) = (self.backend(v4)?, self.backend(v6)?);
 
-        let address = listener(8000);
-        let tcp = self.listener(map::LISTENERS_V4, ip4(address.ip()), 8000, TCP)?;
-        let udp = self.listener(map::LISTENERS_V4, ip4(address.ip()), 4433, UDP)?;
-        let tcp_v6 = self.listener(map::LISTENERS_V6, ip6(listener_v6(8000).ip()), 8000, TCP)?;
+        let service = SERVICE.parse::<Ipv4Addr>()?.octets();
+        let service_v6 = SERVICE_V6.parse::<Ipv6Addr>()?.octets();
+        let tcp = self.listener(map::LISTENERS_V4, service, 8000, TCP)?;
+        let udp = self.listener(map::LISTENERS_V4, service, 4433, UDP)?;
+        let tcp_v6 = self.listener(map::LISTENERS_V6, service_v6, 8000, TCP)?;
         let mut flows_v4: HashMap<_, FlowKey<[u8; 4]>, Flow> =
             pinned(&self.lab, map::FLOWS_V4, Map::HashMap)?;
         let mut flows_v6: HashMap<_, FlowKey<[u8; 16]>, Flow> =
@@ -254,13 +259,11 @@ impl Stand {
     /// The id of a server, which must have a next hop.
     fn backend(&self, address: IpAddr) -> Result<u32> {
         let backends: Array<_, Backend> = pinned(&self.lab, map::BACKENDS, Map::Array)?;
-        let wide = match address {
-            IpAddr::V4(v4) => {
-                let [a, b, c, d] = v4.octets();
-                [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
-            }
-            IpAddr::V6(v6) => v6.octets(),
-        };
+        let mut wide = [0; 16];
+        match address {
+            IpAddr::V4(v4) => wide[..4].copy_from_slice(&v4.octets()),
+            IpAddr::V6(v6) => wide = v6.octets(),
+        }
         for id in 0..64 {
             let backend = backends.get(&id, 0)?;
             if backend.family != 0 && backend.address == wide {
@@ -342,18 +345,4 @@ where
     open(&path)
         .and_then(M::try_from)
         .with_context(|| format!("opening {}", path.display()))
-}
-
-const fn ip4(address: IpAddr) -> [u8; 4] {
-    match address {
-        IpAddr::V4(v4) => v4.octets(),
-        IpAddr::V6(_) => [0; 4],
-    }
-}
-
-const fn ip6(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V6(v6) => v6.octets(),
-        IpAddr::V4(_) => [0; 16],
-    }
 }
