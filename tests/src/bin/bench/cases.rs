@@ -45,7 +45,21 @@ pub enum Program {
     Redirect,
     /// The packet path.
     Ours,
+    /// One part of what the packet path does, by the program's name; then drops.
+    Part(&'static str),
 }
+
+/// Parts of what the packet path does: program, and name in the report.
+pub const PARTS: [(&str, &str); 6] = [
+    (FLOW_PART, "part: look-up of a flow"),
+    ("find_listener", "part: look-up of a listener"),
+    ("find_backend", "part: look-up in an array"),
+    ("count", "part: count in a per-CPU array"),
+    ("clock", "part: coarse clock"),
+    ("call", "part: BPF function call"),
+];
+/// The part that depends on how many flows there are.
+const FLOW_PART: &str = "find_flow";
 
 /// Frames of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,14 +143,23 @@ pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
             goal: *goal,
         })
         .collect();
-    if flows == STAGES[0].0 {
+    let mut compare = |name, program| {
         cases.push(Case {
-            name: "bare XDP_REDIRECT",
-            program: Program::Redirect,
+            name,
+            program,
             kind: Kind::Forward,
             flows,
             goal: None,
         });
+    };
+    let few = flows == STAGES[0].0;
+    if few {
+        compare("bare XDP_REDIRECT", Program::Redirect);
+    }
+    for (program, name) in PARTS {
+        if few || program == FLOW_PART {
+            compare(name, Program::Part(program));
+        }
     }
     cases
 }

@@ -58,6 +58,9 @@ const WARM_UP: u32 = 20_000;
 const STRANGERS_BEFORE: u32 = 200_000;
 /// Room in each flow table: the default of `gateway.max_flows`.
 const MAX_FLOWS: u32 = 1_000_000;
+/// Frames per second are measured over so many times more frames: a test run
+/// takes tens of milliseconds to begin and end.
+const RATE_FRAMES: u32 = 4;
 /// Parts of a thousand of the packets that must count the intended reason:
 /// what else comes in is the stacks' own.
 const INTENDED: u64 = 999;
@@ -109,19 +112,16 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
         frames,
     };
     let mut drops = [Vec::new(), Vec::new()];
-    let mut delivered = None;
     for stage in stages {
         eprintln!("bench: {} flows", stage.0);
         bench.stand.remember(stage.0)?;
-        if delivered.is_none() {
-            delivered = Some(bench.delivered(stage.0)?);
-        }
+        report.add_delivered(bench.delivered(stage.0)?);
         bench.stage(&cases::of_stage(*stage), &mut drops, &mut report)?;
     }
     for drops in &drops {
         report.add_drop(drops);
     }
-    report.end(delivered);
+    report.end();
     Ok(report)
 }
 
@@ -205,17 +205,18 @@ impl Bench<'_> {
         let programs = [Program::Drop, Program::Redirect, Program::Ours];
         let mut rates = [const { Vec::new() }; 3];
         let mut ratios = Vec::new();
+        let frames = self.frames * RATE_FRAMES;
         self.stand.feed(Kind::Forward, flows)?;
         for _ in 0..self.rounds {
             for (program, rates) in programs.iter().zip(&mut rates) {
                 self.stand.put(Side::Clients, *program)?;
-                self.send(Side::Clients, WARM_UP)?;
+                self.send(Side::Clients, flows.max(WARM_UP))?;
                 let (side, far) = match program {
                     Program::Drop => (Side::Clients, false),
                     _ => (Side::Servers, true),
                 };
                 let before = self.stand.received(side, far)?;
-                let took = self.send(Side::Clients, self.frames)?;
+                let took = self.send(Side::Clients, frames)?;
                 let came = self.stand.received(side, far)? - before;
                 rates.push(came as f64 / took.as_secs_f64() / 1e6);
             }
@@ -224,6 +225,7 @@ impl Bench<'_> {
         }
         let [drop, redirect, forward] = rates.map(|rates| Figure::of(&rates));
         Ok(Delivered {
+            flows,
             drop,
             redirect,
             forward,

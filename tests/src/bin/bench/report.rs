@@ -29,7 +29,7 @@ pub struct Report {
     /// Costs.
     cases: Vec<Line>,
     /// Frames per second through the two-arm lab, on one core.
-    delivered: Option<Delivered>,
+    delivered: Vec<Delivered>,
 }
 
 /// Values of one figure over the rounds.
@@ -53,11 +53,13 @@ struct Line {
 /// Millions of frames per second.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Delivered {
+    /// Over how many flows.
+    pub flows: u32,
     /// Dropped by a bare program on the gateway's interface.
     pub drop: Figure,
     /// Sent by a bare program to the servers.
     pub redirect: Figure,
-    /// Sent by the packet path to the servers, 1 000 flows, IPv4 TCP.
+    /// Sent by the packet path to the servers, IPv4 TCP.
     pub forward: Figure,
     /// `forward` in parts of `redirect`, round by round.
     pub ratio: Figure,
@@ -99,7 +101,7 @@ impl Report {
             frames,
             drop_ns: Vec::new(),
             cases: Vec::new(),
-            delivered: None,
+            delivered: Vec::new(),
         }
     }
 
@@ -120,9 +122,13 @@ impl Report {
         });
     }
 
+    /// Adds what came out.
+    pub fn add_delivered(&mut self, delivered: Delivered) {
+        self.delivered.push(delivered);
+    }
+
     /// Ends the report.
-    pub fn end(&mut self, delivered: Option<Delivered>) {
-        self.delivered = delivered;
+    pub fn end(&mut self) {
         self.load[1] = load();
     }
 }
@@ -157,27 +163,27 @@ impl fmt::Display for Report {
                 verdict(line.met)
             )?;
         }
-        if let Some(delivered) = &self.delivered {
-            writeln!(
-                f,
-                "\nmillions of frames per second, one core, statistics off"
-            )?;
-            for (name, figure) in [
-                ("bare XDP_DROP", delivered.drop),
-                ("bare XDP_REDIRECT", delivered.redirect),
-                ("forward, IPv4 TCP, 1 000 flows", delivered.forward),
-            ] {
-                let spread = spread(figure, 2);
-                writeln!(f, "{name:<53} {:>7.2}  {spread:>15}", figure.median)?;
-            }
-            writeln!(
-                f,
-                "{:<44}  {RATIO_GOAL:>6}  {:>7.2}  {:>15}  {}",
-                "forward : XDP_REDIRECT",
-                delivered.ratio.median,
-                spread(delivered.ratio, 2),
-                verdict(Some(delivered.ratio.median >= RATIO_GOAL))
-            )?;
+        writeln!(
+            f,
+            "\nmillions of frames per second, one core, statistics off"
+        )?;
+        for delivered in &self.delivered {
+            let mut line = |name: &str, goal: Option<f64>, figure: Figure| {
+                let met = goal.map(|goal| figure.median >= goal);
+                let goal = goal.map_or_else(String::new, |goal| goal.to_string());
+                writeln!(
+                    f,
+                    "{name:<34} {:>9}  {goal:>6}  {:>7.2}  {:>15}  {}",
+                    delivered.flows,
+                    figure.median,
+                    spread(figure, 2),
+                    verdict(met)
+                )
+            };
+            line("bare XDP_DROP", None, delivered.drop)?;
+            line("bare XDP_REDIRECT", None, delivered.redirect)?;
+            line("forward, IPv4 TCP", None, delivered.forward)?;
+            line("forward : XDP_REDIRECT", Some(RATIO_GOAL), delivered.ratio)?;
         }
         Ok(())
     }

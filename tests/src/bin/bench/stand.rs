@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Ebpf,
+    Ebpf, EbpfLoader,
     maps::{Array, DevMap, HashMap, Map, MapData, PerCpuArray},
     programs::{
         ProgramInfo, Xdp, XdpMode,
@@ -35,7 +35,7 @@ use bg_tests::{
 use nix::{net::if_::if_nametoindex, sys::signal::Signal};
 use serde_json::Value;
 
-use crate::cases::{CLIENTS, CLIENTS_V6, Kind, Program, Side};
+use crate::cases::{CLIENTS, CLIENTS_V6, Kind, PARTS, Program, Side};
 
 /// Interfaces of the gateway, by side.
 const INTERFACES: [&str; 2] = ["clients", "blue"];
@@ -101,9 +101,23 @@ impl Stand {
             })
             .with_context(|| format!("attaching to {FAR_INTERFACE} in {place:?}"))?;
         }
-        let mut bare = Ebpf::load(bg_userspace::object::BENCH)?;
-        for name in ["discard", "redirect"] {
-            program(&mut bare, name)?.load()?;
+        let service = SERVICE.parse::<Ipv4Addr>()?.octets();
+        let tcp = listener(&lab, map::LISTENERS_V4, service, 8000, TCP)?;
+        let mut loader = EbpfLoader::new();
+        for name in [map::LISTENERS_V4, map::BACKENDS, map::FLOWS_V4] {
+            loader.map_pin_path(name, lab.pinned_map(name));
+        }
+        let mut bare = loader
+            .map_max_entries(map::FLOWS_V4, max_flows)
+            .override_global("LISTENER", &u32::from(tcp.id), true)
+            .load(bg_userspace::object::BENCH)?;
+        for name in ["discard", "redirect"]
+            .into_iter()
+            .chain(PARTS.map(|(name, _)| name))
+        {
+            program(&mut bare, name)?
+                .load()
+                .with_context(|| format!("loading {name}"))?;
         }
         let out = bare.map_mut("OUT").context("no device map")?;
         let mut out: DevMap<_> = out.try_into()?;
@@ -142,9 +156,9 @@ impl Stand {
 
         let service = SERVICE.parse::<Ipv4Addr>()?.octets();
         let service_v6 = SERVICE_V6.parse::<Ipv6Addr>()?.octets();
-        let tcp = self.listener(map::LISTENERS_V4, service, 8000, TCP)?;
-        let udp = self.listener(map::LISTENERS_V4, service, 4433, UDP)?;
-        let tcp_v6 = self.listener(map::LISTENERS_V6, service_v6, 8000, TCP)?;
+        let tcp = listener(&self.lab, map::LISTENERS_V4, service, 8000, TCP)?;
+        let udp = listener(&self.lab, map::LISTENERS_V4, service, 4433, UDP)?;
+        let tcp_v6 = listener(&self.lab, map::LISTENERS_V6, service_v6, 8000, TCP)?;
         let mut flows_v4: HashMap<_, FlowKey<[u8; 4]>, Flow> =
             pinned(&self.lab, map::FLOWS_V4, Map::HashMap)?;
         let mut flows_v6: HashMap<_, FlowKey<[u8; 16]>, Flow> =
@@ -236,24 +250,8 @@ impl Stand {
             Program::Ours => Ok(&mut self.ours),
             Program::Drop => self::program(&mut self.bare, "discard"),
             Program::Redirect => self::program(&mut self.bare, "redirect"),
+            Program::Part(name) => self::program(&mut self.bare, name),
         }
-    }
-
-    fn listener<A: Copy + 'static>(
-        &self,
-        name: &str,
-        address: A,
-        port: u16,
-        protocol: u8,
-    ) -> Result<Listener>
-    where
-        Endpoint<A>: aya::Pod,
-    {
-        let listeners: HashMap<_, Endpoint<A>, Listener> = pinned(&self.lab, name, Map::HashMap)?;
-        let endpoint = Endpoint::new(address, port.to_be_bytes(), protocol);
-        listeners
-            .get(&endpoint, 0)
-            .with_context(|| format!("no listener on port {port} in {name}"))
     }
 
     /// The id of a server, which must have a next hop.
@@ -273,6 +271,23 @@ impl Stand {
         }
         anyhow::bail!("{address} is no backend")
     }
+}
+
+fn listener<A: Copy + 'static>(
+    lab: &Lab,
+    name: &str,
+    address: A,
+    port: u16,
+    protocol: u8,
+) -> Result<Listener>
+where
+    Endpoint<A>: aya::Pod,
+{
+    let listeners: HashMap<_, Endpoint<A>, Listener> = pinned(lab, name, Map::HashMap)?;
+    let endpoint = Endpoint::new(address, port.to_be_bytes(), protocol);
+    listeners
+        .get(&endpoint, 0)
+        .with_context(|| format!("no listener on port {port} in {name}"))
 }
 
 /// Tells every stack where its neighbours are: with the far ends dropping
