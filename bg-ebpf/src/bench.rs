@@ -12,7 +12,7 @@ use core::ptr;
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_NO_PREALLOC, xdp_action},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action},
     btf_maps::{Array, DevMap, HashMap, PerCpuArray},
     helpers::generated::bpf_ktime_get_coarse_ns,
     macros::{btf_map, xdp},
@@ -39,7 +39,8 @@ pub static COUNTERS: PerCpuArray<u64, 32> = PerCpuArray::new();
 #[btf_map]
 pub static LISTENERS_V4: HashMap<EndpointV4, Listener, { capacity::LISTENERS }> = HashMap::new();
 #[btf_map]
-pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, { 1 << 10 }> = Array::new();
+pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, { BPF_F_MMAPABLE as usize }> =
+    Array::new();
 #[btf_map]
 pub static FLOWS_V4: HashMap<FlowKeyV4, Flow, { capacity::FLOWS }, { BPF_F_NO_PREALLOC as usize }> =
     HashMap::new();
@@ -74,7 +75,7 @@ pub fn find_listener(context: XdpContext) -> u32 {
     drop_if(|| {
         let to = EndpointV4::new(read(&context, 30)?, read(&context, 36)?, TCP);
         // SAFETY: one aligned load; entries are replaced whole.
-        unsafe { LISTENERS_V4.get(&to) }.map(|listener| u64::from(listener.idle))
+        unsafe { LISTENERS_V4.get(to) }.map(|listener| u64::from(listener.idle))
     })
 }
 
@@ -88,7 +89,7 @@ pub fn find_flow(context: XdpContext) -> u32 {
             LISTENER.load() as u16,
         );
         // SAFETY: aligned loads of one entry.
-        unsafe { FLOWS_V4.get(&key) }.map(|flow| u64::from(flow.seen))
+        unsafe { FLOWS_V4.get(key) }.map(|flow| u64::from(flow.seen))
     })
 }
 
