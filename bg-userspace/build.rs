@@ -1,6 +1,6 @@
-//! Builds the eBPF object that the binary embeds.
+//! Builds the eBPF object that the binary embeds, and the benchmark's.
 //!
-//! The object needs a compiler with the source of `core` and bpf-linker. The
+//! The objects need a compiler with the source of `core` and bpf-linker. The
 //! compiler is the first of these that has it: `$BG_EBPF_RUSTC`, rustup's
 //! nightly, rustup's stable, Debian's. Stable compilers are told to allow the
 //! one unstable flag in use, `-Zbuild-std`. `cargo xtask setup` installs both.

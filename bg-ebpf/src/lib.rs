@@ -12,4 +12,5 @@ pub mod packet;
 pub mod parse;
 pub mod pipeline;
 pub mod rewrite;
+pub mod stream;
 pub mod tables;

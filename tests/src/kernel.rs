@@ -67,13 +67,30 @@ pub struct Kernel {
 /// Layout of the kernel's `struct xdp_md`.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct Context {
+pub(crate) struct Context {
     data: u32,
     data_end: u32,
     data_meta: u32,
     ingress_ifindex: u32,
     rx_queue_index: u32,
     egress_ifindex: u32,
+}
+
+impl Context {
+    /// A frame of `length` bytes that came in by `ingress`.
+    pub(crate) fn new(length: usize, ingress: u32) -> Self {
+        Self {
+            data_end: length as u32,
+            ingress_ifindex: ingress,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) const fn bytes(&self) -> &[u8] {
+        // SAFETY: Context is repr(C) of u32 fields only, so all its bytes are
+        // initialised, and the slice borrows `self`.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), size_of::<Self>()) }
+    }
 }
 
 impl Kernel {
@@ -146,16 +163,7 @@ impl Kernel {
     /// was counted, and the frame afterwards.
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> Result<(u32, Reason, Vec<u8>)> {
         let before = self.reasons()?;
-        let context = Context {
-            data_end: frame.len() as u32,
-            ingress_ifindex: ingress,
-            ..Context::default()
-        };
-        // SAFETY: Context is repr(C) of u32 fields only, so all its bytes are
-        // initialised, and the slice lives as long as `context`.
-        let context: &[u8] = unsafe {
-            std::slice::from_raw_parts((&raw const context).cast(), size_of::<Context>())
-        };
+        let context = Context::new(frame.len(), ingress);
         let mut out = vec![0; frame.len() + 256];
         let program: &mut Xdp = self
             .ebpf
@@ -165,7 +173,7 @@ impl Kernel {
         let result = program.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
-            ctx_in: Some(context),
+            ctx_in: Some(context.bytes()),
             ctx_out: None,
             repeat: 1,
             attrs: TestRunAttrs::new(),

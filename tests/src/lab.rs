@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use bg_common::abi::LAYOUT;
 use bg_userspace::{
     datapath::PinnedWords,
     plan::{ListenerPlan, Protocol},
@@ -254,6 +255,12 @@ impl Lab {
         self.side(Place::Gateway, side)
     }
 
+    /// Takes the programs away that pass everything at the far ends of the
+    /// gateway's links, to make room for others.
+    pub fn free_far_ends(&mut self) {
+        self.far_ends.clear();
+    }
+
     /// Makes a place's stack forward.
     pub fn forward(&self, place: Place) -> Result<()> {
         self.sysctl(place, "net.ipv4.ip_forward=1")?;
@@ -346,6 +353,11 @@ impl Lab {
     /// Where the gateway's pins are.
     pub fn bpffs(&self) -> PathBuf {
         Path::new("/sys/fs/bpf").join(&self.name)
+    }
+
+    /// The pin of a map of the gateway.
+    pub fn pinned_map(&self, name: &str) -> PathBuf {
+        self.bpffs().join(format!("v{LAYOUT}/maps/{name}"))
     }
 
     /// Writes a configuration; `service` is the part after `[gateway]`.

@@ -4,6 +4,7 @@ pub mod cases;
 pub mod conversation;
 pub mod flipper;
 pub mod frame;
+pub mod generator;
 pub mod kernel;
 pub mod lab;
 pub mod load;

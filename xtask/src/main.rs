@@ -3,6 +3,7 @@
 //! Everything is said on stderr, so that `cargo xtask demo -o json` leaves
 //! stdout to the summary. The exit code is the one of the command that failed.
 
+mod bench;
 mod command;
 mod demo;
 mod lint;
@@ -18,7 +19,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "Sets up, shows, tests and lints bgswitch"
+    about = "Sets up, shows, tests, measures and lints bgswitch"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -36,6 +37,13 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Measure what the packet path costs a packet
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Handed to the benchmark: --rounds, --quick, -o json, --help
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Run every test; those that need root and BPF included
     Test {
         /// Handed to the test harness: a filter, --nocapture, --exact ...
@@ -50,6 +58,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().verb {
         Verb::Setup => setup::run(),
         Verb::Demo { arguments } => demo::run(&arguments),
+        Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Test { arguments } => test::run(&arguments),
         Verb::Lint => lint::run(),
     };

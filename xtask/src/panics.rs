@@ -1,10 +1,10 @@
-//! The eBPF object must not contain a panic: the verifier would refuse it at
+//! The eBPF objects must not contain a panic: the verifier would refuse them at
 //! load, with a message that names no source line.
 
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
 };
 
@@ -17,20 +17,26 @@ use crate::command;
 /// it was inlined.
 const JUMP_TO_SELF: [u8; 8] = [0x05, 0, 0xff, 0xff, 0, 0, 0, 0];
 
-/// Fails if the object that the release build embeds can reach a panic.
+/// The objects that bg-userspace's build script makes.
+const OBJECTS: [&str; 2] = ["bgswitch-ebpf", "bgswitch-bench-ebpf"];
+
+/// Fails if an object of the release build can reach a panic.
 pub fn check() -> Result<()> {
-    let path = built_object()?;
-    let data = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    let found = panics(&data).with_context(|| format!("reading {}", path.display()))?;
-    if found.is_empty() {
+    let directory = built_objects()?;
+    for name in OBJECTS {
+        let path = directory.join(name);
+        let data = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let found = panics(&data).with_context(|| format!("reading {}", path.display()))?;
+        if !found.is_empty() {
+            bail!(
+                "{} can panic, the kernel would not load it: {}",
+                path.display(),
+                found.join(", ")
+            );
+        }
         eprintln!("no reachable panic in {}", path.display());
-        return Ok(());
     }
-    bail!(
-        "{} can panic, the kernel would not load it: {}",
-        path.display(),
-        found.join(", ")
-    );
+    Ok(())
 }
 
 /// The signs of a panic: symbols of core's panic machinery, endless loops.
@@ -56,9 +62,8 @@ fn panics(data: &[u8]) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The object in the output directory of bg-userspace's build script, as cargo
-/// itself names it.
-fn built_object() -> Result<PathBuf> {
+/// The output directory of bg-userspace's build script, as cargo itself names it.
+fn built_objects() -> Result<PathBuf> {
     let mut build = command::cargo();
     build.args([
         "build",
@@ -84,5 +89,5 @@ fn built_object() -> Result<PathBuf> {
     command::check(&build, child.wait()?)?;
     let directory =
         directory.context("cargo did not name the output of bg-userspace's build script")?;
-    Ok(Path::new(&directory).join("bgswitch-ebpf"))
+    Ok(PathBuf::from(directory))
 }

@@ -1,0 +1,241 @@
+//! What is measured: frames, the reason each must count, and the goal.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use anyhow::Result;
+use bg_common::reason::Reason;
+use bg_ebpf::stream::Stream;
+use bg_tests::{
+    frame::{Frame, Macs},
+    generator::{self, Client},
+    lab::{listener, listener_v6},
+};
+
+/// Where clients' addresses begin: the benchmark networks of RFC 2544, ...
+pub const CLIENTS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+/// ... and RFC 5180.
+pub const CLIENTS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0);
+/// Where those begin whose flows nobody knows.
+const STRANGERS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 0);
+/// So many strangers come round that each is forgotten in between.
+const STRANGER_FLOWS: u32 = 1_000_000;
+/// A MAC address that nobody has: the stack drops what is passed to it at once.
+const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+
+/// Which interface of the gateway is measured, fed from its other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Side {
+    /// Where clients' packets come in.
+    Clients,
+    /// Where servers' packets come in.
+    Servers,
+}
+
+impl Side {
+    /// Both, in index order.
+    pub const ALL: [Self; 2] = [Self::Clients, Self::Servers];
+}
+
+/// Which program takes the packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Bare `XDP_DROP`.
+    Drop,
+    /// Bare `XDP_REDIRECT` to the servers.
+    Redirect,
+    /// The packet path.
+    Ours,
+    /// One part of what the packet path does, by the program's name; then drops.
+    Part(&'static str),
+}
+
+/// Parts of what the packet path does: program, and name in the report.
+pub const PARTS: [(&str, &str); 6] = [
+    (FLOW_PART, "part: look-up of a flow"),
+    ("find_listener", "part: look-up of a listener"),
+    ("find_backend", "part: look-up in an array"),
+    ("count", "part: count in a per-CPU array"),
+    ("clock", "part: coarse clock"),
+    ("call", "part: BPF function call"),
+];
+/// The part that depends on how many flows there are.
+const FLOW_PART: &str = "find_flow";
+
+/// Frames of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Client's segment of an established flow, IPv4.
+    Forward,
+    /// The same, IPv6.
+    ForwardV6,
+    /// Client's datagram of a known flow, IPv4.
+    ForwardUdp,
+    /// Server's segment of an established flow, IPv4.
+    Return,
+    /// SYN of a client that is not known, IPv4.
+    First,
+    /// To an address that is no listener's, from one that is no server's.
+    NotOurs,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// Name.
+    pub name: &'static str,
+    /// Whose cost it is.
+    pub program: Program,
+    /// What it is fed with.
+    pub kind: Kind,
+    /// Over how many flows.
+    pub flows: u32,
+    /// At most so many nanoseconds a packet, net of `XDP_DROP`.
+    pub goal: Option<u32>,
+}
+
+/// What is measured with so many flows in the tables, and the goal of each.
+pub type Stage = (u32, &'static [(Kind, Option<u32>)]);
+
+/// All stages, fewest flows first.
+pub const STAGES: [Stage; 3] = [
+    (
+        1_000,
+        &[
+            (Kind::Forward, Some(55)),
+            (Kind::ForwardV6, Some(72)),
+            (Kind::ForwardUdp, None),
+            (Kind::Return, Some(72)),
+            (Kind::NotOurs, Some(20)),
+            (Kind::First, Some(250)),
+        ],
+    ),
+    (
+        100_000,
+        &[
+            (Kind::Forward, Some(120)),
+            (Kind::ForwardV6, Some(156)),
+            (Kind::Return, Some(156)),
+        ],
+    ),
+    (
+        1_000_000,
+        &[
+            (Kind::Forward, Some(160)),
+            (Kind::ForwardV6, Some(208)),
+            (Kind::Return, Some(208)),
+        ],
+    ),
+];
+
+/// The cases of a stage.
+pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
+    let mut cases: Vec<Case> = kinds
+        .iter()
+        .map(|(kind, goal)| Case {
+            name: kind.name(),
+            program: Program::Ours,
+            kind: *kind,
+            flows: if *kind == Kind::First {
+                STRANGER_FLOWS
+            } else {
+                flows
+            },
+            goal: *goal,
+        })
+        .collect();
+    let mut compare = |name, program| {
+        cases.push(Case {
+            name,
+            program,
+            kind: Kind::Forward,
+            flows,
+            goal: None,
+        });
+    };
+    let few = flows == STAGES[0].0;
+    if few {
+        compare("bare XDP_REDIRECT", Program::Redirect);
+    }
+    for (program, name) in PARTS {
+        if few || program == FLOW_PART {
+            compare(name, Program::Part(program));
+        }
+    }
+    cases
+}
+
+impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Forward => "forward, IPv4 TCP",
+            Self::ForwardV6 => "forward, IPv6 TCP",
+            Self::ForwardUdp => "forward, IPv4 UDP",
+            Self::Return => "return, IPv4 TCP",
+            Self::First => "first packet of a flow, IPv4 TCP",
+            Self::NotOurs => "not ours, IPv4 TCP",
+        }
+    }
+
+    /// Where these frames come in.
+    pub const fn side(self) -> Side {
+        match self {
+            Self::Return => Side::Servers,
+            _ => Side::Clients,
+        }
+    }
+
+    /// What the packet path must count.
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Forward | Self::ForwardV6 | Self::ForwardUdp => Reason::Forwarded,
+            Self::Return => Reason::Returned,
+            Self::First => Reason::ForwardedNew,
+            Self::NotOurs => Reason::NotOurs,
+        }
+    }
+
+    /// The stream over `flows` flows, between `macs`; `server` is the backend
+    /// that all flows are pinned to.
+    pub fn stream(self, macs: Macs, server: IpAddr, flows: u32) -> Result<Stream> {
+        let anyone = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let anyone_v6 = SocketAddr::from((CLIENTS_V6, 0));
+        let (frame, client, first) = match self {
+            Self::Forward => (
+                Frame::tcp(macs, anyone, listener(8000), "A").padding(10),
+                Client::Source,
+                CLIENTS,
+            ),
+            Self::ForwardV6 => (
+                Frame::tcp(macs, anyone_v6, listener_v6(8000), "A").padding(6),
+                Client::Source,
+                Ipv4Addr::UNSPECIFIED,
+            ),
+            Self::ForwardUdp => (
+                Frame::udp(macs, anyone, listener(4433)).payload(&[0; 22]),
+                Client::Source,
+                CLIENTS,
+            ),
+            Self::Return => (
+                Frame::tcp(macs, SocketAddr::new(server, 8000), anyone, "A").padding(10),
+                Client::Destination,
+                CLIENTS,
+            ),
+            Self::First => (
+                Frame::tcp(macs, anyone, listener(8000), "S").padding(10),
+                Client::Source,
+                STRANGERS,
+            ),
+            Self::NotOurs => {
+                let macs = Macs { to: NOBODY, ..macs };
+                let elsewhere = SocketAddr::from(([192, 0, 2, 99], 8000));
+                (
+                    Frame::tcp(macs, anyone, elsewhere, "A").padding(10),
+                    Client::Source,
+                    CLIENTS,
+                )
+            }
+        };
+        let frame = frame.numbers(1000, 0).bytes();
+        generator::stream(&frame, client, flows, first.to_bits())
+    }
+}

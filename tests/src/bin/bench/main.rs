@@ -1,0 +1,261 @@
+//! The benchmark: what the packet path costs a packet, in nanoseconds.
+//! `cargo xtask bench` runs it.
+
+mod cases;
+mod report;
+mod stand;
+
+use std::{
+    process::ExitCode,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use aya::sys::{Stats, enable_stats};
+use bg_common::reason::Reason;
+use cases::{Case, Kind, Program, STAGES, Side};
+use clap::{Parser, ValueEnum};
+use report::{Delivered, Figure, Report};
+use stand::Stand;
+
+/// Measures what the packet path costs a packet, in network namespaces.
+///
+/// Frames are made in the kernel at the far end of the gateway's interface. Each
+/// round measures a bare XDP_DROP first, then every case; a figure is the median
+/// over the rounds of the difference. A figure whose packets took another way
+/// than the intended one is refused.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask bench")]
+struct Arguments {
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// A rough answer in seconds: 3 short rounds, no million flows.
+    #[arg(long, conflicts_with = "rounds")]
+    quick: bool,
+    /// How the figures are printed.
+    #[arg(short, long, value_enum, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Text,
+    /// For scripts.
+    Json,
+}
+
+/// What a shell expects of a program ended by Ctrl-C.
+const INTERRUPTED: u8 = 130;
+/// Frames before a measurement: every flow once, and at least so many.
+const WARM_UP: u32 = 20_000;
+/// Before SYNs are measured, so many of them have filled the half-open table.
+const STRANGERS_BEFORE: u32 = 200_000;
+/// Room in each flow table: the default of `gateway.max_flows`.
+const MAX_FLOWS: u32 = 1_000_000;
+/// Frames per second are measured over so many times more frames: a test run
+/// takes tens of milliseconds to begin and end.
+const RATE_FRAMES: u32 = 4;
+/// Parts of a thousand of the packets that must count the intended reason:
+/// what else comes in is the stacks' own.
+const INTENDED: u64 = 999;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&interrupted);
+    if let Err(error) = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)) {
+        eprintln!("bench: Ctrl-C will not clean up: {error}");
+    }
+    match run(&arguments, &interrupted) {
+        Ok(report) => {
+            match arguments.output {
+                Output::Text => print!("{report}"),
+                Output::Json => match serde_json::to_string(&report) {
+                    Ok(json) => println!("{json}"),
+                    Err(error) => {
+                        eprintln!("bench: {error}");
+                        return ExitCode::FAILURE;
+                    }
+                },
+            }
+            ExitCode::SUCCESS
+        }
+        Err(_) if interrupted.load(Ordering::Relaxed) => {
+            eprintln!("\nbench: interrupted; namespaces, pins and programs are removed");
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures everything. The lab is gone when it returns.
+fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
+    let (rounds, frames, stages) = if arguments.quick {
+        (3, 200_000, &STAGES[..2])
+    } else {
+        (arguments.rounds, 1_000_000, &STAGES[..])
+    };
+    let mut report = Report::new(rounds, frames);
+    let mut bench = Bench {
+        stand: Stand::new(MAX_FLOWS)?,
+        interrupted,
+        rounds,
+        frames,
+    };
+    let mut drops = [Vec::new(), Vec::new()];
+    for stage in stages {
+        eprintln!("bench: {} flows", stage.0);
+        bench.stand.remember(stage.0)?;
+        report.add_delivered(bench.delivered(stage.0)?);
+        bench.stage(&cases::of_stage(*stage), &mut drops, &mut report)?;
+    }
+    for drops in &drops {
+        report.add_drop(drops);
+    }
+    report.end();
+    Ok(report)
+}
+
+struct Bench<'a> {
+    stand: Stand,
+    interrupted: &'a AtomicBool,
+    rounds: u32,
+    frames: u32,
+}
+
+impl Bench<'_> {
+    /// Measures cases side by side, round by round.
+    fn stage(
+        &mut self,
+        cases: &[Case],
+        drops: &mut [Vec<f64>; 2],
+        report: &mut Report,
+    ) -> Result<()> {
+        // The kernel's bookkeeping is on for as long as this lives, whatever
+        // becomes of the process.
+        let _statistics = enable_stats(Stats::RunTime)?;
+        let mut net = vec![Vec::new(); cases.len()];
+        for _ in 0..self.rounds {
+            for side in Side::ALL {
+                let of_side = || {
+                    cases
+                        .iter()
+                        .enumerate()
+                        .filter(move |(_, case)| case.kind.side() == side)
+                };
+                let Some((_, any)) = of_side().next() else {
+                    continue;
+                };
+                let bare = self.cost(&Case {
+                    program: Program::Drop,
+                    ..any.clone()
+                })?;
+                drops[side as usize].push(bare);
+                for (index, case) in of_side() {
+                    net[index].push(self.cost(case)? - bare);
+                }
+            }
+        }
+        for (case, net) in cases.iter().zip(&net) {
+            report.add(case, net);
+        }
+        Ok(())
+    }
+
+    /// Nanoseconds a packet, bookkeeping included.
+    fn cost(&mut self, case: &Case) -> Result<f64> {
+        let side = case.kind.side();
+        self.stand.put(side, case.program)?;
+        self.stand.feed(case.kind, case.flows)?;
+        let before = if case.kind == Kind::First {
+            STRANGERS_BEFORE
+        } else {
+            case.flows.max(WARM_UP)
+        };
+        self.send(side, before)?;
+        let reasons = self.stand.reasons()?;
+        let runs = self.stand.runs(case.program)?;
+        self.send(side, self.frames)?;
+        let after = self.stand.runs(case.program)?;
+        let (ns, count) = (after.ns - runs.ns, after.count - runs.count);
+        ensure!(
+            count >= u64::from(self.frames) / 2,
+            "{}: {count} of {} frames came in",
+            case.name,
+            self.frames
+        );
+        if case.program == Program::Ours {
+            let after = self.stand.reasons()?;
+            intended(case, count, &reasons, &after)?;
+        }
+        Ok(ns as f64 / count as f64)
+    }
+
+    /// Frames per second that come out, with the kernel's bookkeeping off.
+    fn delivered(&mut self, flows: u32) -> Result<Delivered> {
+        let programs = [Program::Drop, Program::Redirect, Program::Ours];
+        let mut rates = [const { Vec::new() }; 3];
+        let mut ratios = Vec::new();
+        let frames = self.frames * RATE_FRAMES;
+        self.stand.feed(Kind::Forward, flows)?;
+        for _ in 0..self.rounds {
+            for (program, rates) in programs.iter().zip(&mut rates) {
+                self.stand.put(Side::Clients, *program)?;
+                self.send(Side::Clients, flows.max(WARM_UP))?;
+                let (side, far) = match program {
+                    Program::Drop => (Side::Clients, false),
+                    _ => (Side::Servers, true),
+                };
+                let before = self.stand.received(side, far)?;
+                let took = self.send(Side::Clients, frames)?;
+                let came = self.stand.received(side, far)? - before;
+                rates.push(came as f64 / took.as_secs_f64() / 1e6);
+            }
+            let last = |index: usize| rates[index].last().copied().unwrap_or(f64::NAN);
+            ratios.push(last(2) / last(1));
+        }
+        let [drop, redirect, forward] = rates.map(|rates| Figure::of(&rates));
+        Ok(Delivered {
+            flows,
+            drop,
+            redirect,
+            forward,
+            ratio: Figure::of(&ratios),
+        })
+    }
+
+    fn send(&self, side: Side, frames: u32) -> Result<Duration> {
+        ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+        self.stand.run(side, frames)
+    }
+}
+
+/// Refuses a figure unless nearly all packets took the intended way.
+fn intended(case: &Case, count: u64, before: &[u64], after: &[u64]) -> Result<()> {
+    let taken = |reason: Reason| after[reason as usize] - before[reason as usize];
+    let wanted = case.kind.reason();
+    ensure!(
+        taken(wanted) * 1000 >= count * INTENDED,
+        "{}, {} flows: {} of {count} packets are {}; all: {}",
+        case.name,
+        case.flows,
+        taken(wanted),
+        wanted.as_str(),
+        Reason::ALL
+            .iter()
+            .filter(|reason| taken(**reason) > 0)
+            .map(|reason| format!("{} {}", reason.as_str(), taken(*reason)))
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
+    Ok(())
+}
