@@ -236,7 +236,7 @@ fn a_flip_says_what_is_true() {
 
     // Cut: the flows are gone with their next packet.
     let text = lab.tell(&["flip", "llm", "--mode", "cut"]).unwrap().1;
-    assert!(text.contains("; no flow is left on green\n"), "{text}");
+    assert!(text.contains("; no flow was on green\n"), "{text}");
     let text = lab.tell(&["flip", "llm", "--mode", "cut"]).unwrap().1;
     assert!(
         text.contains("; 3 flows of blue are reset with their next packet\n"),
@@ -534,12 +534,11 @@ fn history_tells_who_did_what_and_why() {
     let text = tell_in_tokyo(&lab, &["history", "llm"]);
     let line = text.lines().find(|line| line.contains("rollback")).unwrap();
     let first = history["entries"].as_array().unwrap();
-    let time = first.iter().find(|e| e["action"] == "rollback").unwrap()["time"]
-        .as_str()
-        .unwrap();
+    let done = |e: &&Value| e["action"] == "rollback" && e["phase"] == "result";
+    let time = first.iter().find(done).unwrap()["time"].as_str().unwrap();
     assert!(line.starts_with(&in_tokyo(time)), "{line}");
     assert!(
-        line.ends_with("intent  generation 1     green -> blue, cut  (wrong answers)"),
+        line.ends_with("result  generation 2     green -> blue, cut  (wrong answers)"),
         "{line}"
     );
 
@@ -653,7 +652,7 @@ fn reload_shows_the_difference_and_applies_it() {
     let json = lab.ask(&["reload"]).unwrap();
     assert_eq!(
         json,
-        json!({"schema": 1, "changes": ["+ service web"], "dry_run": false})
+        json!({"schema": 1, "changes": ["+ service web"], "warnings": [], "dry_run": false})
     );
     lab.ask(&["flip", "web"]).unwrap();
     assert!(entries(&lab, "changed_outside").is_empty());

@@ -123,7 +123,7 @@ fn no_flow_is_born_of_two_words() {
     assert_flawless(&load.finish().unwrap());
     let story = flipper.finish();
     // Blue began with generation 0, and every flip took the other colour.
-    let flows = lab.ask(&["flows", "llm"]).unwrap();
+    let flows = lab.ask(&["flows", "llm", "--all"]).unwrap();
     let flows = flows["flows"].as_array().unwrap();
     println!("{} flips, {} flows looked at", story.flips(), flows.len());
     assert!(flows.len() > 100 && story.flips() > 10_000);
