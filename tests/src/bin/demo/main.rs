@@ -101,6 +101,11 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<bool> {
     for (place, colour) in [(Place::Blue, "blue"), (Place::Green, "green")] {
         load::serve(lab.enter(place)?, colour, &[8000, 8001], &[])?;
     }
+    // A connection per request uses a client's ports up: after some seconds its
+    // kernel would look for a free one longer than everything else takes.
+    for setting in ["ip_local_port_range=1024 65535", "tcp_tw_reuse=1"] {
+        lab.sysctl(Place::Client, &format!("net.ipv4.{setting}"))?;
+    }
     eprintln!("$ bgswitch run");
     lab.start()?;
 
