@@ -1,13 +1,14 @@
 //! Names, capacities and sizes that the object and the daemon agree on.
 
 use crate::{
-    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
-    service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
+    flow::{Flow, Line, TableShape},
+    key::{EndpointV4, EndpointV6},
+    service::{Backend, ColourStats, Interface, Listener, ReturnPath},
 };
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
 /// every change of a map's type, key, value or meaning.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Name of the XDP program in the object.
 pub const PROGRAM: &str = "bgswitch";
@@ -38,24 +39,35 @@ pub mod map {
     pub const RETURNS_V4: &str = "RETURNS_V4";
     /// Hash: backend's [`crate::key::EndpointV6`] to [`crate::service::ReturnPath`].
     pub const RETURNS_V6: &str = "RETURNS_V6";
-    /// Hash: [`crate::key::FlowKeyV4`] to [`crate::service::Flow`], TCP with proof.
-    pub const FLOWS_V4: &str = "FLOWS_V4";
-    /// Hash: [`crate::key::FlowKeyV6`] to [`crate::service::Flow`], TCP with proof.
-    pub const FLOWS_V6: &str = "FLOWS_V6";
-    /// LRU hash like [`FLOWS_V4`]: TCP without proof.
-    pub const HALF_OPEN_V4: &str = "HALF_OPEN_V4";
-    /// LRU hash like [`FLOWS_V6`]: TCP without proof.
-    pub const HALF_OPEN_V6: &str = "HALF_OPEN_V6";
-    /// LRU hash like [`FLOWS_V4`]: UDP.
-    pub const UDP_V4: &str = "UDP_V4";
-    /// LRU hash like [`FLOWS_V6`]: UDP.
-    pub const UDP_V6: &str = "UDP_V6";
+    /// Array of [`crate::flow::Bucket`], mmapable: TCP with proof.
+    pub const FLOWS: &str = "FLOWS";
+    /// Array like [`FLOWS`]: TCP without proof.
+    pub const HALF_OPEN: &str = "HALF_OPEN";
+    /// Array like [`FLOWS`]: UDP.
+    pub const UDP: &str = "UDP";
+    /// Array of [`crate::flow::TableShape`]; index: [`crate::flow::FlowTable`].
+    pub const SHAPES: &str = "SHAPES";
+    /// Array of a spin lock and a count of changes (4 bytes each); index:
+    /// [`crate::flow::FlowTable`] times [`crate::flow::REGIONS`] plus region.
+    pub const REGIONS: &str = "REGIONS";
     /// Per-CPU array of u64; index: [`crate::reason::Reason`].
     pub const REASONS: &str = "REASONS";
     /// Per-CPU array of [`crate::service::ColourStats`]; index: service * 2 + colour.
     pub const STATS: &str = "STATS";
 
-    /// Every map of the object, all pinned.
+    /// Per-CPU array of one: what the packet path works on. Not pinned.
+    pub const SCRATCH: &str = "SCRATCH";
+
+    /// The map of a flow table.
+    pub const fn of(table: crate::flow::FlowTable) -> &'static str {
+        match table {
+            crate::flow::FlowTable::Established => FLOWS,
+            crate::flow::FlowTable::HalfOpen => HALF_OPEN,
+            crate::flow::FlowTable::Udp => UDP,
+        }
+    }
+
+    /// Every map of the object whose contents outlive a load, all pinned.
     pub const ALL: &[&str] = &[
         WORDS,
         FIRST_FLOWS,
@@ -69,12 +81,11 @@ pub mod map {
         LISTENERS_V6,
         RETURNS_V4,
         RETURNS_V6,
-        FLOWS_V4,
-        FLOWS_V6,
-        HALF_OPEN_V4,
-        HALF_OPEN_V6,
-        UDP_V4,
-        UDP_V6,
+        FLOWS,
+        HALF_OPEN,
+        UDP,
+        SHAPES,
+        REGIONS,
         REASONS,
         STATS,
     ];
@@ -101,12 +112,12 @@ pub mod capacity {
     pub const MAGLEV_ROWS: usize = 65_536;
     /// Interfaces.
     pub const INTERFACES: usize = 64;
-    /// Established TCP flows per address family; the daemon sets `max_flows`.
+    /// Established TCP flows; the daemon sets `max_flows`.
     pub const FLOWS: usize = 1_000_000;
-    /// TCP flows without proof, per address family.
-    pub const HALF_OPEN: usize = 131_072;
-    /// UDP flows per address family.
-    pub const UDP: usize = 131_072;
+    /// TCP flows without proof.
+    pub const HALF_OPEN: usize = 262_144;
+    /// UDP flows.
+    pub const UDP: usize = 262_144;
 }
 
 /// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC_COARSE`: 32 bits last 9 years.
@@ -125,8 +136,8 @@ pub const fn tick_ns(ticks: u32) -> u64 {
 
 const _: () = {
     assert!(size_of::<EndpointV4>() == 8 && size_of::<EndpointV6>() == 20);
-    assert!(size_of::<FlowKeyV4>() == 8 && size_of::<FlowKeyV6>() == 20);
-    assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<Flow>() == 40 && size_of::<Line>() == 64);
+    assert!(size_of::<TableShape>() == 16);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Interface>() == 16);
     assert!(size_of::<Listener>() == 12);
@@ -137,8 +148,7 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, ColourStats, EndpointV4, EndpointV6, Flow, FlowKeyV4, FlowKeyV6, Interface,
-        Listener, ReturnPath,
+        Backend, ColourStats, EndpointV4, EndpointV6, Interface, Listener, ReturnPath, TableShape,
     };
 
     macro_rules! pod {
@@ -153,11 +163,9 @@ mod pod {
         ColourStats,
         EndpointV4,
         EndpointV6,
-        Flow,
-        FlowKeyV4,
-        FlowKeyV6,
         Interface,
         Listener,
-        ReturnPath
+        ReturnPath,
+        TableShape
     );
 }

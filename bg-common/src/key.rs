@@ -1,4 +1,4 @@
-//! Keys of the lookup tables: endpoints and flows, one set per address family.
+//! Keys of the lookup tables: endpoints, of one address family each.
 
 /// IANA protocol number of TCP.
 pub const TCP: u8 = 6;
@@ -34,44 +34,7 @@ impl<A> Endpoint<A> {
     }
 }
 
-/// Key of a flow: the client, and the listener it talks to.
-///
-/// 8 bytes for IPv4, 20 for IPv6. The listener id stands for the service
-/// address, port and protocol, so both directions build the same key.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FlowKey<A> {
-    /// The client's address, network byte order.
-    pub client: A,
-    /// The client's port, network byte order.
-    pub port: [u8; 2],
-    /// Listener id, see [`crate::service::Listener::id`].
-    listener: [u8; 2],
-}
-
-impl<A> FlowKey<A> {
-    /// The key of `client:port` talking to the listener with this id.
-    #[inline(always)]
-    pub const fn new(client: A, port: [u8; 2], listener: u16) -> Self {
-        Self {
-            client,
-            port,
-            listener: listener.to_ne_bytes(),
-        }
-    }
-
-    /// The listener's id.
-    #[inline(always)]
-    pub const fn listener(&self) -> u16 {
-        u16::from_ne_bytes(self.listener)
-    }
-}
-
 /// [`Endpoint`] over IPv4.
 pub type EndpointV4 = Endpoint<[u8; 4]>;
 /// [`Endpoint`] over IPv6.
 pub type EndpointV6 = Endpoint<[u8; 16]>;
-/// [`FlowKey`] over IPv4.
-pub type FlowKeyV4 = FlowKey<[u8; 4]>;
-/// [`FlowKey`] over IPv6.
-pub type FlowKeyV6 = FlowKey<[u8; 16]>;

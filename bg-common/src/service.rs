@@ -251,7 +251,7 @@ pub struct Backend {
 pub struct Listener {
     /// Service id: index of the word, the pools and the statistics.
     pub service: u32,
-    /// Listener id: part of every [`crate::key::FlowKey`]; unique per host.
+    /// Listener id: part of every [`crate::flow::FlowKey`]; unique per host, never 0.
     pub id: u16,
     /// Zero.
     pub zero: u16,
@@ -314,66 +314,6 @@ impl PoolWord {
     pub const fn index(service: u32, colour: Colour, v6: bool) -> u32 {
         service * 4 + colour as u32 * 2 + v6 as u32
     }
-}
-
-/// One remembered flow, in any of the flow tables. 40 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Flow {
-    /// [`NextHop`] word towards the client.
-    pub client_hop: u64,
-    /// Backend id: index of the backend table.
-    pub backend: u32,
-    /// Last packet, in [ticks](crate::abi::TICK_SHIFT) of the coarse clock.
-    pub seen: u32,
-    /// Last time the route to the client was looked up, in ticks.
-    pub routed: u32,
-    /// Half-open: the acknowledgement number that proves the client (host order).
-    pub proof: u32,
-    /// Generation the flow was born in.
-    pub generation: u16,
-    /// [`Colour`] as a bit.
-    pub colour: u8,
-    /// `state::*` bits.
-    pub state: u8,
-    /// Service id.
-    pub service: u32,
-    /// TCP: the backend's last acknowledgement, the next byte it expects (host order).
-    pub client_next: u32,
-    /// TCP: the client's last acknowledgement, the next byte it expects (host order).
-    pub backend_next: u32,
-}
-
-impl Flow {
-    /// The flow's colour.
-    #[inline(always)]
-    pub const fn colour(&self) -> Colour {
-        Colour::from_bit(self.colour)
-    }
-}
-
-/// Bits of [`Flow::state`].
-pub mod state {
-    /// Half-open: SYN-ACK seen, [`super::Flow::proof`] is valid.
-    pub const ANSWERED: u8 = 1;
-    /// Half-open: born from a mid-stream packet of a flow we do not know.
-    pub const ORPHAN: u8 = 1 << 1;
-    /// The client sent FIN.
-    pub const CLIENT_FIN: u8 = 1 << 2;
-    /// The backend sent FIN.
-    pub const BACKEND_FIN: u8 = 1 << 3;
-    /// Either side sent RST inside its window, or we did; traffic a second later undoes it.
-    pub const RESET: u8 = 1 << 4;
-    /// Established: a SYN of the same tuple is in the half-open table.
-    pub const CONTESTED: u8 = 1 << 5;
-    /// Half-open: the flow is in the established table now. (The bit of
-    /// [`CONTESTED`], which only flows of that table have.)
-    pub const MOVED: u8 = CONTESTED;
-    /// The flow was cut, and its client was sent a RST at the very sequence
-    /// number that it waits for.
-    pub const CLIENT_CUT: u8 = 1 << 6;
-    /// No route to the client is known: its next hop was learned from its packets.
-    pub const LEARNED: u8 = 1 << 7;
 }
 
 /// Per service and colour, per CPU. Index: `service * 2 + colour`.

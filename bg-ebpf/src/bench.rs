@@ -12,7 +12,7 @@ use core::ptr;
 
 use aya_ebpf::{
     Global,
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, xdp_action},
+    bindings::{BPF_F_MMAPABLE, xdp_action},
     btf_maps::{Array, DevMap, HashMap, PerCpuArray},
     helpers::generated::bpf_ktime_get_coarse_ns,
     macros::{btf_map, xdp},
@@ -20,11 +20,13 @@ use aya_ebpf::{
 };
 use bg_common::{
     abi::capacity,
-    key::{EndpointV4, FlowKey, FlowKeyV4, TCP},
-    service::{Backend, Flow, Listener},
+    flow::{Bucket, FlowKey, FlowTable, TableShape, buckets_for},
+    key::{EndpointV4, TCP},
+    service::{Backend, Listener},
 };
 use bg_ebpf::{
     checksum::Delta,
+    flows::{BucketCell, Buckets, find},
     stream::{SHORT_WORDS, Stream, WORDS},
 };
 
@@ -42,8 +44,13 @@ pub static LISTENERS_V4: HashMap<EndpointV4, Listener, { capacity::LISTENERS }> 
 pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
 #[btf_map]
-pub static FLOWS_V4: HashMap<FlowKeyV4, Flow, { capacity::FLOWS }, { BPF_F_NO_PREALLOC as usize }> =
-    HashMap::new();
+pub static FLOWS: Array<
+    Bucket,
+    { buckets_for(capacity::FLOWS as u32) as usize },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
+#[btf_map]
+pub static SHAPES: Array<TableShape, { FlowTable::ALL.len() }> = Array::new();
 
 /// The listener that the frames are for.
 #[unsafe(no_mangle)]
@@ -84,13 +91,28 @@ pub fn find_listener(context: XdpContext) -> u32 {
 pub fn find_flow(context: XdpContext) -> u32 {
     drop_if(|| {
         let key = FlowKey::new(
-            read(&context, 26)?,
+            FlowKey::client_v4(read(&context, 26)?),
             read(&context, 34)?,
             LISTENER.load() as u16,
         );
-        // SAFETY: aligned loads of one entry.
-        unsafe { FLOWS_V4.get(key) }.map(|flow| u64::from(flow.seen))
+        let shape = SHAPES.get(0)?;
+        let place = shape.place(key.hash(shape.seed));
+        let spot = find(&Established, FlowTable::Established, &key, &place);
+        let bucket = Established.bucket(FlowTable::Established, spot.bucket())?;
+        Some(u64::from(spot.line(bucket, place.start).flow.seen.get()))
     })
+}
+
+struct Established;
+
+impl Buckets for Established {
+    #[inline(always)]
+    fn bucket(&self, _table: FlowTable, index: u32) -> Option<&BucketCell> {
+        let bucket = FLOWS.get_ptr(index)?;
+        // SAFETY: an array's values live as long as the program; BucketCell has
+        // Bucket's layout.
+        Some(unsafe { &*bucket.cast::<BucketCell>() })
+    }
 }
 
 /// One look-up in an array.

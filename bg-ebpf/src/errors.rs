@@ -7,17 +7,19 @@
 //! checksum on the way (RFC 5508, section 7; RFC 4443).
 
 use bg_common::{
-    key::{Endpoint, FlowKey, UDP},
+    flow::{FlowKey, FlowTable},
+    key::{Endpoint, UDP},
     reason::Reason,
     service::{NextHop, ReturnPath},
 };
 
 use crate::{
+    flows::FlowCell,
     packet::{ETHERNET, Ethernet, Icmp, Packet, Tcp},
     parse::{self, Segment},
-    pipeline::{Exit, drop, leave, pass, transmit},
+    pipeline::{Exit, current, drop, leave, pass, transmit},
     rewrite::{self, Network, Side},
-    tables::{FamilyTables, FlowCell, FlowTable, Tables},
+    tables::{FamilyTables, Tables},
 };
 
 /// Length of an ICMP header, bytes.
@@ -111,8 +113,9 @@ fn find<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     // About a packet that we sent a client: to the backend it was from.
     let sender = Endpoint::new(quote.source, source_port, quote.protocol);
     if let Some(listener) = tables.listener(&sender) {
-        let key = FlowKey::new(quote.destination, destination_port, listener.id);
-        let flow = remembered(tables, quote.protocol, &key)?;
+        let key = FlowKey::new(quote.destination.client(), destination_port, listener.id);
+        tables.seek(&key);
+        let flow = remembered(tables, quote.protocol)?;
         let backend = tables.backend(flow.backend.get())?;
         if backend.service != listener.service || backend.family != A::FAMILY {
             return None;
@@ -135,8 +138,9 @@ fn find<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     // client nothing, and its own routers might refuse it.
     let receiver = Endpoint::new(quote.destination, destination_port, quote.protocol);
     let path: &ReturnPath = tables.return_path(&receiver)?;
-    let key = FlowKey::new(segment.destination, source_port, path.listener);
-    let flow = remembered(tables, quote.protocol, &key)?;
+    let key = FlowKey::new(segment.destination.client(), source_port, path.listener);
+    tables.seek(&key);
+    let flow = remembered(tables, quote.protocol)?;
     let backend = tables.backend(flow.backend.get())?;
     if A::from_wide(&backend.address) != quote.destination {
         return None;
@@ -151,16 +155,13 @@ fn find<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
 }
 
 #[inline(always)]
-fn remembered<'a, T: FamilyTables<A>, A>(
-    tables: &'a T,
-    protocol: u8,
-    key: &FlowKey<A>,
-) -> Option<&'a FlowCell> {
+fn remembered<T: Tables>(tables: &T, protocol: u8) -> Option<&FlowCell> {
+    let now = tables.tick();
     if protocol == UDP {
-        return tables.flow(FlowTable::Udp, key);
+        return current(tables, FlowTable::Udp, now);
     }
-    match tables.flow(FlowTable::Established, key) {
-        None => tables.flow(FlowTable::HalfOpen, key),
+    match current(tables, FlowTable::Established, now) {
+        None => current(tables, FlowTable::HalfOpen, now),
         known => known,
     }
 }

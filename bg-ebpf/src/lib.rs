@@ -8,6 +8,7 @@
 
 pub mod checksum;
 pub mod errors;
+pub mod flows;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;

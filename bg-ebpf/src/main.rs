@@ -9,6 +9,7 @@
 )]
 
 mod maps;
+mod remembered;
 
 use core::ptr;
 
@@ -24,17 +25,19 @@ use aya_ebpf::{
 };
 use bg_common::{
     abi::{MAGLEV_ROW, TICK_SHIFT},
-    key::{Endpoint, FlowKey},
+    flow::{FlowKey, FlowTable},
+    key::Endpoint,
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
         PoolWord, ReturnPath,
     },
 };
 use bg_ebpf::{
+    flows::FlowCell,
     packet::Packet,
     pipeline::{Action, process},
-    tables::{FamilyTables, FlowCell, FlowTable, Tables},
+    tables::{FamilyTables, Tables},
 };
 
 /// The XDP entry: a verdict, and what the driver does with it.
@@ -173,6 +176,26 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn seek(&self, key: &FlowKey) {
+        remembered::seek(key);
+    }
+
+    #[inline(always)]
+    fn flow(&self, table: FlowTable) -> Option<&FlowCell> {
+        remembered::flow(table)
+    }
+
+    #[inline(always)]
+    fn pending(&self) -> Option<&FlowCell> {
+        remembered::pending()
+    }
+
+    #[inline(always)]
+    fn remember(&self, table: FlowTable) -> bool {
+        remembered::remember(table, self.tick())
+    }
+
+    #[inline(always)]
     fn count(&self, reason: Reason) {
         if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
@@ -190,7 +213,7 @@ impl Tables for Kernel {
 }
 
 macro_rules! family {
-    ($address:ty, $listeners:ident, $returns:ident, $flows:ident, $half_open:ident, $udp:ident, $af:ident, $place:expr) => {
+    ($address:ty, $listeners:ident, $returns:ident, $af:ident, $place:expr) => {
         impl FamilyTables<$address> for Kernel {
             #[inline(always)]
             fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
@@ -203,32 +226,6 @@ macro_rules! family {
             fn return_path(&self, from: &Endpoint<$address>) -> Option<&ReturnPath> {
                 // SAFETY: as in `listener`.
                 unsafe { maps::$returns.get(from) }
-            }
-
-            #[inline(always)]
-            fn flow(&self, table: FlowTable, key: &FlowKey<$address>) -> Option<&FlowCell> {
-                let flow = match table {
-                    FlowTable::Established => maps::$flows.get_ptr(key),
-                    FlowTable::HalfOpen => maps::$half_open.get_ptr(key),
-                    FlowTable::Udp => maps::$udp.get_ptr(key),
-                }?;
-                // SAFETY: valid for this run (the kernel frees entries after an
-                // RCU grace period); FlowCell has Flow's layout, and cells
-                // allow the writes of other CPUs.
-                Some(unsafe { &*flow.cast::<FlowCell>() })
-            }
-
-            #[inline(always)]
-            fn remember(&self, table: FlowTable, key: &FlowKey<$address>, flow: &FlowCell) -> bool {
-                // SAFETY: the layouts are the same; the kernel copies the value
-                // before the helper returns.
-                let flow = unsafe { &*ptr::from_ref(flow).cast::<Flow>() };
-                match table {
-                    FlowTable::Established => maps::$flows.insert(key, flow, 0),
-                    FlowTable::HalfOpen => maps::$half_open.insert(key, flow, 0),
-                    FlowTable::Udp => maps::$udp.insert(key, flow, 0),
-                }
-                .is_ok()
             }
 
             // A function of its own, with a stack of its own: the query is large,
@@ -273,9 +270,6 @@ family!(
     [u8; 4],
     LISTENERS_V4,
     RETURNS_V4,
-    FLOWS_V4,
-    HALF_OPEN_V4,
-    UDP_V4,
     AF_INET,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 4]| {
         query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(from.as_chunks().0[0]);
@@ -286,9 +280,6 @@ family!(
     [u8; 16],
     LISTENERS_V6,
     RETURNS_V6,
-    FLOWS_V6,
-    HALF_OPEN_V6,
-    UDP_V6,
     AF_INET6,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 16]| {
         query.__bindgen_anon_3.ipv6_src = words(from);

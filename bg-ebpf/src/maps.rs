@@ -3,19 +3,39 @@
 //! Their names, types and meaning are [`bg_common::abi::map`]'s.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC},
-    btf_maps::{Array, DevMap, HashMap, LruHashMap, PerCpuArray},
+    bindings::{BPF_F_MMAPABLE, bpf_spin_lock},
+    btf_maps::{Array, DevMap, HashMap, PerCpuArray},
     macros::btf_map,
 };
 use bg_common::{
     abi::{MaglevRow, capacity},
-    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    flow::{Bucket, Flow, FlowKey, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
+    key::{EndpointV4, EndpointV6},
     reason::REASONS as REASON_COUNT,
-    service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Interface, Listener, ReturnPath},
 };
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
-const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
+const TABLES: usize = FlowTable::ALL.len();
+
+const fn buckets(flows: usize) -> usize {
+    buckets_for(flows as u32) as usize
+}
+
+/// A region of a flow table: who changes it holds the lock, and counts the change.
+#[repr(C)]
+pub struct Region {
+    pub lock: bpf_spin_lock,
+    pub changes: u32,
+}
+
+/// What is sought, and what is to be remembered: too much for the stack.
+#[repr(C)]
+pub struct Search {
+    pub key: FlowKey,
+    pub hash: u64,
+    pub pending: Flow,
+}
 
 #[btf_map]
 pub static WORDS: Array<u64, { capacity::SERVICES }, MMAPABLE> = Array::new();
@@ -44,17 +64,17 @@ pub static RETURNS_V4: HashMap<EndpointV4, ReturnPath, { capacity::RETURNS }> = 
 pub static RETURNS_V6: HashMap<EndpointV6, ReturnPath, { capacity::RETURNS }> = HashMap::new();
 
 #[btf_map]
-pub static FLOWS_V4: HashMap<FlowKeyV4, Flow, { capacity::FLOWS }, ON_DEMAND> = HashMap::new();
+pub static FLOWS: Array<Bucket, { buckets(capacity::FLOWS) }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static FLOWS_V6: HashMap<FlowKeyV6, Flow, { capacity::FLOWS }, ON_DEMAND> = HashMap::new();
+pub static HALF_OPEN: Array<Bucket, { buckets(capacity::HALF_OPEN) }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static HALF_OPEN_V4: LruHashMap<FlowKeyV4, Flow, { capacity::HALF_OPEN }> = LruHashMap::new();
+pub static UDP: Array<Bucket, { buckets(capacity::UDP) }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static HALF_OPEN_V6: LruHashMap<FlowKeyV6, Flow, { capacity::HALF_OPEN }> = LruHashMap::new();
+pub static SHAPES: Array<TableShape, TABLES> = Array::new();
 #[btf_map]
-pub static UDP_V4: LruHashMap<FlowKeyV4, Flow, { capacity::UDP }> = LruHashMap::new();
+pub static REGIONS: Array<Region, { TABLES * REGION_COUNT as usize }> = Array::new();
 #[btf_map]
-pub static UDP_V6: LruHashMap<FlowKeyV6, Flow, { capacity::UDP }> = LruHashMap::new();
+pub static SEARCH: PerCpuArray<Search, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();

@@ -13,22 +13,23 @@
 //! kernel refuses, and what does not fit a register comes back by a pointer that
 //! the verifier may take for the result.
 
+use core::cell::Cell;
+
 use bg_common::{
-    key::{Endpoint, FlowKey, UDP},
+    flow::{CLOSING, Flow, FlowKey, FlowTable, bits},
+    key::{Endpoint, UDP},
     maglev::mix,
     reason::Reason,
-    service::{
-        Colour, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop, PoolWord, ReturnPath,
-        state,
-    },
+    service::{Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord, ReturnPath},
 };
 
 use crate::{
     errors,
+    flows::{Bits as _, FlowCell},
     packet::{ETHERNET, Ethernet, Packet, tcp_flag},
     parse::{self, Segment},
     rewrite::{self, Network, Reset, Side},
-    tables::{FamilyTables, FlowCell, FlowTable, Tables},
+    tables::{FamilyTables, Tables},
 };
 
 /// What becomes of a packet, and why.
@@ -124,7 +125,7 @@ mod ether_type {
 
 /// A flow whose next hop was looked up longer ago than this is looked up
 /// again: 15 ticks, one second.
-const ROUTE_TICKS: u32 = 15;
+const ROUTE_TICKS: u16 = 15;
 /// Traffic this long after a RST shows that nobody took the RST: one second.
 const REVIVE_TICKS: u32 = 15;
 /// A RST counts when its sequence number lies this far ahead of the last
@@ -219,12 +220,16 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let Some(word) = tables.word(listener.service) else {
         return drop(Reason::Inconsistent);
     };
-    let key = FlowKey::new(segment.source, segment.source_port, listener.id);
+    tables.seek(&FlowKey::new(
+        segment.source.client(),
+        segment.source_port,
+        listener.id,
+    ));
     let now = tables.tick();
     let decision = if segment.protocol == UDP {
-        forward_udp(tables, listener, word, &key, now)
+        forward_udp(tables, listener, word, now)
     } else {
-        forward_tcp(packet, tables, segment, listener, word, &key, now)
+        forward_tcp(packet, tables, segment, listener, word, now)
     };
     let (backend, colour, reason) = match decision {
         Forward::To {
@@ -275,19 +280,13 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
 }
 
 #[inline(always)]
-fn forward_udp<T: FamilyTables<A>, A: Network>(
-    tables: &T,
-    listener: Listener,
-    word: CutoverWord,
-    key: &FlowKey<A>,
-    now: u32,
-) -> Forward {
-    match flow_of(tables, FlowTable::Udp, key, listener.service) {
-        Some(flow)
-            if now.wrapping_sub(flow.seen.get()) <= listener.idle
-                && !word.resets(flow.colour(), flow.generation.get()) =>
-        {
-            touch(flow, now);
+fn forward_udp<T: Tables>(tables: &T, listener: Listener, word: CutoverWord, now: u32) -> Forward {
+    match flow_of(tables, FlowTable::Udp, listener.service, now) {
+        Some(flow) if !word.resets(flow.colour(), flow.generation.get()) => {
+            if flow.proof.get() != listener.idle {
+                flow.proof.set(listener.idle); // as the configuration says now
+            }
+            touch(flow, &flow.from_client, now);
             Forward::To {
                 backend: flow.backend.get(),
                 colour: flow.colour(),
@@ -299,31 +298,34 @@ fn forward_udp<T: FamilyTables<A>, A: Network>(
 }
 
 #[inline(always)]
-fn forward_tcp<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
+fn forward_tcp<P: Packet, T: Tables, A>(
     packet: &P,
     tables: &T,
     segment: &Segment<A>,
     listener: Listener,
     word: CutoverWord,
-    key: &FlowKey<A>,
     now: u32,
 ) -> Forward {
-    let mut known = flow_of(tables, FlowTable::Established, key, listener.service);
+    let mut known = flow_of(tables, FlowTable::Established, listener.service, now);
     // A SYN takes the word's colour, whatever the tuple did before. An old flow
     // of the tuple stays until the new one is proven.
     if segment.opens() {
         if let Some(old) = known {
-            old.set(state::CONTESTED);
+            old.from_client.add(bits::CONTESTED);
         }
         return Forward::New(Reason::ForwardedNew);
     }
     // The half-open table matters to flows that are not proven yet, and to an
     // old flow whose tuple a new SYN has taken up.
     let mut reason = Reason::Forwarded;
-    if known.is_none_or(|flow| flow.is(state::CONTESTED)) {
-        match flow_of(tables, FlowTable::HalfOpen, key, listener.service) {
+    if known.is_none_or(|flow| flow.from_client.has(bits::CONTESTED)) {
+        match flow_of(tables, FlowTable::HalfOpen, listener.service, now) {
             Some(half) if proves(half, segment) => {
-                if !promote(tables, key, half, now) {
+                half.seen.set(now);
+                if promote(tables, half) {
+                    half.from_client.add(bits::MOVED);
+                } else {
+                    half.from_client.add(bits::PROVEN);
                     reason = Reason::ForwardedTableFull;
                 }
                 known = Some(half);
@@ -331,7 +333,7 @@ fn forward_tcp<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             Some(half) => known = known.or(Some(half)),
             None => {
                 if let Some(flow) = known {
-                    flow.clear(state::CONTESTED);
+                    flow.from_client.remove(bits::CONTESTED);
                 }
             }
         }
@@ -348,24 +350,24 @@ fn forward_tcp<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     if word.resets(colour, flow.generation.get()) && !rst {
         // An old acknowledgement gets a RST that its client does not take, so
         // only the way back notes that the client knows.
-        flow.set(state::RESET);
+        flow.from_client.add(bits::RST);
         return Forward::Reset { colour };
     }
     if rst {
         // Out of the backend's window it closes nothing, there or here.
         if segment.tcp.sequence.wrapping_sub(flow.client_next.get()) <= RESET_WINDOW {
-            flow.set(state::RESET);
+            flow.from_client.add(bits::RST);
         }
     } else {
         if segment.has(tcp_flag::ACK) && flow.backend_next.get() != segment.tcp.acknowledgement {
             flow.backend_next.set(segment.tcp.acknowledgement);
         }
         if segment.has(tcp_flag::FIN) {
-            flow.set(state::CLIENT_FIN);
+            flow.from_client.add(bits::FIN);
         }
-        touch(flow, now);
+        touch(flow, &flow.from_client, now);
     }
-    if flow.is(state::LEARNED) {
+    if flow.from_backend.has(bits::LEARNED) {
         flow.client_hop.set(sender(packet, tables).0);
     }
     Forward::To {
@@ -375,65 +377,67 @@ fn forward_tcp<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     }
 }
 
-/// A remembered flow of this service. One of another service is left from a
-/// listener that had the same id before.
+/// A remembered flow of this service that is not over. One of another service is
+/// left from a listener that had the same id before.
 #[inline(always)]
-fn flow_of<'a, T: FamilyTables<A>, A>(
-    tables: &'a T,
-    table: FlowTable,
-    key: &FlowKey<A>,
-    service: u32,
-) -> Option<&'a FlowCell> {
-    tables
-        .flow(table, key)
-        .filter(|flow| flow.service.get() == service)
+fn flow_of<T: Tables>(tables: &T, table: FlowTable, service: u32, now: u32) -> Option<&FlowCell> {
+    current(tables, table, now).filter(|flow| flow.service.get() == service)
+}
+
+/// A remembered flow that is not over.
+#[inline(always)]
+pub(crate) fn current<T: Tables>(tables: &T, table: FlowTable, now: u32) -> Option<&FlowCell> {
+    // TCP's shortest patience is known without a look at the flow.
+    let fresh = match table {
+        FlowTable::Established => CLOSING,
+        FlowTable::HalfOpen | FlowTable::Udp => 0,
+    };
+    tables.flow(table).filter(|flow| {
+        let moved = (flow.from_client.get() | flow.from_backend.get()) & bits::MOVED != 0;
+        if table == FlowTable::HalfOpen && moved {
+            return false;
+        }
+        now.wrapping_sub(flow.seen.get()) <= fresh || !flow.is_over(table, now)
+    })
 }
 
 /// True for the acknowledgement that only a host which got the backend's
 /// SYN-ACK can send.
 #[inline(always)]
 fn proves<A>(half: &FlowCell, segment: &Segment<A>) -> bool {
-    half.is(state::ANSWERED)
+    half.from_backend.has(bits::ANSWERED)
         && segment.has(tcp_flag::ACK)
         && !segment.has(tcp_flag::RST)
         && segment.tcp.acknowledgement == half.proof.get()
 }
 
-/// Copies a proven flow into the established table. Its half-open entry is left
-/// to age out, marked: no flow is ever without an entry. False when the table is
-/// full.
+/// Copies a proven flow into the established table. Its half-open entry is left to
+/// whoever needs the line, marked by the caller: no flow is ever without an entry.
+/// False when the table is full.
 #[inline(always)]
-fn promote<T: FamilyTables<A>, A: Network>(
-    tables: &T,
-    key: &FlowKey<A>,
-    half: &FlowCell,
-    now: u32,
-) -> bool {
-    half.seen.set(now);
-    let proven = half.state.get();
-    half.clear(state::ANSWERED | state::ORPHAN);
-    let established = tables.remember(FlowTable::Established, key, half);
-    // Where there was no room, the next packet may try again.
-    half.state.set(if established {
-        half.state.get() | state::MOVED
-    } else {
-        proven
-    });
-    established
+fn promote<T: Tables>(tables: &T, half: &FlowCell) -> bool {
+    let Some(flow) = tables.pending() else {
+        return false;
+    };
+    flow.copy(half);
+    flow.from_client.remove(bits::ORPHAN | bits::PROVEN);
+    flow.from_backend.remove(bits::ANSWERED | bits::PROVEN);
+    tables.remember(FlowTable::Established)
 }
 
-/// Notes that a flow lives; after a RST only once that has had its time.
+/// Notes that a flow lives, by a packet of the side whose bits these are; after a
+/// RST only once that has had its time.
 #[inline(always)]
-fn touch(flow: &FlowCell, now: u32) {
+fn touch(flow: &FlowCell, side: &Cell<u8>, now: u32) {
     let seen = flow.seen.get();
     if seen == now {
         return;
     }
-    if flow.is(state::RESET) {
+    if (flow.from_client.get() | flow.from_backend.get()) & bits::RST != 0 {
         if now.wrapping_sub(seen) <= REVIVE_TICKS {
             return;
         }
-        flow.clear(state::RESET);
+        side.remove(bits::RST);
     }
     flow.seen.set(now);
 }
@@ -492,31 +496,39 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         return Chosen::NOBODY;
     };
 
-    let (table, state) = match segment.protocol {
-        UDP => (FlowTable::Udp, 0),
-        _ if segment.opens() => (FlowTable::HalfOpen, 0),
-        _ => (FlowTable::HalfOpen, state::ORPHAN),
+    let table = if segment.protocol == UDP {
+        FlowTable::Udp
+    } else {
+        FlowTable::HalfOpen
     };
-    let orphan = state & state::ORPHAN != 0;
+    let orphan = segment.protocol != UDP && !segment.opens();
     // A segment that asks for no answer proves nothing later.
-    if !segment.has(tcp_flag::RST) && (!orphan || segment.has(tcp_flag::ACK)) {
+    if !segment.has(tcp_flag::RST)
+        && (!orphan || segment.has(tcp_flag::ACK))
+        && let Some(pending) = tables.pending()
+    {
         let now = tables.tick();
-        let flow = Flow {
+        pending.set(&Flow {
             client_hop: sender(packet, tables).0,
             backend,
             seen: now,
-            generation: word.generation(),
-            colour: colour as u8,
+            proof: if segment.protocol == UDP {
+                listener.idle
+            } else {
+                0
+            },
             service: listener.service,
             client_next: segment.tcp.sequence,
             backend_next: segment.tcp.acknowledgement,
+            generation: word.generation(),
             // The first packet back looks the route up.
-            routed: now.wrapping_sub(ROUTE_TICKS + 1),
-            proof: 0,
-            state,
-        };
-        let key = FlowKey::new(segment.source, segment.source_port, listener.id);
-        tables.remember(table, &key, &flow.into());
+            routed: (now as u16).wrapping_sub(ROUTE_TICKS + 1),
+            colour: colour as u8,
+            from_client: if orphan { bits::ORPHAN } else { 0 },
+            from_backend: 0,
+            zero: 0,
+        });
+        tables.remember(table);
     }
     if !orphan {
         begin(tables, listener.service, colour, word);
@@ -562,13 +574,17 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let Some(word) = tables.word(path.service) else {
         return drop(Reason::Inconsistent);
     };
-    let key = FlowKey::new(segment.destination, segment.destination_port, path.listener);
+    tables.seek(&FlowKey::new(
+        segment.destination.client(),
+        segment.destination_port,
+        path.listener,
+    ));
     let now = tables.tick();
     let decision = if segment.protocol == UDP {
-        back_udp(tables, segment, word, &key, now)
+        back_udp(tables, segment, word, now)
     } else {
         let ingress = packet.ingress();
-        back_tcp(tables, segment, word, &key, now, ingress)
+        back_tcp(tables, segment, word, now, ingress)
     };
     let flow = match decision {
         Back::Leave(exit) => return exit,
@@ -589,13 +605,13 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     }
     let address = A::from_wide(&path.address);
     let mut hop = NextHop(flow.client_hop.get());
-    if now.wrapping_sub(flow.routed.get()) > ROUTE_TICKS {
-        flow.routed.set(now);
+    if (now as u16).wrapping_sub(flow.routed.get()) > ROUTE_TICKS {
+        flow.routed.set(now as u16);
         let routed = tables.route(&path.address, &segment.destination, packet.ingress());
         if routed == NextHop::NONE {
-            flow.set(state::LEARNED);
+            flow.from_backend.add(bits::LEARNED);
         } else {
-            flow.clear(state::LEARNED);
+            flow.from_backend.remove(bits::LEARNED);
             flow.client_hop.set(routed.0);
             hop = routed;
         }
@@ -622,19 +638,18 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
 }
 
 #[inline(always)]
-fn back_udp<'a, T: Tables + FamilyTables<A>, A: Network>(
+fn back_udp<'a, T: Tables, A: Network>(
     tables: &'a T,
     segment: &Segment<A>,
     word: CutoverWord,
-    key: &FlowKey<A>,
     now: u32,
 ) -> Back<'a> {
-    match tables.flow(FlowTable::Udp, key) {
+    match current(tables, FlowTable::Udp, now) {
         Some(flow) if word.resets(flow.colour(), flow.generation.get()) => {
             Back::Leave(drop(Reason::CutDropped))
         }
         Some(flow) if origin(tables, flow, segment, 0) != Origin::Other => {
-            touch(flow, now);
+            touch(flow, &flow.from_backend, now);
             Back::To(flow)
         }
         Some(_) => Back::Leave(drop(Reason::ReturnStale)),
@@ -643,16 +658,15 @@ fn back_udp<'a, T: Tables + FamilyTables<A>, A: Network>(
 }
 
 #[inline(always)]
-fn back_tcp<'a, T: Tables + FamilyTables<A>, A: Network>(
+fn back_tcp<'a, T: Tables, A: Network>(
     tables: &'a T,
     segment: &Segment<A>,
     word: CutoverWord,
-    key: &FlowKey<A>,
     now: u32,
     ingress: u32,
 ) -> Back<'a> {
     let rst = segment.has(tcp_flag::RST);
-    let established = tables.flow(FlowTable::Established, key);
+    let established = current(tables, FlowTable::Established, now);
     if let Some(flow) = established
         && !segment.has(tcp_flag::SYN)
         && let from @ (Origin::Backend | Origin::Claimed) = origin(tables, flow, segment, ingress)
@@ -660,10 +674,10 @@ fn back_tcp<'a, T: Tables + FamilyTables<A>, A: Network>(
         if word.resets(flow.colour(), flow.generation.get()) && !rst {
             // The client first, if it does not know yet; the backend with its
             // next segment.
-            if flow.is(state::CLIENT_CUT) {
+            if flow.from_backend.has(bits::CLIENT_CUT) {
                 return Back::ResetBackend(flow.colour());
             }
-            flow.set(state::CLIENT_CUT | state::RESET);
+            flow.from_backend.add(bits::CLIENT_CUT | bits::RST);
             return Back::ResetClient(flow);
         }
         if from == Origin::Claimed {
@@ -671,21 +685,21 @@ fn back_tcp<'a, T: Tables + FamilyTables<A>, A: Network>(
         }
         if rst {
             if segment.tcp.sequence.wrapping_sub(flow.backend_next.get()) <= RESET_WINDOW {
-                flow.set(state::RESET);
+                flow.from_backend.add(bits::RST);
             }
         } else {
             if segment.has(tcp_flag::ACK) && flow.client_next.get() != segment.tcp.acknowledgement {
                 flow.client_next.set(segment.tcp.acknowledgement);
             }
             if segment.has(tcp_flag::FIN) {
-                flow.set(state::BACKEND_FIN);
+                flow.from_backend.add(bits::FIN);
             }
-            touch(flow, now);
+            touch(flow, &flow.from_backend, now);
         }
         return Back::To(flow);
     }
 
-    let Some(half) = tables.flow(FlowTable::HalfOpen, key) else {
+    let Some(half) = current(tables, FlowTable::HalfOpen, now) else {
         return Back::Leave(match established {
             Some(_) => drop(Reason::ReturnStale),
             None => pass(Reason::ReturnUnknown),
@@ -697,7 +711,7 @@ fn back_tcp<'a, T: Tables + FamilyTables<A>, A: Network>(
         Origin::Other => return Back::Leave(drop(Reason::ReturnStale)),
     }
     if rst {
-        half.set(state::RESET);
+        half.from_backend.add(bits::RST);
         return Back::To(half);
     }
     if word.resets(half.colour(), half.generation.get()) {
@@ -710,13 +724,19 @@ fn back_tcp<'a, T: Tables + FamilyTables<A>, A: Network>(
         let next = segment.tcp.sequence.wrapping_add(1);
         half.proof.set(next);
         half.backend_next.set(next);
-        half.set(state::ANSWERED);
-    } else if half.is(state::ORPHAN) || segment.tcp.taken > 0 {
+        half.from_backend.add(bits::ANSWERED);
+    } else if half.from_client.has(bits::ORPHAN) || segment.tcp.taken > 0 {
         // The backend knows this flow. Its bare acknowledgement proves that
         // only of an orphan: to a second, spoofed SYN a backend answers with
         // one too (RFC 9293, section 3.10.7.4), but it never sends data or a
         // FIN before the handshake is done.
-        promote(tables, key, half, now);
+        half.seen.set(now);
+        let noted = if promote(tables, half) {
+            bits::MOVED
+        } else {
+            bits::PROVEN
+        };
+        half.from_backend.add(noted);
     }
     Back::To(half)
 }

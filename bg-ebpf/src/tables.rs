@@ -1,16 +1,17 @@
 //! What the packet path looks up and records.
 
-use core::{cell::Cell, mem::offset_of};
-
 use bg_common::{
-    key::{Endpoint, FlowKey},
+    flow::{FlowKey, FlowTable},
+    key::Endpoint,
     maglev::mix,
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
         PoolWord, ReturnPath,
     },
 };
+
+use crate::flows::FlowCell;
 
 /// The tables and the clock.
 pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
@@ -34,6 +35,15 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn tick(&self) -> u32;
     /// The precise clock, `CLOCK_MONOTONIC` nanoseconds.
     fn now_ns(&self) -> u64;
+    /// The key that [`Tables::flow`] and [`Tables::remember`] are about from now on.
+    fn seek(&self, key: &FlowKey);
+    /// The flow of the key that was sought last.
+    fn flow(&self, table: FlowTable) -> Option<&FlowCell>;
+    /// Room for a flow that is to be remembered.
+    fn pending(&self) -> Option<&FlowCell>;
+    /// Remembers the pending flow under the key that was sought last, in place of
+    /// an older one; false when there is no room.
+    fn remember(&self, table: FlowTable) -> bool;
     /// Counts a verdict.
     fn count(&self, reason: Reason);
     /// Adds to the service's statistics of a colour.
@@ -46,26 +56,10 @@ pub trait FamilyTables<A> {
     fn listener(&self, to: &Endpoint<A>) -> Option<Listener>;
     /// The way back for a packet from a backend endpoint.
     fn return_path(&self, from: &Endpoint<A>) -> Option<&ReturnPath>;
-    /// A remembered flow.
-    fn flow(&self, table: FlowTable, key: &FlowKey<A>) -> Option<&FlowCell>;
-    /// Remembers a flow, in place of an older one of the same key; false when
-    /// the table is full.
-    fn remember(&self, table: FlowTable, key: &FlowKey<A>, flow: &FlowCell) -> bool;
     /// The next hop of a packet `from` the service address (as in
     /// [`ReturnPath::address`]) `to` a client, as the host's routes and
     /// neighbours have it; `NONE` when they do not.
     fn route(&self, from: &[u8; 16], to: &A, ingress: u32) -> NextHop;
-}
-
-/// Where a flow is remembered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FlowTable {
-    /// TCP, proven: no flood reaches it.
-    Established,
-    /// TCP without proof: small, least recently used goes first.
-    HalfOpen,
-    /// UDP, which has no proof.
-    Udp,
 }
 
 /// An address: what IPv4 and IPv6 differ in.
@@ -78,6 +72,8 @@ pub trait Address: Copy + Eq {
     fn from_wide(wide: &[u8; 16]) -> Self;
     /// A hash of the address alone: the same client, the same hash.
     fn hash(self) -> u64;
+    /// The address as a client's in a [`FlowKey`].
+    fn client(self) -> [u64; 2];
 }
 
 impl Address for [u8; 4] {
@@ -92,6 +88,11 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn hash(self) -> u64 {
         mix(u64::from(u32::from_ne_bytes(self)) + 1)
+    }
+
+    #[inline(always)]
+    fn client(self) -> [u64; 2] {
+        FlowKey::client_v4(self)
     }
 }
 
@@ -109,90 +110,10 @@ impl Address for [u8; 16] {
         let halves = self.as_chunks().0;
         mix(u64::from_ne_bytes(halves[0])) ^ mix(u64::from_ne_bytes(halves[1]).wrapping_add(1))
     }
-}
 
-/// A [`Flow`] in a table, shared with the other CPUs: fields are read and
-/// written one by one, so two CPUs never lose each other's whole entry.
-#[repr(C)]
-#[derive(Debug)]
-pub struct FlowCell {
-    /// See [`Flow::client_hop`].
-    pub client_hop: Cell<u64>,
-    /// See [`Flow::backend`].
-    pub backend: Cell<u32>,
-    /// See [`Flow::seen`].
-    pub seen: Cell<u32>,
-    /// See [`Flow::routed`].
-    pub routed: Cell<u32>,
-    /// See [`Flow::proof`].
-    pub proof: Cell<u32>,
-    /// See [`Flow::generation`].
-    pub generation: Cell<u16>,
-    /// See [`Flow::colour`].
-    pub colour: Cell<u8>,
-    /// See [`Flow::state`].
-    pub state: Cell<u8>,
-    /// See [`Flow::service`].
-    pub service: Cell<u32>,
-    /// See [`Flow::client_next`].
-    pub client_next: Cell<u32>,
-    /// See [`Flow::backend_next`].
-    pub backend_next: Cell<u32>,
-}
-
-const _: () = {
-    assert!(size_of::<FlowCell>() == size_of::<Flow>());
-    assert!(offset_of!(FlowCell, proof) == offset_of!(Flow, proof));
-    assert!(offset_of!(FlowCell, state) == offset_of!(Flow, state));
-    assert!(offset_of!(FlowCell, backend_next) == offset_of!(Flow, backend_next));
-};
-
-impl FlowCell {
-    /// The flow's colour.
     #[inline(always)]
-    pub fn colour(&self) -> Colour {
-        Colour::from_bit(self.colour.get())
-    }
-
-    /// True when all of `bits` are set.
-    #[inline(always)]
-    pub fn is(&self, bits: u8) -> bool {
-        self.state.get() & bits == bits
-    }
-
-    /// Sets state bits; writes only a change.
-    #[inline(always)]
-    pub fn set(&self, bits: u8) {
-        let state = self.state.get();
-        if state & bits != bits {
-            self.state.set(state | bits);
-        }
-    }
-
-    /// Clears state bits; writes only a change.
-    #[inline(always)]
-    pub fn clear(&self, bits: u8) {
-        let state = self.state.get();
-        if state & bits != 0 {
-            self.state.set(state & !bits);
-        }
-    }
-}
-
-impl From<Flow> for FlowCell {
-    fn from(flow: Flow) -> Self {
-        Self {
-            client_hop: Cell::new(flow.client_hop),
-            backend: Cell::new(flow.backend),
-            seen: Cell::new(flow.seen),
-            routed: Cell::new(flow.routed),
-            proof: Cell::new(flow.proof),
-            generation: Cell::new(flow.generation),
-            colour: Cell::new(flow.colour),
-            state: Cell::new(flow.state),
-            service: Cell::new(flow.service),
-            client_next: Cell::new(flow.client_next),
-            backend_next: Cell::new(flow.backend_next),
-        }
+    fn client(self) -> [u64; 2] {
+        let halves = self.as_chunks().0;
+        [u64::from_ne_bytes(halves[0]), u64::from_ne_bytes(halves[1])]
     }
 }

@@ -5,22 +5,23 @@ use std::{collections::HashMap as Map, fs::File, hash::Hash, os::fd::AsFd as _, 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, DevMap, HashMap, PerCpuArray},
+    maps::{Array, DevMap, HashMap, MapData, PerCpuArray},
     programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use bg_common::{
     abi::{MaglevRow, PROGRAM, TICK_SHIFT, map},
-    key::FlowKey,
+    flow::{FlowTable, TableShape, buckets_for},
     reason::Reason,
-    service::Flow,
 };
-use bg_ebpf::tables::FlowTable;
 use nix::{
     sched::{CloneFlags, setns, unshare},
     time::{ClockId, clock_gettime},
 };
 
-use crate::world::{Flows, World};
+use crate::{
+    flow_table::FlowTables,
+    world::{self, Flows, World},
+};
 
 /// Runs `work` on a thread of its own in a new network namespace, which is gone
 /// when it returns.
@@ -60,6 +61,7 @@ pub fn in_namespace<R: Send>(file: &File, work: impl FnOnce() -> R + Send) -> R 
 #[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
+    tables: FlowTables,
     /// Interface indices of the two test devices.
     pub ifindexes: [u32; 2],
 }
@@ -94,17 +96,16 @@ impl Context {
 }
 
 impl Kernel {
-    /// Loads the object, in the present network namespace, with room for
-    /// `flows` established flows, and makes two devices for it.
-    pub fn load(flows: u32) -> Result<Self> {
+    /// Loads the object, in the present network namespace, and makes two devices
+    /// for it.
+    pub fn load() -> Result<Self> {
         ip(&["link", "add", "bg0", "type", "veth", "peer", "name", "bg1"])?;
         ip(&["link", "set", "bg0", "up"])?;
         ip(&["link", "set", "bg1", "up"])?;
         let ifindexes = ["bg0", "bg1"].map(|name| nix::net::if_::if_nametoindex(name).unwrap_or(0));
         ensure!(!ifindexes.contains(&0), "the test devices did not appear");
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries(map::FLOWS_V4, flows)
-            .map_max_entries(map::FLOWS_V6, flows)
+            .map_max_entries(map::FLOWS, buckets_for(1000))
             .load(bg_userspace::object::OBJECT)
             .context("loading the object")?;
         let program: &mut Xdp = ebpf
@@ -116,7 +117,19 @@ impl Kernel {
         for (slot, ifindex) in ifindexes.iter().enumerate() {
             ports.set(slot as u32, *ifindex, None, 0)?;
         }
-        Ok(Self { ebpf, ifindexes })
+        let tables = FlowTables::mapped(|name| {
+            let map = ebpf.map(name).with_context(|| format!("no map {name}"))?;
+            let aya::maps::Map::Array(data) = map else {
+                bail!("{name} is no array");
+            };
+            let fd = data.fd().as_fd().try_clone_to_owned()?;
+            Ok(MapData::from_fd(fd)?)
+        })?;
+        Ok(Self {
+            ebpf,
+            tables,
+            ifindexes,
+        })
     }
 
     /// Makes the maps say what the world says.
@@ -150,12 +163,12 @@ impl Kernel {
         fill(ebpf, map::LISTENERS_V6, &world.listeners_v6)?;
         fill(ebpf, map::RETURNS_V4, &world.returns_v4)?;
         fill(ebpf, map::RETURNS_V6, &world.returns_v6)?;
-        for (table, name) in TABLES_V4 {
-            fill(ebpf, name, &of_table(&world.flows_v4, table))?;
+        let mut shapes: Array<_, TableShape> = map_of(ebpf, map::SHAPES)?;
+        for (table, shape) in FlowTable::ALL.into_iter().zip(world.shapes()) {
+            shapes.set(table as u32, shape, 0)?;
+            self.tables.shape(table, shape);
         }
-        for (table, name) in TABLES_V6 {
-            fill(ebpf, name, &of_table(&world.flows_v6, table))?;
-        }
+        world.fill(&self.tables);
         Ok(())
     }
 
@@ -190,29 +203,9 @@ impl Kernel {
         Ok((result.return_value, reason, out))
     }
 
-    /// The IPv4 flows, as the maps have them.
-    pub fn flows_v4(&mut self) -> Result<Flows<[u8; 4]>> {
-        self.flows(&TABLES_V4)
-    }
-
-    /// The IPv6 flows, as the maps have them.
-    pub fn flows_v6(&mut self) -> Result<Flows<[u8; 16]>> {
-        self.flows(&TABLES_V6)
-    }
-
-    fn flows<A: Copy + Eq + Hash>(&mut self, tables: &[(FlowTable, &str)]) -> Result<Flows<A>>
-    where
-        FlowKey<A>: Pod,
-    {
-        let mut flows = Flows::new();
-        for (table, name) in tables {
-            let entries: HashMap<_, FlowKey<A>, Flow> = map_of(&mut self.ebpf, name)?;
-            for entry in &entries {
-                let (key, flow) = entry?;
-                flows.insert((*table, key), flow);
-            }
-        }
-        Ok(flows)
+    /// The flows, as the maps have them.
+    pub fn flows(&self) -> Flows {
+        world::flows(&self.tables)
     }
 
     fn reasons(&mut self) -> Result<Vec<u64>> {
@@ -228,25 +221,6 @@ impl Kernel {
 pub fn tick() -> u32 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("the coarse clock");
     ((now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64) >> TICK_SHIFT) as u32
-}
-
-const TABLES_V4: [(FlowTable, &str); 3] = [
-    (FlowTable::Established, map::FLOWS_V4),
-    (FlowTable::HalfOpen, map::HALF_OPEN_V4),
-    (FlowTable::Udp, map::UDP_V4),
-];
-const TABLES_V6: [(FlowTable, &str); 3] = [
-    (FlowTable::Established, map::FLOWS_V6),
-    (FlowTable::HalfOpen, map::HALF_OPEN_V6),
-    (FlowTable::Udp, map::UDP_V6),
-];
-
-fn of_table<A: Copy + Eq + Hash>(flows: &Flows<A>, table: FlowTable) -> Map<FlowKey<A>, Flow> {
-    flows
-        .iter()
-        .filter(|((t, _), _)| *t == table)
-        .map(|((_, key), flow)| (*key, *flow))
-        .collect()
 }
 
 fn fill<K: Pod + Eq + Hash, V: Pod>(

@@ -3,6 +3,7 @@
 pub mod cases;
 pub mod conversation;
 pub mod flipper;
+pub mod flow_table;
 pub mod frame;
 pub mod generator;
 pub mod kernel;

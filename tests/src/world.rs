@@ -1,23 +1,29 @@
 //! The state that a packet meets, in one form for both packet paths, and the
 //! packet path's twin on the host.
 
-use std::{cell::RefCell, collections::HashMap, hash::Hash, net::SocketAddr};
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    net::SocketAddr,
+};
 
 use bg_common::{
-    key::{Endpoint, EndpointV4, EndpointV6, FlowKey, FlowKeyV4, FlowKeyV6, TCP, UDP},
+    flow::{Flow, FlowKey, FlowTable, LINES, TableShape},
+    key::{Endpoint, EndpointV4, EndpointV6, TCP, UDP},
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
         PoolWord, ReturnPath,
     },
 };
 use bg_ebpf::{
+    flows::FlowCell,
     packet::Packet,
     pipeline::{Action, Verdict, process},
-    tables::{FamilyTables, FlowCell, FlowTable, Tables},
+    tables::{FamilyTables, Tables},
 };
 
-use crate::frame::Macs;
+use crate::{flow_table::FlowTables, frame::Macs};
 
 /// Slot of the clients' interface.
 pub const CLIENTS: u32 = 0;
@@ -63,8 +69,11 @@ pub const fn from_backend(id: u32) -> Macs {
     }
 }
 
-/// Flows of one address family, in all three tables.
-pub type Flows<A> = HashMap<(FlowTable, FlowKey<A>), Flow>;
+/// Flows, in all three tables.
+pub type Flows = HashMap<(FlowTable, FlowKey), Flow>;
+
+/// The idle time of the world's UDP listeners, in ticks.
+pub const UDP_IDLE: u32 = 450;
 
 /// One service with two colours of one backend per address family, one of them
 /// on a port of its own, and two interfaces. Cases change it before they run.
@@ -86,12 +95,10 @@ pub struct World {
     pub returns_v4: HashMap<EndpointV4, ReturnPath>,
     /// IPv6 return paths.
     pub returns_v6: HashMap<EndpointV6, ReturnPath>,
-    /// IPv4 flows.
-    pub flows_v4: Flows<[u8; 4]>,
-    /// IPv6 flows.
-    pub flows_v6: Flows<[u8; 16]>,
-    /// Established flows that fit, per family.
-    pub capacity: usize,
+    /// Remembered flows.
+    pub flows: Flows,
+    /// The established table is full of strangers.
+    pub full: bool,
     /// Slot of the interface the packet comes in by.
     pub ingress: u32,
     /// The clock, in ticks.
@@ -160,9 +167,8 @@ impl World {
             listeners_v6: HashMap::new(),
             returns_v4: HashMap::new(),
             returns_v6: HashMap::new(),
-            flows_v4: HashMap::new(),
-            flows_v6: HashMap::new(),
-            capacity: 1000,
+            flows: HashMap::new(),
+            full: false,
             ingress: CLIENTS,
             tick: 1_000_000,
         };
@@ -187,7 +193,8 @@ impl World {
         .into_iter()
         .enumerate()
         {
-            world.listen(id as u16, addr(text), protocol);
+            // No listener has id 0.
+            world.listen(id as u16 + 1, addr(text), protocol);
         }
         world
     }
@@ -197,7 +204,7 @@ impl World {
             service: 0,
             id,
             zero: 0,
-            idle: 450,
+            idle: UDP_IDLE,
         };
         let path = ReturnPath {
             address: wide(address),
@@ -248,31 +255,76 @@ impl World {
             ingress: self.interfaces[self.ingress as usize].ifindex,
         };
         let twin = Twin {
-            v4: FamilyTwin::new(
-                &self.listeners_v4,
-                &self.returns_v4,
-                &self.flows_v4,
-                self.capacity,
-            ),
-            v6: FamilyTwin::new(
-                &self.listeners_v6,
-                &self.returns_v6,
-                &self.flows_v6,
-                self.capacity,
-            ),
+            v4: FamilyTwin {
+                listeners: &self.listeners_v4,
+                returns: &self.returns_v4,
+            },
+            v6: FamilyTwin {
+                listeners: &self.listeners_v6,
+                returns: &self.returns_v6,
+            },
+            tables: FlowTables::new(self.shapes()),
+            sought: Cell::new(FlowKey::new([0; 2], [0; 2], 0)),
+            pending: FlowCell::default(),
             world: self,
             reasons: RefCell::new(Vec::new()),
         };
+        self.fill(&twin.tables);
         let verdict = process(&mut buffer, &twin);
         assert_eq!(
             *twin.reasons.borrow(),
             [verdict.reason],
             "one verdict, one reason (law 6)"
         );
-        let (flows_v4, flows_v6) = (twin.v4.snapshot(), twin.v6.snapshot());
-        (self.flows_v4, self.flows_v6) = (flows_v4, flows_v6);
+        self.flows = flows(&twin.tables);
         (verdict, buffer.bytes)
     }
+
+    /// The shapes of the flow tables: small, and a full table's is one bucket.
+    pub fn shapes(&self) -> [TableShape; FlowTable::ALL.len()] {
+        let of = |buckets| TableShape::new(SEED, buckets);
+        [of(if self.full { 1 } else { 16 }), of(16), of(16)]
+    }
+
+    /// Puts the world's flows into tables of its shapes.
+    pub fn fill(&self, tables: &FlowTables) {
+        // Oldest first: some tables evict.
+        let mut flows: Vec<_> = self.flows.iter().collect();
+        flows.sort_by_key(|((table, key), flow)| (*table, flow.seen, *key));
+        for ((table, key), flow) in flows {
+            assert!(
+                tables.insert(*table, key, flow, self.tick),
+                "no room for {key:?}"
+            );
+        }
+        for stranger in 0..if self.full { LINES as u64 } else { 0 } {
+            let key = FlowKey::new([STRANGERS, stranger], [0, 1], 9);
+            let flow = Flow {
+                seen: self.tick,
+                ..Flow::default()
+            };
+            tables.insert(FlowTable::Established, &key, &flow, self.tick);
+        }
+    }
+}
+
+/// The seed of the tables' hash.
+const SEED: u64 = 0x0123_4567_89ab_cdef;
+/// First half of the addresses that fill a full table.
+const STRANGERS: u64 = 0xdead;
+
+/// What is in the tables, without the strangers that fill a full one.
+pub fn flows(tables: &FlowTables) -> Flows {
+    let of = |table| {
+        tables
+            .flows(table)
+            .map(move |(key, flow)| ((table, key), flow))
+    };
+    FlowTable::ALL
+        .into_iter()
+        .flat_map(of)
+        .filter(|((_, key), _)| key.client[0] != STRANGERS)
+        .collect()
 }
 
 /// The address part, 16 bytes wide, IPv4 first.
@@ -332,74 +384,15 @@ struct Twin<'a> {
     world: &'a World,
     v4: FamilyTwin<'a, [u8; 4]>,
     v6: FamilyTwin<'a, [u8; 16]>,
+    tables: FlowTables,
+    sought: Cell<FlowKey>,
+    pending: FlowCell,
     reasons: RefCell<Vec<Reason>>,
 }
 
 struct FamilyTwin<'a, A> {
     listeners: &'a HashMap<Endpoint<A>, Listener>,
     returns: &'a HashMap<Endpoint<A>, ReturnPath>,
-    /// Entries are leaked: like the kernel's, they outlive their removal while
-    /// a packet holds them.
-    flows: RefCell<HashMap<(FlowTable, FlowKey<A>), &'static FlowCell>>,
-    capacity: usize,
-}
-
-impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
-    fn new(
-        listeners: &'a HashMap<Endpoint<A>, Listener>,
-        returns: &'a HashMap<Endpoint<A>, ReturnPath>,
-        flows: &Flows<A>,
-        capacity: usize,
-    ) -> Self {
-        let flows = flows
-            .iter()
-            .map(|(key, flow)| (*key, leak(FlowCell::from(*flow))))
-            .collect();
-        Self {
-            listeners,
-            returns,
-            flows: RefCell::new(flows),
-            capacity,
-        }
-    }
-
-    fn remember(&self, table: FlowTable, key: &FlowKey<A>, flow: &FlowCell) -> bool {
-        let mut flows = self.flows.borrow_mut();
-        let full = flows.keys().filter(|(t, _)| *t == table).count() >= self.capacity;
-        if table == FlowTable::Established && full && !flows.contains_key(&(table, *key)) {
-            return false;
-        }
-        flows.insert((table, *key), leak(FlowCell::from(copy(flow))));
-        true
-    }
-
-    fn snapshot(&self) -> Flows<A> {
-        self.flows
-            .borrow()
-            .iter()
-            .map(|(key, cell)| (*key, copy(cell)))
-            .collect()
-    }
-}
-
-fn leak(cell: FlowCell) -> &'static FlowCell {
-    Box::leak(Box::new(cell))
-}
-
-fn copy(cell: &FlowCell) -> Flow {
-    Flow {
-        client_hop: cell.client_hop.get(),
-        backend: cell.backend.get(),
-        seen: cell.seen.get(),
-        routed: cell.routed.get(),
-        proof: cell.proof.get(),
-        generation: cell.generation.get(),
-        colour: cell.colour.get(),
-        state: cell.state.get(),
-        service: cell.service.get(),
-        client_next: cell.client_next.get(),
-        backend_next: cell.backend_next.get(),
-    }
 }
 
 impl Tables for Twin<'_> {
@@ -445,6 +438,23 @@ impl Tables for Twin<'_> {
         bg_common::abi::tick_ns(self.world.tick)
     }
 
+    fn seek(&self, key: &FlowKey) {
+        self.sought.set(*key);
+    }
+
+    fn flow(&self, table: FlowTable) -> Option<&FlowCell> {
+        self.tables.find(table, &self.sought.get())
+    }
+
+    fn pending(&self) -> Option<&FlowCell> {
+        Some(&self.pending)
+    }
+
+    fn remember(&self, table: FlowTable) -> bool {
+        self.tables
+            .remember(table, &self.sought.get(), &self.pending, self.world.tick)
+    }
+
     fn count(&self, reason: Reason) {
         self.reasons.borrow_mut().push(reason);
     }
@@ -465,14 +475,6 @@ macro_rules! family {
                 self.$field.returns.get(from)
             }
 
-            fn flow(&self, table: FlowTable, key: &FlowKey<$address>) -> Option<&FlowCell> {
-                self.$field.flows.borrow().get(&(table, *key)).copied()
-            }
-
-            fn remember(&self, table: FlowTable, key: &FlowKey<$address>, flow: &FlowCell) -> bool {
-                self.$field.remember(table, key, flow)
-            }
-
             fn route(&self, _from: &[u8; 16], _to: &$address, _ingress: u32) -> NextHop {
                 NextHop::NONE // as in the kernel of a test run: nothing is routed
             }
@@ -482,13 +484,11 @@ macro_rules! family {
 family!([u8; 4], v4);
 family!([u8; 16], v6);
 
-/// Key of a flow over IPv4.
-pub fn key_v4(client: SocketAddr, listener: u16) -> FlowKeyV4 {
-    let [a, b, c, d, ..] = wide(client);
-    FlowKey::new([a, b, c, d], client.port().to_be_bytes(), listener)
-}
-
-/// Key of a flow over IPv6.
-pub fn key_v6(client: SocketAddr, listener: u16) -> FlowKeyV6 {
-    FlowKey::new(wide(client), client.port().to_be_bytes(), listener)
+/// Key of a flow.
+pub fn key(client: SocketAddr, listener: u16) -> FlowKey {
+    let address = match client {
+        SocketAddr::V4(v4) => FlowKey::client_v4(v4.ip().octets()),
+        SocketAddr::V6(v6) => FlowKey::client_v6(v6.ip().octets()),
+    };
+    FlowKey::new(address, client.port().to_be_bytes(), listener)
 }

@@ -186,8 +186,7 @@ fn a_foreign_program_is_named_and_left_alone() {
     let namespace = lab.enter(Place::Gateway).unwrap();
     let foreign = in_namespace(&namespace, || {
         let mut ebpf = EbpfLoader::new()
-            .map_max_entries(map::FLOWS_V4, 1)
-            .map_max_entries(map::FLOWS_V6, 1)
+            .map_max_entries(map::FLOWS, 1)
             .load(bg_userspace::object::OBJECT)
             .unwrap();
         let program: &mut Xdp = ebpf.program_mut(PROGRAM).unwrap().try_into().unwrap();

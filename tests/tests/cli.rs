@@ -107,7 +107,7 @@ fn status_tells_what_the_contract_says() {
     assert!(status["reasons"]["forwarded"].is_u64() && status["reasons"]["truncated"].is_u64());
     assert_eq!(
         status["flow_table"],
-        json!({"entries": 0, "capacity": 200_000})
+        json!({"entries": 0, "capacity": 100_000})
     );
     let [llm, web] = &status["services"].as_array().unwrap()[..] else {
         panic!("two services: {status}");

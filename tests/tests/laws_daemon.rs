@@ -20,13 +20,16 @@ use aya::{
 };
 use bg_common::{
     abi::{LAYOUT, map},
-    key::{EndpointV4, FlowKeyV4, TCP},
-    service::{Backend, Colour, Flow, Listener},
+    flow::FlowTable,
+    key::{EndpointV4, TCP},
+    service::{Backend, Colour, Listener},
 };
 use bg_tests::{
     conversation::{Conversation, Datagrams},
+    flow_table::FlowTables,
     lab::{Lab, Place, SERVERS, binary, default_service, listener, listener_v6, service},
     load::{self, Answer, Load, PATIENCE, assert_flawless, mix},
+    world::key,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -493,17 +496,19 @@ fn backend_of(lab: &Lab, conversation: &Conversation) -> IpAddr {
         IpAddr::V4(ip) => (ip.octets(), address.port().to_be_bytes()),
         IpAddr::V6(_) => panic!("{address} is none of IPv4"),
     };
-    let (client, port) = octets(conversation.local().unwrap());
     let (service, service_port) = octets(conversation.peer().unwrap());
     let listeners: HashMap<_, EndpointV4, Listener> =
         Map::HashMap(open(map::LISTENERS_V4)).try_into().unwrap();
-    let flows: HashMap<_, FlowKeyV4, Flow> = Map::HashMap(open(map::FLOWS_V4)).try_into().unwrap();
+    let flows = FlowTables::pinned(&maps).unwrap();
     let backends: Array<_, Backend> = Map::Array(open(map::BACKENDS)).try_into().unwrap();
     let listener = listeners
         .get(&EndpointV4::new(service, service_port, TCP), 0)
         .unwrap();
     let flow = flows
-        .get(&FlowKeyV4::new(client, port, listener.id), 0)
+        .get(
+            FlowTable::Established,
+            &key(conversation.local().unwrap(), listener.id),
+        )
         .unwrap();
     let [a, b, c, d, ..] = backends.get(&flow.backend, 0).unwrap().address;
     [a, b, c, d].into()

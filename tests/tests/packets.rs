@@ -3,13 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use bg_common::service::Flow;
-use bg_ebpf::tables::FlowTable;
+use bg_common::flow::Flow;
 use bg_tests::{
     cases::{self, Case},
     frame::wrong_checksum,
     kernel::{Kernel, in_new_namespace, tick},
-    world::{Flows, World, key_v4, key_v6, xdp_action},
+    world::{Flows, World, key, xdp_action},
 };
 use proptest::{
     collection::vec,
@@ -32,45 +31,15 @@ fn the_case_table_holds_on_the_host() {
             case.name
         );
         assert_out(&case, &out);
-        assert_flow(&case, &world.flows_v4, &world.flows_v6);
+        assert_flow(&case, &world.flows);
     }
 }
 
 #[test]
 fn the_case_table_holds_in_the_kernel() {
     in_new_namespace(|| {
-        // An established table that holds nothing cannot be made: those cases
-        // fill one that holds a single flow.
-        let mut kernel = Kernel::load(1000).unwrap();
-        for case in cases::all(kernel.ifindexes, tick())
-            .into_iter()
-            .filter(|case| case.world.capacity > 0)
-        {
-            assert_holds(&case, &mut kernel);
-        }
-    });
-}
-
-#[test]
-fn a_full_table_is_counted_in_the_kernel() {
-    in_new_namespace(|| {
-        let mut kernel = Kernel::load(1).unwrap();
-        let full: Vec<Case> = cases::all(kernel.ifindexes, tick())
-            .into_iter()
-            .filter(|case| case.world.capacity == 0)
-            .collect();
-        assert_eq!(full.len(), 2, "one case per address family");
-        for mut case in full {
-            let stranger = (
-                FlowTable::Established,
-                key_v4("192.0.2.1:1".parse().unwrap(), 9),
-            );
-            case.world.flows_v4.insert(stranger, Flow::default());
-            let stranger = (
-                FlowTable::Established,
-                key_v6("[2001:db8::1]:1".parse().unwrap(), 9),
-            );
-            case.world.flows_v6.insert(stranger, Flow::default());
+        let mut kernel = Kernel::load().unwrap();
+        for case in cases::all(kernel.ifindexes, tick()) {
             assert_holds(&case, &mut kernel);
         }
     });
@@ -79,11 +48,10 @@ fn a_full_table_is_counted_in_the_kernel() {
 #[test]
 fn both_packet_paths_agree_on_mutated_frames() {
     in_new_namespace(|| {
-        let mut kernel = Kernel::load(1000).unwrap();
+        let mut kernel = Kernel::load().unwrap();
         let ifindexes = kernel.ifindexes;
         let pool: Vec<(World, Vec<u8>)> = cases::all(ifindexes, tick())
             .into_iter()
-            .filter(|case| case.world.capacity > 0)
             .map(|case| (case.world, case.frame))
             .collect();
         let mut runner = TestRunner::new(Config {
@@ -110,9 +78,7 @@ fn both_packet_paths_agree_on_mutated_frames() {
                     (xdp_action(verdict.action), verdict.reason)
                 );
                 assert_eq!(kernel_out, host_out);
-                let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
-                assert_eq!(timeless(&v4), timeless(&host.flows_v4));
-                assert_eq!(timeless(&v6), timeless(&host.flows_v6));
+                assert_eq!(timeless(&kernel.flows()), timeless(&host.flows));
                 if was_right {
                     assert_eq!(
                         wrong_checksum(&host_out),
@@ -169,7 +135,7 @@ fn mutate(frame: &[u8], mutations: &[Mutation]) -> Vec<u8> {
 }
 
 /// Flows without the times, which differ by when each path ran.
-fn timeless<A: Copy + std::fmt::Debug>(flows: &Flows<A>) -> BTreeSet<String> {
+fn timeless(flows: &Flows) -> BTreeSet<String> {
     flows
         .iter()
         .map(|(key, flow)| {
@@ -197,21 +163,16 @@ fn assert_holds(case: &Case, kernel: &mut Kernel) {
         case.name
     );
     assert_out(case, &out);
-    let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
-    assert_flow(case, &v4, &v6);
+    assert_flow(case, &kernel.flows());
 }
 
 fn assert_out(case: &Case, out: &[u8]) {
     assert_eq!(out, case.out, "{}: the frame that leaves", case.name);
 }
 
-fn assert_flow(case: &Case, v4: &Flows<[u8; 4]>, v6: &Flows<[u8; 16]>) {
+fn assert_flow(case: &Case, flows: &Flows) {
     let Some(check) = &case.flow else { return };
-    let flow = if check.client.is_ipv4() {
-        v4.get(&(check.table, key_v4(check.client, check.listener)))
-    } else {
-        v6.get(&(check.table, key_v6(check.client, check.listener)))
-    };
+    let flow = flows.get(&(check.table, key(check.client, check.listener)));
     match (flow, check.holds) {
         (None, None) => {}
         (Some(flow), Some(holds)) => assert!(holds(flow), "{}: {flow:?}", case.name),

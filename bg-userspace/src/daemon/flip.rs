@@ -180,15 +180,15 @@ impl Daemon {
         let daemon = Arc::clone(self);
         let counter = tokio::task::spawn_blocking(move || {
             let mut count = 0;
-            let counted = daemon.datapath.flows(|flow| {
+            daemon.datapath.flows(|flow| {
                 let of_colour = flow.colour == colour && Some(flow.service) == id;
                 count += u64::from(of_colour && flow.is_live());
             });
-            counted.ok().map(|()| count)
+            count
         });
         async move {
             let counted = tokio::time::timeout(FIRST_FLOW_WAIT + COUNT_WAIT, counter).await;
-            counted.ok()?.ok().flatten()
+            counted.ok()?.ok()
         }
     }
 

@@ -268,7 +268,7 @@ impl Daemon {
             tokio::time::sleep(SWEEP_EVERY).await;
             let daemon = Arc::clone(&self);
             match tokio::task::spawn_blocking(move || daemon.datapath.sweep()).await {
-                Ok(Ok(_)) => {}
+                Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::error!("sweeping the flow tables: {error}"),
                 Err(error) => tracing::error!("sweeping the flow tables: {error}"),
             }

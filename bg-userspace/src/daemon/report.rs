@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use bg_common::service::{Colour, ColourStats};
+use bg_common::{
+    flow::FlowTable,
+    service::{Colour, ColourStats},
+};
 
 use super::Daemon;
 use crate::{
@@ -24,16 +27,14 @@ impl Daemon {
         let config = self.config().clone();
         let mut counts = Counts::new();
         let mut entries = 0;
-        self.datapath
-            .flows(|flow| {
-                entries += u64::from(flow.table == "established");
-                if flow.is_live() {
-                    *counts
-                        .entry((flow.service, flow.colour, flow.backend))
-                        .or_default() += 1;
-                }
-            })
-            .map_err(failed)?;
+        self.datapath.flows(|flow| {
+            entries += u64::from(flow.table == FlowTable::Established);
+            if flow.is_live() {
+                *counts
+                    .entry((flow.service, flow.colour, flow.backend))
+                    .or_default() += 1;
+            }
+        });
         let services = config
             .services
             .values()
@@ -65,7 +66,7 @@ impl Daemon {
                 .collect(),
             flow_table: FlowTableStatus {
                 entries,
-                capacity: u64::from(self.datapath.capacity()),
+                capacity: u64::from(self.datapath.max_flows()),
             },
         })
     }
@@ -158,32 +159,30 @@ impl Daemon {
             not_live: 0,
             flows: Vec::new(),
         };
-        self.datapath
-            .flows(|flow| {
-                if flow.service != id || colour.is_some_and(|colour| colour != flow.colour) {
+        self.datapath.flows(|flow| {
+            if flow.service != id || colour.is_some_and(|colour| colour != flow.colour) {
+                return;
+            }
+            if !flow.is_live() {
+                flows.not_live += 1;
+                if !all {
                     return;
                 }
-                if !flow.is_live() {
-                    flows.not_live += 1;
-                    if !all {
-                        return;
-                    }
-                }
-                flows.total += 1;
-                if flows.flows.len() < limit {
-                    flows.flows.push(FlowLine {
-                        service: service.to_owned(),
-                        client: flow.client.to_string(),
-                        colour: flow.colour.as_str().to_owned(),
-                        backend: flow.backend.map(|backend| backend.to_string()),
-                        generation: flow.generation,
-                        table: flow.table.to_owned(),
-                        idle_ms: flow.idle.as_millis() as u64,
-                        closing: flow.closing,
-                    });
-                }
-            })
-            .map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))?;
+            }
+            flows.total += 1;
+            if flows.flows.len() < limit {
+                flows.flows.push(FlowLine {
+                    service: service.to_owned(),
+                    client: flow.client.to_string(),
+                    colour: flow.colour.as_str().to_owned(),
+                    backend: flow.backend.map(|backend| backend.to_string()),
+                    generation: flow.generation,
+                    table: flow.table.as_str().to_owned(),
+                    idle_ms: flow.idle.as_millis() as u64,
+                    closing: flow.closing,
+                });
+            }
+        });
         Ok(flows)
     }
 }

@@ -47,7 +47,7 @@ impl Inner {
     ) -> Result<Change, Error> {
         let alone = self.changing.clone().blocking_lock_owned();
         let held = self.held()?;
-        let layout = lay_out(plan, known, &held, &self.in_use()?)?;
+        let layout = lay_out(plan, known, &held, &self.in_use())?;
         let pools = self.plan_pools(&layout.pools)?;
         Ok(Change {
             held,
@@ -89,8 +89,8 @@ impl Inner {
         }
         self.clear_stats(layout.new_services.keys())?;
         // Before the listeners: a flow of a listener that nobody knows is over.
-        let idle = wanted.listeners.values().map(|l| (l.id, l.idle));
-        self.applied().listeners.extend(idle.clone());
+        let ids = wanted.listeners.values().map(|listener| listener.id);
+        self.applied().listeners.extend(ids.clone());
         let gone = missing(&held.listeners, &wanted.listeners);
         let new = differing(&wanted.listeners, &held.listeners);
         self.write_endpoints(listeners, &new, &gone)?;
@@ -105,7 +105,7 @@ impl Inner {
         self.free_pools(&layout.pools);
 
         *self.applied() = Applied {
-            listeners: idle.collect(),
+            listeners: ids.collect(),
             services: layout.services,
             backends: layout.tables.backends,
         };

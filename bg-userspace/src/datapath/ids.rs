@@ -14,13 +14,18 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Ids below `limit`, of which these are taken.
-    pub fn new(what: &'static str, limit: u32, taken: impl IntoIterator<Item = u32>) -> Self {
+    /// Ids from `first` to below `limit`, of which these are taken.
+    pub fn new(
+        what: &'static str,
+        first: u32,
+        limit: u32,
+        taken: impl IntoIterator<Item = u32>,
+    ) -> Self {
         Self {
             what,
             limit,
             taken: taken.into_iter().collect(),
-            next: 0,
+            next: first,
         }
     }
 
@@ -47,7 +52,7 @@ mod tests {
 
     #[test]
     fn gaps_are_filled_and_the_limit_is_kept() {
-        let mut ids = Ids::new("things", 4, [0, 2]);
+        let mut ids = Ids::new("things", 0, 4, [0, 2]);
         assert_eq!((ids.free().unwrap(), ids.free().unwrap()), (1, 3));
         assert!(ids.free().is_err());
     }

@@ -77,6 +77,7 @@ pub fn lay_out(
     name_services(&mut layout, plan, known, held, in_use)?;
     let mut listener_ids = Ids::new(
         "listeners, with those that old flows hold",
+        1, // 0 is nobody's: an unused line of a flow table
         u32::from(u16::MAX),
         held.listeners
             .values()
@@ -87,6 +88,7 @@ pub fn lay_out(
     );
     let mut backend_ids = Ids::new(
         "backends, with those that old flows hold",
+        0,
         capacity::BACKENDS as u32,
         held.backends.keys().copied(),
     );

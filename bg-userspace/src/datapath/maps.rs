@@ -2,24 +2,28 @@
 
 use std::{
     collections::BTreeMap,
+    hash::{BuildHasher as _, RandomState},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use bg_common::{
     abi::{MAGLEV_ROW, capacity, map},
-    key::{Endpoint, FlowKey},
-    service::{Backend, Colour, ColourStats, CutoverWord, Flow, Listener, NextHop, ReturnPath},
+    flow::{FlowTable, TableShape},
+    key::Endpoint,
+    service::{Backend, Colour, ColourStats, CutoverWord, Listener, NextHop, ReturnPath},
 };
 
 use super::{
     Applied, Error, Inner, batch,
+    flows::tick,
     layout::{Tables, protocol_of},
+    lines::Lines,
     mmap::Words,
     naming::InUse,
     pinned,
@@ -35,12 +39,18 @@ impl Inner {
             let data = pinned(pins, name)?;
             Words::map(data.fd(), words).map_err(Error::io(format!("mapping {name}")))
         };
+        let lines = |table| words(map::of(table), Lines::words(buckets(pins, table)?));
         Ok(Self {
             words: words(map::WORDS, capacity::SERVICES)?,
             first_flows: words(map::FIRST_FLOWS, capacity::SERVICES)?,
             pools: words(map::POOLS, capacity::SERVICES * 4)?,
             arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
             backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
+            lines: Lines::new([
+                lines(FlowTable::Established)?,
+                lines(FlowTable::HalfOpen)?,
+                lines(FlowTable::Udp)?,
+            ]),
             tables: Mutex::default(),
             changing: Arc::default(),
             pins: pins.clone(),
@@ -196,29 +206,35 @@ impl Inner {
         Ok(())
     }
 
-    /// What flows of any table hold on to.
-    pub(super) fn in_use(&self) -> Result<InUse, Error> {
+    /// What flows of any table hold on to: those that are over no packet finds.
+    pub(super) fn in_use(&self) -> InUse {
         let mut in_use = InUse::default();
-        for name in [map::FLOWS_V4, map::HALF_OPEN_V4, map::UDP_V4] {
-            self.each_flow::<[u8; 4]>(name, |key, flow| in_use.add(key.listener(), flow))?;
+        let now = tick();
+        for table in FlowTable::ALL {
+            self.lines.each(table, |key, flow| {
+                if !flow.is_over(table, now) {
+                    in_use.listeners.insert(key.listener());
+                    in_use.services.insert(flow.service);
+                }
+            });
         }
-        for name in [map::FLOWS_V6, map::HALF_OPEN_V6, map::UDP_V6] {
-            self.each_flow::<[u8; 16]>(name, |key, flow| in_use.add(key.listener(), flow))?;
-        }
-        Ok(in_use)
+        in_use
     }
 
-    /// Calls `visit` for every entry of a flow table.
-    pub(super) fn each_flow<A: Copy + 'static>(
-        &self,
-        name: &str,
-        visit: impl FnMut(&FlowKey<A>, &Flow),
-    ) -> Result<(), Error>
-    where
-        FlowKey<A>: Pod,
-    {
-        let data = self.pinned(name)?;
-        batch::for_each(data.fd(), visit).map_err(Error::io(format!("reading {name}")))
+    /// Gives the flow tables their shapes, where they have none yet.
+    pub(super) fn shape_tables(&self) -> Result<(), Error> {
+        let mut shapes: Array<_, TableShape> = self.open_map(map::SHAPES, Map::Array)?;
+        let failed = |e: MapError| Error::bpf("shaping the flow tables", &e);
+        // Keyed anew by the operating system's randomness for every process.
+        let seed = RandomState::new().hash_one(std::process::id());
+        for table in FlowTable::ALL {
+            let index = table as u32;
+            if shapes.get(&index, 0).map_err(failed)?.regions == 0 {
+                let shape = TableShape::new(seed, buckets(&self.pins, table)?);
+                shapes.set(index, shape, 0).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Clears the counters of services that are new under their ids.
@@ -242,9 +258,11 @@ impl Inner {
     }
 }
 
-impl InUse {
-    fn add(&mut self, listener: u16, flow: &Flow) {
-        self.listeners.insert(listener);
-        self.services.insert(flow.service);
-    }
+/// Buckets of a pinned flow table.
+fn buckets(pins: &Pins, table: FlowTable) -> Result<u32, Error> {
+    let name = map::of(table);
+    let info = pinned(pins, name)?
+        .info()
+        .map_err(|e| Error::bpf(format!("reading {name}"), &e))?;
+    Ok(info.max_entries())
 }

@@ -40,6 +40,11 @@ impl Words {
         })
     }
 
+    /// Number of words.
+    pub const fn len(&self) -> usize {
+        self.words
+    }
+
     /// The word at `index`.
     ///
     /// # Panics

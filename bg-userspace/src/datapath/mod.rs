@@ -11,6 +11,7 @@ mod hops;
 mod ids;
 mod interfaces;
 mod layout;
+mod lines;
 mod maps;
 mod mmap;
 mod naming;
@@ -22,7 +23,7 @@ mod slots;
 mod words;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -37,6 +38,7 @@ use aya::{
 };
 use bg_common::{
     abi::{PROGRAM, map},
+    flow::{buckets_for, flows_for},
     reason::Reason,
     service::{Backend, Colour, ColourStats, CutoverWord, FirstFlow, NextHop},
 };
@@ -52,7 +54,10 @@ pub use self::{
     resolver::Resolver,
     words::{PinnedWords, Stored},
 };
-use self::{flows::Unused, interfaces::Interfaces, layout::address_of, mmap::Words, pins::Pins};
+use self::{
+    flows::Unused, interfaces::Interfaces, layout::address_of, lines::Lines, mmap::Words,
+    pins::Pins,
+};
 use crate::{object::OBJECT, plan::Plan};
 
 /// How long a change waits for the next hops of its new backends.
@@ -84,7 +89,7 @@ pub struct Settings {
     pub interfaces: Vec<String>,
     /// Native or generic; never downgraded.
     pub mode: AttachMode,
-    /// Established TCP flows that fit, per address family.
+    /// Established TCP flows that fit.
     pub max_flows: u32,
 }
 
@@ -94,6 +99,7 @@ pub struct Datapath {
     inner: Arc<Inner>,
     interfaces: Arc<Interfaces>,
     unused: Mutex<Unused>,
+    max_flows: u32,
     _lock: Lock,
 }
 
@@ -105,6 +111,7 @@ struct Inner {
     pools: Words,
     arena: Words,
     backend_words: Words,
+    lines: Lines,
     tables: Mutex<Applied>,
     /// One change of the tables at a time.
     changing: Arc<tokio::sync::Mutex<()>>,
@@ -115,8 +122,8 @@ struct Applied {
     services: BTreeMap<String, u32>,
     /// Backends of the plan.
     backends: BTreeMap<u32, Backend>,
-    /// UDP idle ticks by listener id.
-    listeners: BTreeMap<u16, u32>,
+    /// Ids of the plan's listeners.
+    listeners: BTreeSet<u16>,
 }
 
 /// Locks the pins below `bpffs` against a second daemon, for as long as the
@@ -148,17 +155,23 @@ impl Datapath {
         let pins = lock.pins().clone();
         pins.check()?;
         attach::check(settings, &pins)?;
-        let fresh = pins.flow_capacity().is_none();
-        let max_flows = pins.flow_capacity().unwrap_or(settings.max_flows);
-        if max_flows != settings.max_flows {
-            tracing::warn!(
-                "gateway.max_flows is {}, but the pinned flow tables hold {max_flows}: they keep that \
-                 size until `bgswitch detach`",
-                settings.max_flows
-            );
-        }
+        let wanted = buckets_for(settings.max_flows);
+        let pinned = pins.flow_buckets();
+        let fresh = pinned.is_none();
+        let max_flows = match pinned {
+            Some(buckets) if buckets != wanted => {
+                let max_flows = flows_for(buckets);
+                tracing::warn!(
+                    "gateway.max_flows is {}, but the pinned flow table holds {max_flows}: it keeps \
+                     that size until `bgswitch detach`",
+                    settings.max_flows
+                );
+                max_flows
+            }
+            _ => settings.max_flows,
+        };
         pins.make()?;
-        let started = Self::start_locked(settings, plan, known, &pins, max_flows);
+        let started = Self::start_locked(settings, plan, known, &pins, pinned.unwrap_or(wanted));
         if started.is_err() && fresh {
             // Nothing ran before, so nothing is kept: the next start is clean.
             let _ = pins.remove();
@@ -168,6 +181,7 @@ impl Datapath {
             inner: Arc::new(inner),
             interfaces: Arc::new(Interfaces::new(settings.clone(), ebpf, statuses)),
             unused: Mutex::default(),
+            max_flows,
             _lock: lock,
         };
         datapath.warn_of_no_forwarding(plan);
@@ -179,15 +193,13 @@ impl Datapath {
         plan: &Plan,
         known: &BTreeMap<String, Known>,
         pins: &Pins,
-        max_flows: u32,
+        flow_buckets: u32,
     ) -> Result<(Inner, Ebpf, Vec<InterfaceStatus>), Error> {
         let mut loader = EbpfLoader::new();
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
-        loader
-            .map_max_entries(map::FLOWS_V4, max_flows)
-            .map_max_entries(map::FLOWS_V6, max_flows);
+        loader.map_max_entries(map::FLOWS, flow_buckets);
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|e| Error::bpf("loading the eBPF object", &e))?;
@@ -198,6 +210,7 @@ impl Datapath {
 
         // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
+        inner.shape_tables()?;
         let change = inner.prepare(plan, known)?;
         let added = attach::add(program, settings, pins)?;
         inner.announce(&change);
@@ -323,13 +336,9 @@ impl Datapath {
         Ok(sums)
     }
 
-    /// Entries of the flow tables, and what fits.
-    pub fn capacity(&self) -> u32 {
-        self.inner
-            .pins
-            .flow_capacity()
-            .unwrap_or(0)
-            .saturating_mul(2)
+    /// Established TCP flows that fit.
+    pub const fn max_flows(&self) -> u32 {
+        self.max_flows
     }
 
     /// Where the program is attached.

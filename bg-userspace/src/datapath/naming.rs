@@ -70,6 +70,7 @@ pub fn name_services(
     }
     let mut ids = Ids::new(
         "services, with those that old flows hold",
+        0,
         capacity::SERVICES as u32,
         held.listeners
             .values()

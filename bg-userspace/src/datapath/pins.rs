@@ -8,9 +8,10 @@ use std::{
 use aya::maps::{MapInfo, MapType};
 use bg_common::{
     abi::{LAYOUT, MAGLEV_ROW, capacity, map},
-    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    flow::{Bucket, FlowTable, REGIONS, TableShape, buckets_for},
+    key::{EndpointV4, EndpointV6},
     reason::REASONS,
-    service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Interface, Listener, ReturnPath},
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -109,7 +110,7 @@ impl Pins {
     }
 
     /// Refuses state of another layout, and maps that are not what their names
-    /// say. `max_flows` is not checked here: see [`Pins::flow_capacity`].
+    /// say. `max_flows` is not checked here: see [`Pins::flow_buckets`].
     pub fn check(&self) -> Result<(), Error> {
         let ours = self.layout();
         if let Some(other) = self.layouts().into_iter().find(|layout| *layout != ours) {
@@ -128,7 +129,7 @@ impl Pins {
                 )
             };
             let found_kind = info.map_type().unwrap_or(MapType::Unspecified);
-            // Flow tables have as many entries as were asked for when they were made.
+            // The table of established flows is as large as was asked for when it was made.
             let wanted = if entries == 0 {
                 info.max_entries()
             } else {
@@ -152,9 +153,9 @@ impl Pins {
         Ok(())
     }
 
-    /// Entries of the pinned flow tables, if there are any.
-    pub fn flow_capacity(&self) -> Option<u32> {
-        MapInfo::from_pin(self.map(map::FLOWS_V4))
+    /// Buckets of the pinned table of established flows, if there is one.
+    pub fn flow_buckets(&self) -> Option<u32> {
+        MapInfo::from_pin(self.map(map::FLOWS))
             .ok()
             .map(|info| info.max_entries())
     }
@@ -237,7 +238,6 @@ type Shape = (&'static str, MapType, u32, u32, u32, u32);
 /// Name, type, key size, value size, entries (0 = any), flags.
 fn shapes() -> Vec<Shape> {
     const MMAPABLE: u32 = 1 << 10;
-    const NO_PREALLOC: u32 = 1;
     const fn of<T>() -> u32 {
         size_of::<T>() as u32
     }
@@ -245,9 +245,10 @@ fn shapes() -> Vec<Shape> {
     let listeners = capacity::LISTENERS as u32;
     let returns = capacity::RETURNS as u32;
     let slots = capacity::INTERFACES as u32;
-    let (half, udp) = (capacity::HALF_OPEN as u32, capacity::UDP as u32);
-    let flow = of::<Flow>();
-    let (v4, v6) = (of::<FlowKeyV4>(), of::<FlowKeyV6>());
+    let half_open = buckets_for(capacity::HALF_OPEN as u32);
+    let udp = buckets_for(capacity::UDP as u32);
+    let bucket = of::<Bucket>();
+    let tables = FlowTable::ALL.len() as u32;
     let (end4, end6) = (of::<EndpointV4>(), of::<EndpointV6>());
     vec![
         (map::WORDS, MapType::Array, 4, 8, services, MMAPABLE),
@@ -312,12 +313,25 @@ fn shapes() -> Vec<Shape> {
             returns,
             0,
         ),
-        (map::FLOWS_V4, MapType::Hash, v4, flow, 0, NO_PREALLOC),
-        (map::FLOWS_V6, MapType::Hash, v6, flow, 0, NO_PREALLOC),
-        (map::HALF_OPEN_V4, MapType::LruHash, v4, flow, half, 0),
-        (map::HALF_OPEN_V6, MapType::LruHash, v6, flow, half, 0),
-        (map::UDP_V4, MapType::LruHash, v4, flow, udp, 0),
-        (map::UDP_V6, MapType::LruHash, v6, flow, udp, 0),
+        (map::FLOWS, MapType::Array, 4, bucket, 0, MMAPABLE),
+        (
+            map::HALF_OPEN,
+            MapType::Array,
+            4,
+            bucket,
+            half_open,
+            MMAPABLE,
+        ),
+        (map::UDP, MapType::Array, 4, bucket, udp, MMAPABLE),
+        (
+            map::SHAPES,
+            MapType::Array,
+            4,
+            of::<TableShape>(),
+            tables,
+            0,
+        ),
+        (map::REGIONS, MapType::Array, 4, 8, tables * REGIONS, 0),
         (map::REASONS, MapType::PerCpuArray, 4, 8, REASONS, 0),
         (
             map::STATS,

@@ -33,7 +33,7 @@ pub(super) fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
         flow: Some(f.check(
             FlowTable::Established,
             // An old acknowledgement may have been answered: the way back makes sure.
-            Some(|flow| flow.state == state::RESET),
+            Some(|flow| sides(flow) == (bits::RST, 0)),
         )),
     });
     cases.push(Case {
@@ -79,7 +79,7 @@ pub(super) fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
         flow: Some(f.check(
             FlowTable::Established,
-            Some(|flow| flow.state == state::CLIENT_CUT | state::RESET),
+            Some(|flow| sides(flow) == (0, bits::CLIENT_CUT | bits::RST)),
         )),
     });
     cases.push(Case {
@@ -98,7 +98,7 @@ pub(super) fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
     });
     let mut told = from_blue.clone();
     let entry = Flow {
-        state: state::CLIENT_CUT | state::RESET,
+        from_backend: bits::CLIENT_CUT | bits::RST,
         ..Family::flow(world, f.blue)
     };
     f.add(&mut told, FlowTable::Established, entry);

@@ -197,8 +197,7 @@ fn nobodys(known: &World, f: Family, cases: &mut Vec<Case>) {
     let error =
         |to: IpAddr, quote: &[u8]| Frame::icmp(FROM_CLIENT, icmp.router, to, icmp.too_big, quote);
     let fresh = World {
-        flows_v4: Flows::new(),
-        flows_v6: Flows::new(),
+        flows: Flows::new(),
         ..known.clone()
     };
     pass(

@@ -51,7 +51,7 @@ pub(super) fn forward_tcp(world: &World, f: Family, cases: &mut Vec<Case>) {
         out: to(f.green, f.green()),
         flow: Some(f.check(
             FlowTable::Established,
-            Some(|flow| flow.state & state::CONTESTED != 0),
+            Some(|flow| flow.from_client & bits::CONTESTED != 0),
         )),
     });
     cases.push(Case {
@@ -82,7 +82,7 @@ pub(super) fn forward_tcp(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
         flow: Some(f.check(
             FlowTable::Established,
-            Some(|flow| flow.state == state::CLIENT_FIN),
+            Some(|flow| sides(flow) == (bits::FIN, 0)),
         )),
     });
     cases.push(Case {
@@ -99,7 +99,7 @@ pub(super) fn forward_tcp(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
         flow: Some(f.check(
             FlowTable::Established,
-            Some(|flow| flow.state == state::RESET),
+            Some(|flow| sides(flow) == (bits::RST, 0)),
         )),
     });
     cases.push(Case {
@@ -114,7 +114,7 @@ pub(super) fn forward_tcp(world: &World, f: Family, cases: &mut Vec<Case>) {
             .numbers(999, 0)
             .hops(63)
             .bytes(),
-        flow: Some(f.check(FlowTable::Established, Some(|flow| flow.state == 0))),
+        flow: Some(f.check(FlowTable::Established, Some(|flow| sides(flow) == (0, 0)))),
     });
     let orphan = Frame::tcp(FROM_CLIENT, f.client, f.service, "A");
     cases.push(Case {
@@ -128,7 +128,7 @@ pub(super) fn forward_tcp(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
         flow: Some(f.check(
             FlowTable::HalfOpen,
-            Some(|flow| flow.state == state::ORPHAN),
+            Some(|flow| sides(flow) == (bits::ORPHAN, 0)),
         )),
     });
     cases.push(Case {

@@ -4,19 +4,17 @@
 use std::net::SocketAddr;
 
 use bg_common::{
+    flow::{Flow, FlowTable, bits},
     reason::Reason::{self, *},
-    service::{Backend, Colour, CutoverWord, Flow, NextHop, PoolWord, state},
+    service::{Backend, Colour, CutoverWord, NextHop, PoolWord},
 };
-use bg_ebpf::{
-    pipeline::Action::{self, Drop, Pass, Redirect, Transmit},
-    tables::FlowTable,
-};
+use bg_ebpf::pipeline::Action::{self, Drop, Pass, Redirect, Transmit};
 
 use crate::{
     frame::{Frame, Macs},
     world::{
-        BACKENDS, CLIENTS, FROM_CLIENT, Flows, TO_CLIENT, World, addr, at, from_backend, key_v4,
-        key_v6, to_backend,
+        BACKENDS, CLIENTS, FROM_CLIENT, Flows, TO_CLIENT, UDP_IDLE, World, addr, at, from_backend,
+        key, to_backend,
     },
 };
 
@@ -77,8 +75,8 @@ impl Family {
                 udp: addr(at::SERVICE_UDP),
                 blue: 0,
                 green: 1,
-                listener: 0,
-                udp_listener: 2,
+                listener: 1,
+                udp_listener: 3,
             },
             Self {
                 client: addr(at::CLIENT_V6),
@@ -86,8 +84,8 @@ impl Family {
                 udp: addr(at::SERVICE_UDP_V6),
                 blue: 2,
                 green: 3,
-                listener: 1,
-                udp_listener: 3,
+                listener: 2,
+                udp_listener: 4,
             },
         ]
     }
@@ -113,7 +111,7 @@ impl Family {
             client_hop: NextHop::new(TO_CLIENT.to, CLIENTS as u16).0,
             backend,
             seen: world.tick,
-            routed: world.tick,
+            routed: world.tick as u16,
             generation: world.word.generation(),
             colour: (backend % 2) as u8,
             client_next: 1000,
@@ -122,32 +120,25 @@ impl Family {
         }
     }
 
-    fn add(&self, world: &mut World, table: FlowTable, flow: Flow) {
-        let listener = if table == FlowTable::Udp {
-            self.udp_listener
-        } else {
-            self.listener
-        };
-        if self.client.is_ipv4() {
-            world
-                .flows_v4
-                .insert((table, key_v4(self.client, listener)), flow);
-        } else {
-            world
-                .flows_v6
-                .insert((table, key_v6(self.client, listener)), flow);
+    fn listener(&self, table: FlowTable) -> u16 {
+        match table {
+            FlowTable::Udp => self.udp_listener,
+            FlowTable::Established | FlowTable::HalfOpen => self.listener,
         }
     }
 
+    fn add(&self, world: &mut World, table: FlowTable, mut flow: Flow) {
+        if table == FlowTable::Udp {
+            flow.proof = UDP_IDLE;
+        }
+        let key = key(self.client, self.listener(table));
+        world.flows.insert((table, key), flow);
+    }
+
     fn check(&self, table: FlowTable, holds: Option<fn(&Flow) -> bool>) -> FlowCheck {
-        let listener = if table == FlowTable::Udp {
-            self.udp_listener
-        } else {
-            self.listener
-        };
         FlowCheck {
             client: self.client,
-            listener,
+            listener: self.listener(table),
             table,
             holds,
         }
@@ -174,6 +165,11 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
     limits::headers(&world, &mut cases);
     limits::extensions(&world, &mut cases);
     cases
+}
+
+/// What each side's packets have set.
+const fn sides(flow: &Flow) -> (u8, u8) {
+    (flow.from_client, flow.from_backend)
 }
 
 /// The world after a flip from blue to green.

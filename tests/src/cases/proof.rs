@@ -24,12 +24,12 @@ pub(super) fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
         flow: Some(f.check(
             FlowTable::HalfOpen,
-            Some(|flow| flow.state & state::ANSWERED != 0 && flow.proof == 7001),
+            Some(|flow| flow.from_backend & bits::ANSWERED != 0 && flow.proof == 7001),
         )),
     });
     let mut answered = world.clone();
     let entry = Flow {
-        state: state::ANSWERED,
+        from_backend: bits::ANSWERED,
         proof: 7001,
         ..Family::flow(world, f.blue)
     };
@@ -50,7 +50,7 @@ pub(super) fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
         out: out(7001),
         flow: Some(f.check(
             FlowTable::Established,
-            Some(|flow| flow.state & state::ANSWERED == 0),
+            Some(|flow| flow.from_backend & bits::ANSWERED == 0),
         )),
     });
     cases.push(Case {
@@ -80,7 +80,7 @@ pub(super) fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
     cases.push(Case {
         name: "with the table full a proven flow is sent on, counted, and not remembered",
         world: World {
-            capacity: 0,
+            full: true,
             ..answered
         },
         frame: ack(7001).bytes(),
@@ -91,12 +91,12 @@ pub(super) fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
     });
     let mut contested = flipped(world, false);
     let old = Flow {
-        state: state::CONTESTED,
+        from_client: bits::CONTESTED,
         ..Family::flow(world, f.blue)
     };
     f.add(&mut contested, FlowTable::Established, old);
     let new = Flow {
-        state: state::ANSWERED,
+        from_backend: bits::ANSWERED,
         proof: 7001,
         generation: 1,
         ..Family::flow(world, f.green)
@@ -136,7 +136,7 @@ pub(super) fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
         &mut orphan,
         FlowTable::HalfOpen,
         Flow {
-            state: state::ORPHAN,
+            from_client: bits::ORPHAN,
             ..Family::flow(world, f.blue)
         },
     );
@@ -154,7 +154,7 @@ pub(super) fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
         flow: Some(f.check(
             FlowTable::Established,
-            Some(|flow| flow.state & state::ORPHAN == 0),
+            Some(|flow| flow.from_client & bits::ORPHAN == 0),
         )),
     });
     cases.push(Case {
@@ -182,7 +182,7 @@ fn backend_proof(world: &World, f: Family, cases: &mut Vec<Case>) {
         &mut half,
         FlowTable::HalfOpen,
         Flow {
-            state: state::ANSWERED,
+            from_backend: bits::ANSWERED,
             proof: 7001,
             ..Family::flow(world, f.blue)
         },
@@ -240,7 +240,7 @@ fn spoofed(world: &World, f: Family, cases: &mut Vec<Case>) {
         out: claim(TO_CLIENT, f.service, flags).hops(63).bytes(),
         flow: Some(flow),
     };
-    let unproven: fn(&Flow) -> bool = |flow| flow.state == 0 && flow.proof == 0;
+    let unproven: fn(&Flow) -> bool = |flow| sides(flow) == (0, 0) && flow.proof == 0;
     cases.push(sent_on(
         "a SYN-ACK from the clients' side asks for no proof (law 7)",
         &half,
@@ -263,7 +263,7 @@ fn spoofed(world: &World, f: Family, cases: &mut Vec<Case>) {
         "a FIN with a backend's address from the clients' side closes nothing",
         &known,
         "FA",
-        f.check(FlowTable::Established, Some(|flow| flow.state == 0)),
+        f.check(FlowTable::Established, Some(|flow| sides(flow) == (0, 0))),
     ));
     cases.push(Case {
         name: "a mid-stream segment without ACK is sent on and not remembered (law 7)",

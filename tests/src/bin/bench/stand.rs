@@ -21,12 +21,14 @@ use aya::{
 use aya_obj::programs::xdp::XdpAttachType;
 use bg_common::{
     abi::{LAYOUT, map},
-    key::{Endpoint, FlowKey, TCP, UDP},
+    flow::{Flow, FlowKey, FlowTable, buckets_for},
+    key::{Endpoint, TCP, UDP},
     reason::Reason,
-    service::{Backend, Colour, Flow, Listener},
+    service::{Backend, Colour, Listener},
 };
 use bg_ebpf::stream;
 use bg_tests::{
+    flow_table::FlowTables,
     frame::Macs,
     generator::Generator,
     kernel::{in_namespace, tick},
@@ -104,11 +106,11 @@ impl Stand {
         let service = SERVICE.parse::<Ipv4Addr>()?.octets();
         let tcp = listener(&lab, map::LISTENERS_V4, service, 8000, TCP)?;
         let mut loader = EbpfLoader::new();
-        for name in [map::LISTENERS_V4, map::BACKENDS, map::FLOWS_V4] {
+        for name in [map::LISTENERS_V4, map::BACKENDS, map::FLOWS, map::SHAPES] {
             loader.map_pin_path(name, lab.pinned_map(name));
         }
         let mut bare = loader
-            .map_max_entries(map::FLOWS_V4, max_flows)
+            .map_max_entries(map::FLOWS, buckets_for(max_flows))
             .override_global("LISTENER", &u32::from(tcp.id), true)
             .load(bg_userspace::object::BENCH)?;
         for name in ["discard", "redirect"]
@@ -159,22 +161,33 @@ impl Stand {
         let tcp = listener(&self.lab, map::LISTENERS_V4, service, 8000, TCP)?;
         let udp = listener(&self.lab, map::LISTENERS_V4, service, 4433, UDP)?;
         let tcp_v6 = listener(&self.lab, map::LISTENERS_V6, service_v6, 8000, TCP)?;
-        let mut flows_v4: HashMap<_, FlowKey<[u8; 4]>, Flow> =
-            pinned(&self.lab, map::FLOWS_V4, Map::HashMap)?;
-        let mut flows_v6: HashMap<_, FlowKey<[u8; 16]>, Flow> =
-            pinned(&self.lab, map::FLOWS_V6, Map::HashMap)?;
-        let mut flows_udp: HashMap<_, FlowKey<[u8; 4]>, Flow> =
-            pinned(&self.lab, map::UDP_V4, Map::LruHashMap)?;
+        let maps = self.lab.pinned_map(map::FLOWS);
+        let tables = FlowTables::pinned(maps.parent().context("no directory")?)?;
+        let now = tick();
+        let insert = |table, key: FlowKey, flow: Flow| {
+            ensure!(tables.insert(table, &key, &flow, now), "no room for a flow");
+            Ok(())
+        };
         for number in order {
             let (offset, port) = stream::client(number);
             let port = port.to_be_bytes();
-            let client = (CLIENTS.to_bits() + offset).to_be_bytes();
-            let client_v6 = (CLIENTS_V6.to_bits() + u128::from(offset)).to_be_bytes();
+            let client = FlowKey::client_v4((CLIENTS.to_bits() + offset).to_be_bytes());
+            let wide = (CLIENTS_V6.to_bits() + u128::from(offset)).to_be_bytes();
+            let client_v6 = FlowKey::client_v6(wide);
             let (flow, flow_v6) = (flow(tcp, backend_v4), flow(tcp_v6, backend_v6));
-            flows_v4.insert(FlowKey::new(client, port, tcp.id), flow, 0)?;
-            flows_v6.insert(FlowKey::new(client_v6, port, tcp_v6.id), flow_v6, 0)?;
+            let established = FlowTable::Established;
+            insert(established, FlowKey::new(client, port, tcp.id), flow)?;
+            insert(
+                established,
+                FlowKey::new(client_v6, port, tcp_v6.id),
+                flow_v6,
+            )?;
             if held == 0 {
-                flows_udp.insert(FlowKey::new(client, port, udp.id), flow, 0)?;
+                let flow = Flow {
+                    proof: udp.idle,
+                    ..flow
+                };
+                insert(FlowTable::Udp, FlowKey::new(client, port, udp.id), flow)?;
             }
         }
         self.remembered = flows;
@@ -323,7 +336,7 @@ fn flow(listener: Listener, backend: u32) -> Flow {
         backend,
         seen: now,
         // The first packet back looks the route up.
-        routed: now.wrapping_sub(u32::from(u16::MAX)),
+        routed: (now as u16).wrapping_sub(u16::MAX / 2),
         colour: Colour::Blue as u8,
         service: listener.service,
         ..Flow::default()

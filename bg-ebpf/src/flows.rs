@@ -1,0 +1,369 @@
+//! Flow tables: finding a flow, and the line for a new one.
+//!
+//! [`bg_common::flow`] says how a table is laid out. Looking up takes no lock.
+//! Who remembers a flow counts the changes of a region, chooses a line, and then
+//! writes it under the region's lock if nothing was changed in between; so no
+//! key is in a table twice, and no two flows share a line. A look-up on another
+//! CPU in the moment in which a line changes hands may still see the old flow's
+//! key and the new flow's value, as with the kernel's own LRU tables; that only
+//! happens to a flow that is over.
+#![allow(unsafe_code)]
+
+use core::{cell::Cell, mem::offset_of, ptr};
+
+use bg_common::{
+    flow::{Flow, FlowKey, FlowTable, LINES, Line, Place, is_closing, is_silent, patience},
+    service::Colour,
+};
+
+/// Bits of one direction of a flow ([`bg_common::flow::bits`]).
+pub trait Bits {
+    /// True when one of `bits` is set.
+    fn has(&self, bits: u8) -> bool;
+    /// Sets bits; writes only a change.
+    fn add(&self, bits: u8);
+    /// Clears bits; writes only a change.
+    fn remove(&self, bits: u8);
+}
+
+impl Bits for Cell<u8> {
+    #[inline(always)]
+    fn has(&self, bits: u8) -> bool {
+        self.get() & bits != 0
+    }
+
+    #[inline(always)]
+    fn add(&self, bits: u8) {
+        let old = self.get();
+        if old & bits != bits {
+            self.set(old | bits);
+        }
+    }
+
+    #[inline(always)]
+    fn remove(&self, bits: u8) {
+        let old = self.get();
+        if old & bits != 0 {
+            self.set(old & !bits);
+        }
+    }
+}
+
+/// A [`Flow`] in a table, shared with the other CPUs: fields are read and
+/// written one by one, so two CPUs never lose each other's whole entry.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct FlowCell {
+    /// See [`Flow::client_hop`].
+    pub client_hop: Cell<u64>,
+    /// See [`Flow::backend`].
+    pub backend: Cell<u32>,
+    /// See [`Flow::seen`].
+    pub seen: Cell<u32>,
+    /// See [`Flow::proof`].
+    pub proof: Cell<u32>,
+    /// See [`Flow::service`].
+    pub service: Cell<u32>,
+    /// See [`Flow::client_next`].
+    pub client_next: Cell<u32>,
+    /// See [`Flow::backend_next`].
+    pub backend_next: Cell<u32>,
+    /// See [`Flow::generation`].
+    pub generation: Cell<u16>,
+    /// See [`Flow::routed`].
+    pub routed: Cell<u16>,
+    /// See [`Flow::colour`].
+    pub colour: Cell<u8>,
+    /// See [`Flow::from_client`].
+    pub from_client: Cell<u8>,
+    /// See [`Flow::from_backend`].
+    pub from_backend: Cell<u8>,
+    /// Zero.
+    pub zero: Cell<u8>,
+}
+
+/// A [`Line`] in a table.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct LineCell {
+    /// See [`Line::client`].
+    pub client: [Cell<u64>; 2],
+    /// See [`Line::id`].
+    pub id: Cell<u32>,
+    /// See [`Line::reach`].
+    pub reach: Cell<u32>,
+    /// See [`Line::flow`].
+    pub flow: FlowCell,
+}
+
+/// The lines that are searched together.
+pub type BucketCell = [LineCell; LINES];
+
+const _: () = {
+    assert!(size_of::<FlowCell>() == size_of::<Flow>());
+    assert!(offset_of!(FlowCell, proof) == offset_of!(Flow, proof));
+    assert!(offset_of!(FlowCell, backend_next) == offset_of!(Flow, backend_next));
+    assert!(offset_of!(FlowCell, from_backend) == offset_of!(Flow, from_backend));
+    assert!(size_of::<LineCell>() == size_of::<Line>());
+    assert!(offset_of!(LineCell, reach) == offset_of!(Line, reach));
+    assert!(offset_of!(LineCell, flow) == offset_of!(Line, flow));
+};
+
+impl FlowCell {
+    /// The flow's colour.
+    #[inline(always)]
+    pub fn colour(&self) -> Colour {
+        Colour::from_bit(self.colour.get())
+    }
+
+    /// True when both sides have closed it, or one has reset it.
+    #[inline(always)]
+    pub fn is_closing(&self) -> bool {
+        is_closing(self.from_client.get(), self.from_backend.get())
+    }
+
+    /// True when the flow is over at tick `now`.
+    #[inline(always)]
+    pub fn is_over(&self, table: FlowTable, now: u32) -> bool {
+        let patience = patience(
+            table,
+            self.from_client.get(),
+            self.from_backend.get(),
+            self.proof.get(),
+        );
+        is_silent(self.seen.get(), now, patience)
+    }
+
+    /// Takes over another flow, field by field.
+    #[inline(always)]
+    pub fn copy(&self, from: &Self) {
+        self.client_hop.set(from.client_hop.get());
+        self.backend.set(from.backend.get());
+        self.seen.set(from.seen.get());
+        self.proof.set(from.proof.get());
+        self.service.set(from.service.get());
+        self.client_next.set(from.client_next.get());
+        self.backend_next.set(from.backend_next.get());
+        self.generation.set(from.generation.get());
+        self.routed.set(from.routed.get());
+        self.colour.set(from.colour.get());
+        self.from_client.set(from.from_client.get());
+        self.from_backend.set(from.from_backend.get());
+        self.zero.set(from.zero.get());
+    }
+
+    /// Takes over a flow.
+    #[inline(always)]
+    pub fn set(&self, flow: &Flow) {
+        self.client_hop.set(flow.client_hop);
+        self.backend.set(flow.backend);
+        self.seen.set(flow.seen);
+        self.proof.set(flow.proof);
+        self.service.set(flow.service);
+        self.client_next.set(flow.client_next);
+        self.backend_next.set(flow.backend_next);
+        self.generation.set(flow.generation);
+        self.routed.set(flow.routed);
+        self.colour.set(flow.colour);
+        self.from_client.set(flow.from_client);
+        self.from_backend.set(flow.from_backend);
+        self.zero.set(flow.zero);
+    }
+
+    /// The flow as it is now.
+    pub const fn get(&self) -> Flow {
+        Flow {
+            client_hop: self.client_hop.get(),
+            backend: self.backend.get(),
+            seen: self.seen.get(),
+            proof: self.proof.get(),
+            service: self.service.get(),
+            client_next: self.client_next.get(),
+            backend_next: self.backend_next.get(),
+            generation: self.generation.get(),
+            routed: self.routed.get(),
+            colour: self.colour.get(),
+            from_client: self.from_client.get(),
+            from_backend: self.from_backend.get(),
+            zero: self.zero.get(),
+        }
+    }
+}
+
+impl LineCell {
+    #[inline(always)]
+    fn holds(&self, key: &FlowKey) -> bool {
+        self.id.get() == key.id
+            && self.client[1].get() == key.client[1]
+            && self.client[0].get() == key.client[0]
+    }
+
+    /// True when a new flow may have the line.
+    #[inline(always)]
+    fn is_free(&self, table: FlowTable, now: u32) -> bool {
+        self.id.get() == 0 || self.flow.is_over(table, now)
+    }
+
+    /// Makes the line this flow's; a look-up in between finds nobody.
+    #[inline(always)]
+    pub fn fill(&self, key: &FlowKey, flow: &FlowCell) {
+        // SAFETY: a cell's own pointer; volatile, so that the optimiser neither
+        // drops the first store nor moves what lies between the two.
+        unsafe { ptr::write_volatile(self.id.as_ptr(), 0) }
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(self.client[0].as_ptr(), key.client[0]) }
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(self.client[1].as_ptr(), key.client[1]) }
+        self.flow.copy(flow);
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(self.id.as_ptr(), key.id) }
+    }
+}
+
+/// The flow tables' lines.
+pub trait Buckets {
+    /// A bucket of a table.
+    fn bucket(&self, table: FlowTable, index: u32) -> Option<&BucketCell>;
+}
+
+/// A line of a table, in one word: bucket, and how far it lies from the start of
+/// the search (0 to 7 in the home bucket, 8 to 15 in the other one).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Spot(pub u64);
+
+/// What a search looks at, at most: both buckets.
+const FAR: u32 = 2 * LINES as u32;
+
+impl Spot {
+    /// No line.
+    pub const NONE: Self = Self(u64::MAX);
+
+    #[inline(always)]
+    const fn new(bucket: u32, distance: u32) -> Self {
+        Self((bucket as u64) << 8 | distance as u64)
+    }
+
+    /// True unless it is [`Spot::NONE`].
+    #[inline(always)]
+    pub const fn is_some(self) -> bool {
+        self.0 != u64::MAX
+    }
+
+    /// Index of the bucket.
+    #[inline(always)]
+    pub const fn bucket(self) -> u32 {
+        (self.0 >> 8) as u32
+    }
+
+    /// How far from the start of the search.
+    #[inline(always)]
+    pub const fn distance(self) -> u32 {
+        self.0 as u32 & (FAR - 1)
+    }
+
+    /// The line in its bucket, for a search that starts at `start`.
+    #[inline(always)]
+    pub fn line(self, bucket: &BucketCell, start: u32) -> &LineCell {
+        line(bucket, start + self.0 as u32)
+    }
+}
+
+#[inline(always)]
+fn line(bucket: &BucketCell, index: u32) -> &LineCell {
+    &bucket[(index & (LINES as u32 - 1)) as usize]
+}
+
+/// Finds the line of a key.
+#[inline(always)]
+pub fn find<B: Buckets>(buckets: &B, table: FlowTable, key: &FlowKey, place: &Place) -> Spot {
+    let Some(home) = buckets.bucket(table, place.home) else {
+        return Spot::NONE;
+    };
+    let first = line(home, place.start);
+    if first.holds(key) {
+        return Spot::new(place.home, 0);
+    }
+    let reach = first.reach.get();
+    for distance in 1..LINES as u32 {
+        if distance >= reach {
+            return Spot::NONE;
+        }
+        if line(home, place.start + distance).holds(key) {
+            return Spot::new(place.home, distance);
+        }
+    }
+    let Some(other) = buckets.bucket(table, place.other) else {
+        return Spot::NONE;
+    };
+    for distance in LINES as u32..FAR {
+        if distance >= reach {
+            return Spot::NONE;
+        }
+        if line(other, place.start + distance).holds(key) {
+            return Spot::new(place.other, distance);
+        }
+    }
+    Spot::NONE
+}
+
+/// Lines of the home bucket that are tried before the other bucket is: so both
+/// fill up alike.
+const NEAR: u32 = LINES as u32 / 2;
+
+/// Chooses a line for a key that is not there yet, at tick `now`: a free one; in a
+/// table that evicts, else the one of the home bucket that was silent longest.
+#[inline(always)]
+pub fn choose<B: Buckets>(buckets: &B, table: FlowTable, place: &Place, now: u32) -> Spot {
+    let (Some(home), Some(other)) = (
+        buckets.bucket(table, place.home),
+        buckets.bucket(table, place.other),
+    ) else {
+        return Spot::NONE;
+    };
+    if table.evicts() {
+        return longest_silent(home, table, place, now);
+    }
+    let parts = [
+        (home, place.home, 0),
+        (other, place.other, LINES as u32),
+        (home, place.home, NEAR),
+        (other, place.other, LINES as u32 + NEAR),
+    ];
+    for (bucket, index, from) in parts {
+        for distance in from..from + NEAR {
+            if line(bucket, place.start + distance).is_free(table, now) {
+                return Spot::new(index, distance);
+            }
+        }
+    }
+    Spot::NONE
+}
+
+#[inline(always)]
+fn longest_silent(home: &BucketCell, table: FlowTable, place: &Place, now: u32) -> Spot {
+    let (mut best, mut longest) = (0, 0);
+    for distance in 0..LINES as u32 {
+        let line = line(home, place.start + distance);
+        if line.is_free(table, now) {
+            return Spot::new(place.home, distance);
+        }
+        let silent = now.wrapping_sub(line.flow.seen.get());
+        // Seen by a CPU whose clock is a tick ahead: not silent at all.
+        let silent = if silent > u32::MAX / 2 { 0 } else { silent };
+        if silent > longest {
+            (best, longest) = (distance, silent);
+        }
+    }
+    Spot::new(place.home, best)
+}
+
+/// Lets searches that start at `place` look as far as `spot`. To be done before the
+/// line there is filled.
+#[inline(always)]
+pub fn reach_out(home: &BucketCell, place: &Place, spot: Spot) {
+    let first = line(home, place.start);
+    if first.reach.get() <= spot.distance() {
+        first.reach.set(spot.distance() + 1);
+    }
+}
