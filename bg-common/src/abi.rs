@@ -55,7 +55,11 @@ pub mod map {
     /// Per-CPU array of [`crate::service::ColourStats`]; index: service * 2 + colour.
     pub const STATS: &str = "STATS";
 
-    /// Every map of the object, all pinned.
+    /// Per-CPU array of one value: the packet path's memory for the packet at hand.
+    /// Of no meaning to others, and so not pinned.
+    pub const SCRATCH: &str = "SCRATCH";
+
+    /// Every map that is pinned.
     pub const ALL: &[&str] = &[
         WORDS,
         FIRST_FLOWS,

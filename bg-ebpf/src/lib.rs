@@ -11,6 +11,7 @@ pub mod errors;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;
+mod resets;
 pub mod rewrite;
 pub mod stream;
 pub mod tables;

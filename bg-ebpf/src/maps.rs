@@ -13,6 +13,7 @@ use bg_common::{
     reason::REASONS as REASON_COUNT,
     service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
 };
+use bg_ebpf::tables::Scratch;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -56,6 +57,8 @@ pub static UDP_V4: LruHashMap<FlowKeyV4, Flow, { capacity::UDP }> = LruHashMap::
 #[btf_map]
 pub static UDP_V6: LruHashMap<FlowKeyV6, Flow, { capacity::UDP }> = LruHashMap::new();
 
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map]
 pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]

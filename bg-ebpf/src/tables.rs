@@ -12,6 +12,18 @@ use bg_common::{
     },
 };
 
+use crate::parse::Segment;
+
+/// Memory of one CPU for the packet it works on; the next packet overwrites it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Scratch {
+    /// What an IPv4 packet says.
+    pub v4: Segment<[u8; 4]>,
+    /// What an IPv6 packet says.
+    pub v6: Segment<[u8; 16]>,
+}
+
 /// The tables and the clock.
 pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     /// The service's cut-over word: one load, once a packet.
@@ -40,8 +52,12 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn record(&self, service: u32, colour: Colour, add: impl FnOnce(&mut ColourStats));
 }
 
-/// The tables of one address family.
+/// The tables of one address family, and memory for one packet.
 pub trait FamilyTables<A> {
+    /// Keeps what a packet says, as long as it is worked on. Once a packet.
+    fn keep(&self, segment: Segment<A>);
+    /// What was kept of this packet.
+    fn kept(&self) -> &Segment<A>;
     /// The listener at a packet's destination.
     fn listener(&self, to: &Endpoint<A>) -> Option<Listener>;
     /// The way back for a packet from a backend endpoint.

@@ -1,7 +1,12 @@
 //! The state that a packet meets, in one form for both packet paths, and the
 //! packet path's twin on the host.
 
-use std::{cell::RefCell, collections::HashMap, hash::Hash, net::SocketAddr};
+use std::{
+    cell::{OnceCell, RefCell},
+    collections::HashMap,
+    hash::Hash,
+    net::SocketAddr,
+};
 
 use bg_common::{
     key::{Endpoint, EndpointV4, EndpointV6, FlowKey, FlowKeyV4, FlowKeyV6, TCP, UDP},
@@ -13,6 +18,7 @@ use bg_common::{
 };
 use bg_ebpf::{
     packet::Packet,
+    parse::Segment,
     pipeline::{Action, Verdict, process},
     tables::{FamilyTables, FlowCell, FlowTable, Tables},
 };
@@ -342,6 +348,7 @@ struct FamilyTwin<'a, A> {
     /// a packet holds them.
     flows: RefCell<HashMap<(FlowTable, FlowKey<A>), &'static FlowCell>>,
     capacity: usize,
+    kept: OnceCell<Segment<A>>,
 }
 
 impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
@@ -360,6 +367,7 @@ impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
             returns,
             flows: RefCell::new(flows),
             capacity,
+            kept: OnceCell::new(),
         }
     }
 
@@ -457,6 +465,15 @@ impl Tables for Twin<'_> {
 macro_rules! family {
     ($address:ty, $field:ident) => {
         impl FamilyTables<$address> for Twin<'_> {
+            fn keep(&self, segment: Segment<$address>) {
+                let first = self.$field.kept.set(segment);
+                assert!(first.is_ok(), "a packet is parsed once");
+            }
+
+            fn kept(&self) -> &Segment<$address> {
+                self.$field.kept.get().expect("the packet was parsed")
+            }
+
             fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
                 self.$field.listeners.get(to).copied()
             }
