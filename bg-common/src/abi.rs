@@ -55,7 +55,8 @@ pub mod map {
     /// Per-CPU array of [`crate::service::ColourStats`]; index: service * 2 + colour.
     pub const STATS: &str = "STATS";
 
-    /// Per-CPU array of one: what the packet path works on. Not pinned.
+    /// Per-CPU array of one value: the packet path's memory for the packet at hand.
+    /// Of no meaning to others, and so not pinned.
     pub const SCRATCH: &str = "SCRATCH";
 
     /// The map of a flow table.
@@ -67,7 +68,7 @@ pub mod map {
         }
     }
 
-    /// Every map of the object whose contents outlive a load, all pinned.
+    /// Every map that is pinned.
     pub const ALL: &[&str] = &[
         WORDS,
         FIRST_FLOWS,

@@ -355,9 +355,15 @@ impl TableShape {
             home: first.wrapping_add(home),
             other: first.wrapping_add(other),
             region,
-            start: hash as u32 & (LINES as u32 - 1),
+            start: start(hash),
         }
     }
+}
+
+/// The line of a bucket at which the search for the key with this hash starts.
+#[inline(always)]
+pub const fn start(hash: u64) -> u32 {
+    hash as u32 & (LINES as u32 - 1)
 }
 
 /// Buckets for `flows` flows: half as many lines again, so that a flow that finds

@@ -16,7 +16,7 @@ use bg_common::{
 use crate::{
     flows::FlowCell,
     packet::{ETHERNET, Ethernet, Icmp, Packet, Tcp},
-    parse::{self, Segment},
+    parse::Segment,
     pipeline::{Exit, current, drop, leave, pass, transmit},
     rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
@@ -58,12 +58,9 @@ struct Translation<A> {
 pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &mut P,
     tables: &T,
+    segment: &Segment<A>,
 ) -> Exit {
-    let segment = &match parse::segment::<P, A>(packet) {
-        Ok(segment) => segment,
-        Err(reason) => return pass(reason),
-    };
-    let at = segment.offset + HEADER;
+    let at = segment.offset() + HEADER;
     let end = ETHERNET + segment.length as usize;
     let Some(quote) = A::quote(packet, at).filter(|quote| quote.transport + QUOTED <= end) else {
         return pass(Reason::IcmpError);
@@ -204,7 +201,7 @@ fn rewrite_error<P: Packet, A: Network>(
     if A::V6 {
         changed = changed.and(outer);
     }
-    let icmp = packet.header_mut::<Icmp>(segment.offset)?;
+    let icmp = packet.header_mut::<Icmp>(segment.offset())?;
     icmp.check = changed.apply(icmp.check);
     Some(())
 }
@@ -214,27 +211,34 @@ fn rewrite_error<P: Packet, A: Network>(
 /// Answers a packet that is too big for the interface it would leave by. `None`
 /// where routers may split it: the stack does.
 #[inline(always)]
-pub(crate) fn too_big<P: Packet, A: Network>(packet: &mut P, mtu: u32) -> Option<Exit> {
+pub(crate) fn too_big<P: Packet, A: Network>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    mtu: u32,
+) -> Option<Exit> {
     if A::may_fragment(packet) {
         return None;
     }
-    Some(answer::<P, A>(
-        packet,
-        mtu,
-        Reason::SentTooBig,
-        Reason::TooBig,
-    ))
+    let (sent, passed) = (Reason::SentTooBig, Reason::TooBig);
+    Some(answer(packet, segment, mtu, sent, passed))
 }
 
 /// Answers a packet whose TTL or hop limit is used up.
 #[inline(always)]
-pub(crate) fn expired<P: Packet, A: Network>(packet: &mut P) -> Exit {
-    answer::<P, A>(packet, 0, Reason::SentTimeExceeded, Reason::TtlExpired)
+pub(crate) fn expired<P: Packet, A: Network>(packet: &mut P, segment: &Segment<A>) -> Exit {
+    let (sent, passed) = (Reason::SentTimeExceeded, Reason::TtlExpired);
+    answer(packet, segment, 0, sent, passed)
 }
 
 #[inline(always)]
-fn answer<P: Packet, A: Network>(packet: &mut P, mtu: u32, sent: Reason, passed: Reason) -> Exit {
-    if make::<P, A>(packet, mtu) {
+fn answer<P: Packet, A: Network>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    mtu: u32,
+    sent: Reason,
+    passed: Reason,
+) -> Exit {
+    if make(packet, segment, mtu) {
         transmit(sent)
     } else {
         pass(passed)
@@ -246,18 +250,15 @@ fn answer<P: Packet, A: Network>(packet: &mut P, mtu: u32, sent: Reason, passed:
 /// address that the packet was for. False, and the packet is as it was, where
 /// options are in the way: the quote would have another length.
 #[inline(never)]
-fn make<P: Packet, A: Network>(packet: &mut P, mtu: u32) -> bool {
-    let (Some(ethernet), Ok(segment)) = (
-        packet.header::<Ethernet>(0).copied(),
-        parse::segment::<P, A>(packet),
-    ) else {
+fn make<P: Packet, A: Network>(packet: &mut P, segment: &Segment<A>, mtu: u32) -> bool {
+    let Some(ethernet) = packet.header::<Ethernet>(0).copied() else {
         return false;
     };
     let front = A::HEADER + HEADER;
-    if segment.offset != ETHERNET + A::HEADER || !packet.grow(front) {
+    if segment.offset() != ETHERNET + A::HEADER || !packet.grow(front) {
         return false;
     }
-    write(packet, &ethernet, &segment, mtu).is_some()
+    write(packet, &ethernet, segment, mtu).is_some()
 }
 
 #[inline(always)]

@@ -224,6 +224,14 @@ impl LineCell {
 pub trait Buckets {
     /// A bucket of a table.
     fn bucket(&self, table: FlowTable, index: u32) -> Option<&BucketCell>;
+
+    /// How far the first free line of a bucket lies from its line `from`, if that is
+    /// less than [`NEAR`].
+    #[inline(always)]
+    fn first_free(&self, table: FlowTable, index: u32, from: u32, now: u32) -> Option<u32> {
+        let bucket = self.bucket(table, index)?;
+        (0..NEAR).find(|distance| line(bucket, from + distance).is_free(table, now))
+    }
 }
 
 /// A line of a table, in one word: bucket, and how far it lies from the start of
@@ -309,39 +317,34 @@ pub fn find<B: Buckets>(buckets: &B, table: FlowTable, key: &FlowKey, place: &Pl
 
 /// Lines of the home bucket that are tried before the other bucket is: so both
 /// fill up alike.
-const NEAR: u32 = LINES as u32 / 2;
+pub const NEAR: u32 = LINES as u32 / 2;
 
 /// Chooses a line for a key that is not there yet, at tick `now`: a free one; in a
 /// table that evicts, else the one of the home bucket that was silent longest.
 #[inline(always)]
 pub fn choose<B: Buckets>(buckets: &B, table: FlowTable, place: &Place, now: u32) -> Spot {
-    let (Some(home), Some(other)) = (
-        buckets.bucket(table, place.home),
-        buckets.bucket(table, place.other),
-    ) else {
-        return Spot::NONE;
-    };
     if table.evicts() {
-        return longest_silent(home, table, place, now);
+        return longest_silent(buckets, table, place, now);
     }
-    let parts = [
-        (home, place.home, 0),
-        (other, place.other, LINES as u32),
-        (home, place.home, NEAR),
-        (other, place.other, LINES as u32 + NEAR),
-    ];
-    for (bucket, index, from) in parts {
-        for distance in from..from + NEAR {
-            if line(bucket, place.start + distance).is_free(table, now) {
-                return Spot::new(index, distance);
-            }
+    let mut from = 0;
+    while from < LINES as u32 {
+        let line = place.start + from;
+        if let Some(distance) = buckets.first_free(table, place.home, line, now) {
+            return Spot::new(place.home, from + distance);
         }
+        if let Some(distance) = buckets.first_free(table, place.other, line, now) {
+            return Spot::new(place.other, LINES as u32 + from + distance);
+        }
+        from += NEAR;
     }
     Spot::NONE
 }
 
 #[inline(always)]
-fn longest_silent(home: &BucketCell, table: FlowTable, place: &Place, now: u32) -> Spot {
+fn longest_silent<B: Buckets>(buckets: &B, table: FlowTable, place: &Place, now: u32) -> Spot {
+    let Some(home) = buckets.bucket(table, place.home) else {
+        return Spot::NONE;
+    };
     let (mut best, mut longest) = (0, 0);
     for distance in 0..LINES as u32 {
         let line = line(home, place.start + distance);

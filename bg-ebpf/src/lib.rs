@@ -12,6 +12,7 @@ pub mod flows;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;
+mod resets;
 pub mod rewrite;
 pub mod stream;
 pub mod tables;

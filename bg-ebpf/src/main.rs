@@ -36,15 +36,19 @@ use bg_common::{
 use bg_ebpf::{
     flows::FlowCell,
     packet::Packet,
+    parse::Segment,
     pipeline::{Action, process},
-    tables::{FamilyTables, Tables},
+    tables::{FamilyTables, Scratch, Tables},
 };
 
 /// The XDP entry: a verdict, and what the driver does with it.
 #[xdp]
 pub fn bgswitch(context: XdpContext) -> u32 {
     let context = context.as_ptr().cast();
-    let verdict = process(&mut Frame { context }, &Kernel { context });
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
+        return xdp_action::XDP_ABORTED; // an array of one has a first value
+    };
+    let verdict = process(&mut Frame { context }, &Kernel { context, scratch });
     match verdict.action {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
@@ -102,6 +106,7 @@ impl Packet for Frame {
 
 struct Kernel {
     context: *mut xdp_md,
+    scratch: *mut Scratch,
 }
 
 impl Tables for Kernel {
@@ -177,17 +182,17 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn seek(&self, key: &FlowKey) {
-        remembered::seek(key);
+        remembered::seek(self.scratch, key);
     }
 
     #[inline(always)]
     fn flow(&self, table: FlowTable) -> Option<&FlowCell> {
-        remembered::flow(table)
+        remembered::flow(self.scratch, table)
     }
 
     #[inline(always)]
-    fn pending(&self) -> Option<&FlowCell> {
-        remembered::pending()
+    fn pending(&self) -> &FlowCell {
+        remembered::pending(self.scratch)
     }
 
     #[inline(always)]
@@ -213,8 +218,21 @@ impl Tables for Kernel {
 }
 
 macro_rules! family {
-    ($address:ty, $listeners:ident, $returns:ident, $af:ident, $place:expr) => {
+    ($address:ty, $segment:ident, $listeners:ident, $returns:ident, $af:ident, $place:expr) => {
         impl FamilyTables<$address> for Kernel {
+            #[inline(always)]
+            fn keep(&self, segment: Segment<$address>) {
+                // SAFETY: this CPU's own value, and XDP is not preempted by XDP; no
+                // reference to it exists before this one write.
+                unsafe { (*self.scratch).$segment = segment }
+            }
+
+            #[inline(always)]
+            fn kept(&self) -> &Segment<$address> {
+                // SAFETY: as in `keep`; plain integers, valid also when never written.
+                unsafe { &(*self.scratch).$segment }
+            }
+
             #[inline(always)]
             fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
                 // SAFETY: copied at once; a change in between is the daemon's,
@@ -251,12 +269,25 @@ macro_rules! family {
                     return NextHop::NONE;
                 }
                 match self.slot(query.ifindex) {
-                    Some(slot) => NextHop::new(query.dmac, slot as u16),
+                    Some(slot) => NextHop::new(mac(&query.dmac), slot as u16),
                     None => NextHop::NONE,
                 }
             }
         }
     };
+}
+
+/// Copies a MAC address off the stack two bytes at a time: it lies there at an
+/// even address, and the kernel refuses to read four bytes of its stack from one
+/// that is not a multiple of four.
+#[inline(always)]
+fn mac(address: &[u8; 6]) -> [u8; 6] {
+    let [a, b, c] = [0, 1, 2].map(|at| {
+        let pair = ptr::from_ref(&address.as_chunks::<2>().0[at]);
+        // SAFETY: a valid reference; volatile, so that the reads stay apart.
+        unsafe { ptr::read_volatile(pair) }
+    });
+    [a[0], a[1], b[0], b[1], c[0], c[1]]
 }
 
 /// Aligned like the stores that the compiler makes of two words at a time.
@@ -268,6 +299,7 @@ const AF_INET6: u8 = 10;
 
 family!(
     [u8; 4],
+    v4,
     LISTENERS_V4,
     RETURNS_V4,
     AF_INET,
@@ -278,6 +310,7 @@ family!(
 );
 family!(
     [u8; 16],
+    v6,
     LISTENERS_V6,
     RETURNS_V6,
     AF_INET6,

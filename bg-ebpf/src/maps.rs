@@ -9,11 +9,12 @@ use aya_ebpf::{
 };
 use bg_common::{
     abi::{MaglevRow, capacity},
-    flow::{Bucket, Flow, FlowKey, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
+    flow::{Bucket, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
     key::{EndpointV4, EndpointV6},
     reason::REASONS as REASON_COUNT,
     service::{Backend, ColourStats, Interface, Listener, ReturnPath},
 };
+use bg_ebpf::tables::Scratch;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const TABLES: usize = FlowTable::ALL.len();
@@ -27,14 +28,6 @@ const fn buckets(flows: usize) -> usize {
 pub struct Region {
     pub lock: bpf_spin_lock,
     pub changes: u32,
-}
-
-/// What is sought, and what is to be remembered: too much for the stack.
-#[repr(C)]
-pub struct Search {
-    pub key: FlowKey,
-    pub hash: u64,
-    pub pending: Flow,
 }
 
 #[btf_map]
@@ -73,9 +66,9 @@ pub static UDP: Array<Bucket, { buckets(capacity::UDP) }, MMAPABLE> = Array::new
 pub static SHAPES: Array<TableShape, TABLES> = Array::new();
 #[btf_map]
 pub static REGIONS: Array<Region, { TABLES * REGION_COUNT as usize }> = Array::new();
-#[btf_map]
-pub static SEARCH: PerCpuArray<Search, 1> = PerCpuArray::new();
 
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map]
 pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]

@@ -15,6 +15,7 @@ use crate::{
 };
 
 /// What the headers say, in the units of the wire.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Segment<A> {
     /// Where it comes from.
@@ -31,30 +32,42 @@ pub struct Segment<A> {
     pub hops: u8,
     /// Length of the packet from its IP header, bytes.
     pub length: u32,
-    /// Offset of the TCP, UDP or ICMP header in the frame.
-    pub offset: usize,
     /// Zero for UDP and ICMP.
     pub tcp: TcpFields,
+    /// See [`Segment::offset`].
+    offset: u32,
 }
 
 /// The parts of the TCP header that decisions need.
+#[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct TcpFields {
-    /// `tcp_flag::*` bits.
-    pub flags: u8,
     /// Host byte order.
     pub sequence: u32,
     /// Host byte order.
     pub acknowledgement: u32,
     /// Sequence numbers the segment takes up: payload, SYN and FIN.
     pub taken: u32,
+    /// `tcp_flag::*` bits.
+    pub flags: u32,
 }
 
+/// Headers end before this offset: a mask, so that the kernel's verifier knows it
+/// of a number that was read back from memory. An IPv6 header and
+/// [`EXTENSIONS`] headers behind it take 8 246 bytes at most.
+const OFFSETS: u32 = 0x3fff;
+
 impl<A> Segment<A> {
+    /// Offset of the TCP, UDP or ICMP header in the frame.
+    #[inline(always)]
+    pub const fn offset(&self) -> usize {
+        (self.offset & OFFSETS) as usize
+    }
+
     /// True when one of the flags is set.
     #[inline(always)]
     pub const fn has(&self, flags: u8) -> bool {
-        self.tcp.flags & flags != 0
+        self.tcp.flags & flags as u32 != 0
     }
 
     /// True for the first segment of a TCP connection.
@@ -101,7 +114,7 @@ pub fn segment<P: Packet, A: Network>(packet: &P) -> Result<Segment<A>, Reason> 
             let syn = u32::from(tcp.flags & tcp_flag::SYN != 0);
             let fin = u32::from(tcp.flags & tcp_flag::FIN != 0);
             let fields = TcpFields {
-                flags: tcp.flags,
+                flags: u32::from(tcp.flags),
                 sequence: u32::from_be_bytes(tcp.sequence),
                 acknowledgement: u32::from_be_bytes(tcp.acknowledgement),
                 taken: payload - own + syn + fin,
@@ -136,8 +149,8 @@ pub fn segment<P: Packet, A: Network>(packet: &P) -> Result<Segment<A>, Reason> 
         protocol: ip.protocol,
         hops: ip.hops,
         length: ip.length,
-        offset,
         tcp,
+        offset: offset as u32,
     })
 }
 

@@ -1,17 +1,21 @@
 //! The journey of a packet: parse -> look up -> decide -> rewrite -> verdict.
 //!
-//! Read top to bottom. [`process`] looks at the EtherType; [`whose`] has the
-//! headers parsed and finds out whether the packet is a client's ([`forward`]) or
-//! a backend's ([`back`]). Each service's cut-over word is read once, and what it
-//! says is passed along: no packet sees a mix.
+//! Read top to bottom. [`process`] looks at the EtherType; [`read`] parses the
+//! headers, and [`whose`] finds out whether the packet is a client's ([`forward`])
+//! or a backend's ([`back`]). Each service's cut-over word is read once, and what
+//! it says is passed along: no packet sees a mix.
+//!
+//! The parsed packet lies in memory of the CPU's own ([`FamilyTables::keep`]), not
+//! on the stack: 512 bytes of stack are all there is, callers included, and what
+//! is read back from there is any number to the kernel's verifier, so that it need
+//! not follow every way through the parser to every end.
 //!
 //! Functions that are `inline(never)` are functions of their own in the kernel
-//! too: 512 bytes of stack are all there is, callers included. What is rare (a new
-//! flow, a reset, an ICMP error, a route look-up) parses the packet again, so that
-//! packets of known flows do not carry it. Such a function returns one
-//! number: an enum with data in its signature becomes type information that the
-//! kernel refuses, and what does not fit a register comes back by a pointer that
-//! the verifier may take for the result.
+//! too: what is rare (a new flow, a reset, an ICMP error, a route look-up) takes no
+//! stack from packets of known flows. Such a function returns one number: an enum
+//! with data in its signature becomes type information that the kernel refuses,
+//! and what does not fit a register comes back by a pointer that the verifier may
+//! take for the result.
 
 use core::cell::Cell;
 
@@ -28,7 +32,8 @@ use crate::{
     flows::{Bits as _, FlowCell},
     packet::{ETHERNET, Ethernet, Packet, tcp_flag},
     parse::{self, Segment},
-    rewrite::{self, Network, Reset, Side},
+    resets,
+    rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
 };
 
@@ -68,6 +73,9 @@ impl Exit {
     const TRANSMIT: u32 = 2;
     /// This and higher: redirect to the slot that is so much higher.
     const REDIRECT: u32 = 3;
+
+    /// No verdict yet: the packet is to be looked up.
+    const GO_ON: Self = Self(u64::MAX);
 
     #[inline(always)]
     const fn new(way: u32, reason: Reason) -> Self {
@@ -160,31 +168,48 @@ fn network<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Exit {
 /// own addresses.
 #[inline(always)]
 fn family<P: Packet, T: Tables + FamilyTables<A>, A: Network>(packet: &mut P, tables: &T) -> Exit {
-    if A::carries_icmp(packet) {
-        errors::translate::<P, T, A>(packet, tables)
+    let exit = read::<P, T, A>(packet, tables);
+    if exit.0 != Exit::GO_ON.0 {
+        return exit;
+    }
+    let segment = tables.kept();
+    if segment.protocol == A::ICMP {
+        errors::translate::<P, T, A>(packet, tables, segment)
     } else {
-        whose::<P, T, A>(packet, tables)
+        whose::<P, T, A>(packet, tables, segment)
+    }
+}
+
+/// Parses the packet, and keeps what it says.
+#[inline(never)]
+fn read<P: Packet, T: FamilyTables<A>, A: Network>(packet: &P, tables: &T) -> Exit {
+    match parse::segment::<P, A>(packet) {
+        Ok(segment) => {
+            tables.keep(segment);
+            Exit::GO_ON
+        }
+        Err(reason) => pass(reason),
     }
 }
 
 /// Asks both lookup tables whose packet it is.
 #[inline(never)]
-fn whose<P: Packet, T: Tables + FamilyTables<A>, A: Network>(packet: &mut P, tables: &T) -> Exit {
-    let segment = match parse::segment::<P, A>(packet) {
-        Ok(segment) => segment,
-        Err(reason) => return pass(reason),
-    };
+fn whose<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
+    packet: &mut P,
+    tables: &T,
+    segment: &Segment<A>,
+) -> Exit {
     let to = Endpoint::new(
         segment.destination,
         segment.destination_port,
         segment.protocol,
     );
     if let Some(listener) = tables.listener(&to) {
-        return forward(packet, tables, &segment, listener);
+        return forward(packet, tables, segment, listener);
     }
     let from = Endpoint::new(segment.source, segment.source_port, segment.protocol);
     if let Some(path) = tables.return_path(&from) {
-        return back(packet, tables, &segment, path);
+        return back(packet, tables, segment, path);
     }
     pass(Reason::NotOurs)
 }
@@ -215,7 +240,7 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     listener: Listener,
 ) -> Exit {
     if segment.hops <= 1 {
-        return errors::expired::<P, A>(packet);
+        return errors::expired(packet, segment);
     }
     let Some(word) = tables.word(listener.service) else {
         return drop(Reason::Inconsistent);
@@ -238,14 +263,10 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             reason,
         } => (backend, colour, reason),
         Forward::Reset { colour } => {
-            return reset_sender::<P, T, A>(
-                packet,
-                tables,
-                (listener.service, colour),
-                Reason::ResetClient,
-            );
+            let of = (listener.service, colour);
+            return resets::sender(packet, tables, segment, of, Reason::ResetClient);
         }
-        Forward::New(reason) => match newcomer::<P, T, A>(packet, tables, &listener, word).get() {
+        Forward::New(reason) => match newcomer(packet, tables, segment, &listener, word).get() {
             Some((backend, colour)) => (backend, colour, reason),
             None => return drop(Reason::NoBackend),
         },
@@ -416,9 +437,7 @@ fn proves<A>(half: &FlowCell, segment: &Segment<A>) -> bool {
 /// False when the table is full.
 #[inline(always)]
 fn promote<T: Tables>(tables: &T, half: &FlowCell) -> bool {
-    let Some(flow) = tables.pending() else {
-        return false;
-    };
+    let flow = tables.pending();
     flow.copy(half);
     flow.from_client.remove(bits::ORPHAN | bits::PROVEN);
     flow.from_backend.remove(bits::ANSWERED | bits::PROVEN);
@@ -481,12 +500,10 @@ impl Chosen {
 fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &P,
     tables: &T,
+    segment: &Segment<A>,
     listener: &Listener,
     word: CutoverWord,
 ) -> Chosen {
-    let Ok(segment) = parse::segment::<P, A>(packet) else {
-        return Chosen::NOBODY;
-    };
     let client = segment.source.hash();
     let colour = word.colour_for(client as u32);
     let flow_hash = mix(client ^ u64::from(u16::from_ne_bytes(segment.source_port)));
@@ -503,12 +520,9 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     };
     let orphan = segment.protocol != UDP && !segment.opens();
     // A segment that asks for no answer proves nothing later.
-    if !segment.has(tcp_flag::RST)
-        && (!orphan || segment.has(tcp_flag::ACK))
-        && let Some(pending) = tables.pending()
-    {
+    if !segment.has(tcp_flag::RST) && (!orphan || segment.has(tcp_flag::ACK)) {
         let now = tables.tick();
-        pending.set(&Flow {
+        tables.pending().set(&Flow {
             client_hop: sender(packet, tables).0,
             backend,
             seen: now,
@@ -589,19 +603,15 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let flow = match decision {
         Back::Leave(exit) => return exit,
         Back::ResetBackend(colour) => {
-            return reset_sender::<P, T, A>(
-                packet,
-                tables,
-                (path.service, colour),
-                Reason::ResetBackend,
-            );
+            let of = (path.service, colour);
+            return resets::sender(packet, tables, segment, of, Reason::ResetBackend);
         }
-        Back::ResetClient(flow) => return reset_receiver(packet, tables, segment, path, flow),
+        Back::ResetClient(flow) => return resets::receiver(packet, tables, segment, path, flow),
         Back::To(flow) => flow,
     };
 
     if segment.hops <= 1 {
-        return errors::expired::<P, A>(packet);
+        return errors::expired(packet, segment);
     }
     let address = A::from_wide(&path.address);
     let mut hop = NextHop(flow.client_hop.get());
@@ -804,7 +814,7 @@ fn send<P: Packet, T: Tables, A: Network>(
         None => None,
     };
     if let Some(small) = interface.filter(|interface| segment.length > interface.mtu) {
-        match errors::too_big::<P, A>(packet, small.mtu) {
+        match errors::too_big(packet, segment, small.mtu) {
             Some(exit) => return exit,
             None => interface = None,
         }
@@ -815,7 +825,7 @@ fn send<P: Packet, T: Tables, A: Network>(
     };
     if rewrite::transport(
         packet,
-        segment.offset,
+        segment.offset(),
         segment.protocol,
         out.side,
         out.port,
@@ -848,94 +858,4 @@ pub(crate) fn leave<P: Packet>(
         slot + Exit::REDIRECT
     };
     Exit::new(way, reason)
-}
-
-/// Answers a segment of a cut flow with a RST, out of where it came in.
-#[inline(always)]
-fn reset_sender<P: Packet, T: Tables, A: Network>(
-    packet: &mut P,
-    tables: &T,
-    (service, colour): (u32, Colour),
-    reason: Reason,
-) -> Exit {
-    if !turn_round::<P, A>(packet) {
-        return drop(Reason::CutDropped);
-    }
-    tables.record(service, colour, |stats| stats.resets += 1);
-    transmit(reason)
-}
-
-/// Makes a segment the RST that its sender accepts: the sequence number is what
-/// it acknowledged (RFC 9293, section 3.10.7.1).
-#[inline(never)]
-fn turn_round<P: Packet, A: Network>(packet: &mut P) -> bool {
-    let (Some(ethernet), Ok(segment)) =
-        (packet.header::<Ethernet>(0), parse::segment::<P, A>(packet))
-    else {
-        return false;
-    };
-    let (us, them) = (ethernet.destination, ethernet.source);
-    let (sequence, acknowledgement) = if segment.has(tcp_flag::ACK) {
-        (segment.tcp.acknowledgement.to_be_bytes(), None)
-    } else {
-        let next = segment.tcp.sequence.wrapping_add(segment.tcp.taken);
-        ([0; 4], Some(next.to_be_bytes()))
-    };
-    let reset = Reset {
-        from: (segment.destination, segment.destination_port),
-        to: (segment.source, segment.source_port),
-        sequence,
-        acknowledgement,
-    };
-    rewrite::reset(packet, &reset).is_some()
-        && rewrite::ethernet(packet, NextHop::new(them, 0), us).is_some()
-}
-
-/// Turns a backend's segment of a cut flow into a RST for the client, at the
-/// sequence number that the client waits for: the segment's, or, where that is
-/// old (a retransmission, a keep-alive probe), the one it acknowledged last.
-#[inline(always)]
-fn reset_receiver<P: Packet, T: Tables, A: Network>(
-    packet: &mut P,
-    tables: &T,
-    segment: &Segment<A>,
-    path: &ReturnPath,
-    flow: &FlowCell,
-) -> Exit {
-    let hop = NextHop(flow.client_hop.get());
-    let Some(slot) = hop.slot() else {
-        return drop(Reason::ReturnUnreachable);
-    };
-    let Some(interface) = tables.interface(u32::from(slot)) else {
-        return drop(Reason::Inconsistent);
-    };
-    let sequence = later(segment.tcp.sequence, flow.backend_next.get());
-    if !tell_client::<P, A>(packet, path, sequence) {
-        return drop(Reason::CutDropped);
-    }
-    tables.record(path.service, flow.colour(), |stats| stats.resets += 1);
-    leave(packet, hop, u32::from(slot), interface, Reason::ResetClient)
-}
-
-/// Makes a backend's segment a RST from the listener to the client.
-#[inline(never)]
-fn tell_client<P: Packet, A: Network>(packet: &mut P, path: &ReturnPath, sequence: u32) -> bool {
-    let Ok(segment) = parse::segment::<P, A>(packet) else {
-        return false;
-    };
-    let reset = Reset {
-        from: (A::from_wide(&path.address), path.port),
-        to: (segment.destination, segment.destination_port),
-        sequence: sequence.to_be_bytes(),
-        acknowledgement: segment
-            .has(tcp_flag::ACK)
-            .then(|| segment.tcp.acknowledgement.to_be_bytes()),
-    };
-    rewrite::reset(packet, &reset).is_some()
-}
-
-/// The later of two sequence numbers (RFC 1982).
-#[inline(always)]
-const fn later(a: u32, b: u32) -> u32 {
-    if (a.wrapping_sub(b) as i32) < 0 { b } else { a }
 }

@@ -7,16 +7,16 @@
 use core::ptr;
 
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
-use bg_common::flow::{Bucket, FlowKey, FlowTable, LINES, Place, REGIONS, TableShape};
-use bg_ebpf::flows::{BucketCell, Buckets, FlowCell, LineCell, Spot, choose, find, reach_out};
+use bg_common::flow::{Bucket, FlowKey, FlowTable, Place, REGIONS, TableShape, start};
+use bg_ebpf::{
+    flows::{BucketCell, Buckets, FlowCell, NEAR, Spot, choose, find, reach_out},
+    tables::Scratch,
+};
 
-use crate::maps::{self, Search};
+use crate::maps;
 
 /// How often a flow is tried to be remembered while other CPUs change its region.
 const TRIES: u32 = 4;
-
-/// What [`find_line`] returns for nothing.
-const NOTHING: u64 = u64::MAX;
 
 struct Lines;
 
@@ -32,19 +32,19 @@ impl Buckets for Lines {
         // Bucket's layout, and cells allow the writes of other CPUs.
         Some(unsafe { &*bucket.cast::<BucketCell>() })
     }
+
+    #[inline(always)]
+    fn first_free(&self, table: FlowTable, index: u32, from: u32, now: u32) -> Option<u32> {
+        match free_line(table as u32, index, from, now) {
+            distance if distance < u64::from(NEAR) => Some(distance as u32),
+            _ => None,
+        }
+    }
 }
 
 #[inline(always)]
-fn line(table: FlowTable, index: u64) -> Option<&'static LineCell> {
-    let bucket = Lines.bucket(table, (index / LINES as u64) as u32)?;
-    // SAFETY: the values of an array map are never freed while the program runs.
-    let bucket = unsafe { &*ptr::from_ref(bucket) };
-    Some(&bucket[index as usize & (LINES - 1)])
-}
-
-#[inline(always)]
-fn search() -> Option<*mut Search> {
-    maps::SEARCH.get_ptr_mut(0)
+fn scratch() -> Option<*mut Scratch> {
+    maps::SCRATCH.get_ptr_mut(0)
 }
 
 #[inline(always)]
@@ -53,36 +53,37 @@ fn place(table: FlowTable, hash: u64) -> Option<Place> {
     Some(shape.place(hash))
 }
 
-/// Notes the key that is sought.
+/// Notes the key that is sought, in this CPU's own scratch memory.
 #[inline(always)]
-pub fn seek(key: &FlowKey) {
-    let (Some(search), Some(shape)) = (search(), maps::SHAPES.get(0)) else {
-        return;
-    };
+pub fn seek(scratch: *mut Scratch, key: &FlowKey) {
+    let seed = maps::SHAPES.get(0).map_or(0, |shape| shape.seed);
     // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
     unsafe {
-        (*search).key = *key;
-        (*search).hash = key.hash(shape.seed);
+        (*scratch).key = *key;
+        (*scratch).hash = key.hash(seed);
     }
 }
 
 /// The flow that is sought.
 #[inline(always)]
-pub fn flow(table: FlowTable) -> Option<&'static FlowCell> {
-    match find_line(table as u32) {
-        NOTHING => None,
-        index => Some(&line(table, index)?.flow),
+pub fn flow(scratch: *mut Scratch, table: FlowTable) -> Option<&'static FlowCell> {
+    let spot = Spot(find_line(table as u32));
+    if !spot.is_some() {
+        return None;
     }
+    let bucket = Lines.bucket(table, spot.bucket())?;
+    // SAFETY: the values of an array map are never freed while the program runs.
+    let bucket = unsafe { &*ptr::from_ref(bucket) };
+    // SAFETY: this CPU's own value.
+    let hash = unsafe { (*scratch).hash };
+    Some(&spot.line(bucket, start(hash)).flow)
 }
 
-/// Room for a flow that is to be remembered.
+/// Room for a flow that is to be remembered, in this CPU's own scratch memory.
 #[inline(always)]
-pub fn pending() -> Option<&'static FlowCell> {
-    let search = search()?;
+pub fn pending(scratch: *mut Scratch) -> &'static FlowCell {
     // SAFETY: this CPU's own value; FlowCell has Flow's layout.
-    let pending = unsafe { &raw const (*search).pending };
-    // SAFETY: as above.
-    Some(unsafe { &*pending.cast::<FlowCell>() })
+    unsafe { &*(&raw mut (*scratch).pending).cast::<FlowCell>() }
 }
 
 /// Remembers the pending flow; false when there is no room.
@@ -91,45 +92,51 @@ pub fn remember(table: FlowTable, now: u32) -> bool {
     remember_pending(table as u32, now) != 0
 }
 
-/// Where the sought flow lies in a table: bucket times [`LINES`] plus line.
+/// Where the sought flow lies in a table: a [`Spot`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn find_line(table: u32) -> u64 {
     let table = FlowTable::from_index(table);
-    let Some(search) = search() else {
-        return NOTHING;
+    let Some(scratch) = scratch() else {
+        return Spot::NONE.0;
     };
     // SAFETY: this CPU's own value.
-    let (key, hash) = unsafe { ((*search).key, (*search).hash) };
-    let Some(place) = place(table, hash) else {
-        return NOTHING;
-    };
-    let spot = find(&Lines, table, &key, &place);
-    if !spot.is_some() {
-        return NOTHING;
+    let (key, hash) = unsafe { (&(*scratch).key, (*scratch).hash) };
+    match place(table, hash) {
+        Some(place) => find(&Lines, table, key, &place).0,
+        None => Spot::NONE.0,
     }
-    let line = (place.start + spot.distance()) & (LINES as u32 - 1);
-    u64::from(spot.bucket()) * LINES as u64 + u64::from(line)
 }
 
-/// A [`Spot`] for the sought flow: its own, or the one a new flow takes.
+/// How far the first free line of a bucket lies from its line `from`: less than
+/// [`NEAR`], or anything larger for none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn free_line(table: u32, index: u32, from: u32, now: u32) -> u64 {
+    struct Bare;
+    impl Buckets for Bare {
+        #[inline(always)]
+        fn bucket(&self, table: FlowTable, index: u32) -> Option<&BucketCell> {
+            Lines.bucket(table, index)
+        }
+    }
+    Bare.first_free(FlowTable::from_index(table), index, from, now)
+        .map_or(u64::MAX, u64::from)
+}
+
+/// A [`Spot`] for the sought flow, which is not there yet.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn choose_line(table: u32, now: u32) -> u64 {
     let table = FlowTable::from_index(table);
-    let Some(search) = search() else {
+    let Some(scratch) = scratch() else {
         return Spot::NONE.0;
     };
     // SAFETY: this CPU's own value.
-    let (key, hash) = unsafe { ((*search).key, (*search).hash) };
-    let Some(place) = place(table, hash) else {
-        return Spot::NONE.0;
-    };
-    let held = find(&Lines, table, &key, &place);
-    if held.is_some() {
-        return held.0;
+    match place(table, unsafe { (*scratch).hash }) {
+        Some(place) => choose(&Lines, table, &place, now).0,
+        None => Spot::NONE.0,
     }
-    choose(&Lines, table, &place, now).0
 }
 
 /// Remembers the pending flow under the sought key; 0 when there is no room.
@@ -137,11 +144,12 @@ pub extern "C" fn choose_line(table: u32, now: u32) -> u64 {
 #[unsafe(no_mangle)]
 pub extern "C" fn remember_pending(table: u32, now: u32) -> u64 {
     let table = FlowTable::from_index(table);
-    let (Some(search), Some(pending)) = (search(), pending()) else {
+    let Some(scratch) = scratch() else {
         return 0;
     };
+    let pending = pending(scratch);
     // SAFETY: this CPU's own value.
-    let (key, hash) = unsafe { ((*search).key, (*search).hash) };
+    let (key, hash) = unsafe { (&(*scratch).key, (*scratch).hash) };
     let Some(place) = place(table, hash) else {
         return 0;
     };
@@ -156,7 +164,10 @@ pub extern "C" fn remember_pending(table: u32, now: u32) -> u64 {
         // SAFETY: an aligned word of a map value; volatile, so that it is read
         // before the line is chosen.
         let before = unsafe { ptr::read_volatile(&raw const (*region).changes) };
-        let spot = Spot(choose_line(table as u32, now));
+        let mut spot = Spot(find_line(table as u32));
+        if !spot.is_some() {
+            spot = Spot(choose_line(table as u32, now));
+        }
         if !spot.is_some() {
             return 0;
         }
@@ -172,7 +183,7 @@ pub extern "C" fn remember_pending(table: u32, now: u32) -> u64 {
             // SAFETY: as above.
             unsafe { ptr::write_volatile(&raw mut (*region).changes, before.wrapping_add(1)) };
             reach_out(home, &place, spot);
-            line.fill(&key, pending);
+            line.fill(key, pending);
         }
         // SAFETY: the lock that is held.
         unsafe { bpf_spin_unlock(&raw mut (*region).lock) };

@@ -58,9 +58,6 @@ pub trait Network: Address {
     /// True for the ICMP types that tell the sender of a packet what became of it.
     fn is_error(kind: u8) -> bool;
 
-    /// True when the header behind Ethernet's, if it is whole, says ICMP.
-    fn carries_icmp<P: Packet>(packet: &P) -> bool;
-
     /// Parses the header behind Ethernet's.
     fn parse<P: Packet>(packet: &P) -> Result<Ip<Self>, Reason>;
 
@@ -108,13 +105,6 @@ impl Network for [u8; 4] {
         // Unreachable, time exceeded, parameter problem (RFC 792). Source quench
         // and redirect are for hosts.
         matches!(kind, 3 | 11 | 12)
-    }
-
-    #[inline(always)]
-    fn carries_icmp<P: Packet>(packet: &P) -> bool {
-        packet
-            .header::<Ipv4Hdr>(ETHERNET)
-            .is_some_and(|ip| ip.proto == Self::ICMP)
     }
 
     #[inline(always)]
@@ -221,13 +211,6 @@ impl Network for [u8; 16] {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         kind < 128 // RFC 4443, section 2.1
-    }
-
-    #[inline(always)]
-    fn carries_icmp<P: Packet>(packet: &P) -> bool {
-        packet
-            .header::<Ipv6Hdr>(ETHERNET)
-            .is_some_and(|ip| ip.next_hdr == Self::ICMP)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! What the packet path looks up and records.
 
 use bg_common::{
-    flow::{FlowKey, FlowTable},
+    flow::{Flow, FlowKey, FlowTable},
     key::Endpoint,
     maglev::mix,
     reason::Reason,
@@ -11,7 +11,23 @@ use bg_common::{
     },
 };
 
-use crate::flows::FlowCell;
+use crate::{flows::FlowCell, parse::Segment};
+
+/// Memory of one CPU for the packet it works on; the next packet overwrites it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Scratch {
+    /// What an IPv4 packet says.
+    pub v4: Segment<[u8; 4]>,
+    /// What an IPv6 packet says.
+    pub v6: Segment<[u8; 16]>,
+    /// The flow that is sought.
+    pub key: FlowKey,
+    /// The hash of its key.
+    pub hash: u64,
+    /// The flow that is to be remembered.
+    pub pending: Flow,
+}
 
 /// The tables and the clock.
 pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
@@ -40,7 +56,7 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     /// The flow of the key that was sought last.
     fn flow(&self, table: FlowTable) -> Option<&FlowCell>;
     /// Room for a flow that is to be remembered.
-    fn pending(&self) -> Option<&FlowCell>;
+    fn pending(&self) -> &FlowCell;
     /// Remembers the pending flow under the key that was sought last, in place of
     /// an older one; false when there is no room.
     fn remember(&self, table: FlowTable) -> bool;
@@ -50,8 +66,12 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn record(&self, service: u32, colour: Colour, add: impl FnOnce(&mut ColourStats));
 }
 
-/// The tables of one address family.
+/// The tables of one address family, and memory for one packet.
 pub trait FamilyTables<A> {
+    /// Keeps what a packet says, as long as it is worked on. Once a packet.
+    fn keep(&self, segment: Segment<A>);
+    /// What was kept of this packet.
+    fn kept(&self) -> &Segment<A>;
     /// The listener at a packet's destination.
     fn listener(&self, to: &Endpoint<A>) -> Option<Listener>;
     /// The way back for a packet from a backend endpoint.

@@ -2,7 +2,7 @@
 //! packet path's twin on the host.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::SocketAddr,
 };
@@ -19,6 +19,7 @@ use bg_common::{
 use bg_ebpf::{
     flows::FlowCell,
     packet::Packet,
+    parse::Segment,
     pipeline::{Action, Verdict, process},
     tables::{FamilyTables, Tables},
 };
@@ -258,10 +259,12 @@ impl World {
             v4: FamilyTwin {
                 listeners: &self.listeners_v4,
                 returns: &self.returns_v4,
+                kept: OnceCell::new(),
             },
             v6: FamilyTwin {
                 listeners: &self.listeners_v6,
                 returns: &self.returns_v6,
+                kept: OnceCell::new(),
             },
             tables: FlowTables::new(self.shapes()),
             sought: Cell::new(FlowKey::new([0; 2], [0; 2], 0)),
@@ -393,6 +396,7 @@ struct Twin<'a> {
 struct FamilyTwin<'a, A> {
     listeners: &'a HashMap<Endpoint<A>, Listener>,
     returns: &'a HashMap<Endpoint<A>, ReturnPath>,
+    kept: OnceCell<Segment<A>>,
 }
 
 impl Tables for Twin<'_> {
@@ -446,8 +450,8 @@ impl Tables for Twin<'_> {
         self.tables.find(table, &self.sought.get())
     }
 
-    fn pending(&self) -> Option<&FlowCell> {
-        Some(&self.pending)
+    fn pending(&self) -> &FlowCell {
+        &self.pending
     }
 
     fn remember(&self, table: FlowTable) -> bool {
@@ -467,6 +471,15 @@ impl Tables for Twin<'_> {
 macro_rules! family {
     ($address:ty, $field:ident) => {
         impl FamilyTables<$address> for Twin<'_> {
+            fn keep(&self, segment: Segment<$address>) {
+                let first = self.$field.kept.set(segment);
+                assert!(first.is_ok(), "a packet is parsed once");
+            }
+
+            fn kept(&self) -> &Segment<$address> {
+                self.$field.kept.get().expect("the packet was parsed")
+            }
+
             fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
                 self.$field.listeners.get(to).copied()
             }
