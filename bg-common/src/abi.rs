@@ -2,12 +2,13 @@
 
 use crate::{
     key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    port::Port,
     service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
 };
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
 /// every change of a map's type, key, value or meaning.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Name of the XDP program in the object.
 pub const PROGRAM: &str = "bgswitch";
@@ -26,7 +27,8 @@ pub mod map {
     pub const BACKENDS: &str = "BACKENDS";
     /// Array of [`crate::service::Interface`]; index: slot.
     pub const INTERFACES: &str = "INTERFACES";
-    /// Hash: ifindex (u32) to slot (u32).
+    /// Hash: [`crate::port::Port`] to slot (u32): of interfaces with XDP and their VLANs,
+    /// and of VLAN devices by their own index, as the kernel's routes name them.
     pub const SLOTS: &str = "SLOTS";
     /// Device map; index: slot.
     pub const PORTS: &str = "PORTS";
@@ -103,8 +105,8 @@ pub mod capacity {
     pub const BACKENDS: usize = 16_384;
     /// Rows of the Maglev arena (1 Mi slots).
     pub const MAGLEV_ROWS: usize = 65_536;
-    /// Interfaces.
-    pub const INTERFACES: usize = 64;
+    /// Interfaces, and VLANs of them.
+    pub const INTERFACES: usize = 256;
     /// Established TCP flows per address family; the daemon sets `max_flows`.
     pub const FLOWS: usize = 1_000_000;
     /// TCP flows without proof, per address family.
@@ -132,7 +134,7 @@ const _: () = {
     assert!(size_of::<FlowKeyV4>() == 8 && size_of::<FlowKeyV6>() == 20);
     assert!(size_of::<Flow>() == 40);
     assert!(size_of::<Backend>() == 32);
-    assert!(size_of::<Interface>() == 16);
+    assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
     assert!(size_of::<Listener>() == 12);
     assert!(size_of::<ReturnPath>() == 24);
     assert!(size_of::<ColourStats>() == 48);
@@ -142,7 +144,7 @@ const _: () = {
 mod pod {
     use super::{
         Backend, ColourStats, EndpointV4, EndpointV6, Flow, FlowKeyV4, FlowKeyV6, Interface,
-        Listener, ReturnPath,
+        Listener, Port, ReturnPath,
     };
 
     macro_rules! pod {
@@ -162,6 +164,7 @@ mod pod {
         FlowKeyV6,
         Interface,
         Listener,
+        Port,
         ReturnPath
     );
 }

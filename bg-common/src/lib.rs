@@ -12,5 +12,6 @@
 pub mod abi;
 pub mod key;
 pub mod maglev;
+pub mod port;
 pub mod reason;
 pub mod service;

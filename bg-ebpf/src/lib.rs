@@ -15,3 +15,4 @@ mod resets;
 pub mod rewrite;
 pub mod stream;
 pub mod tables;
+mod vlan;

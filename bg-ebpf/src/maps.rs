@@ -10,6 +10,7 @@ use aya_ebpf::{
 use bg_common::{
     abi::{MaglevRow, capacity},
     key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    port::Port,
     reason::REASONS as REASON_COUNT,
     service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
 };
@@ -31,7 +32,7 @@ pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, MMAPABLE> = Array::n
 #[btf_map]
 pub static INTERFACES: Array<Interface, { capacity::INTERFACES }> = Array::new();
 #[btf_map]
-pub static SLOTS: HashMap<u32, u32, { capacity::INTERFACES }> = HashMap::new();
+pub static SLOTS: HashMap<Port, u32, { 2 * capacity::INTERFACES }> = HashMap::new();
 #[btf_map]
 pub static PORTS: DevMap<{ capacity::INTERFACES }> = DevMap::new();
 

@@ -5,6 +5,7 @@ use core::{cell::Cell, mem::offset_of};
 use bg_common::{
     key::{Endpoint, FlowKey},
     maglev::mix,
+    port::{Port, Tags},
     reason::Reason,
     service::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
@@ -18,6 +19,10 @@ use crate::parse::Segment;
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Scratch {
+    /// The VLAN tags it came with.
+    pub tags: Tags,
+    /// The VLAN that they name.
+    pub vlan: Tags,
     /// What an IPv4 packet says.
     pub v4: Segment<[u8; 4]>,
     /// What an IPv6 packet says.
@@ -40,8 +45,8 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// An interface, by slot.
     fn interface(&self, slot: u32) -> Option<&Interface>;
-    /// The slot of an interface.
-    fn slot(&self, ifindex: u32) -> Option<u32>;
+    /// The slot of a port.
+    fn slot(&self, port: &Port) -> Option<u32>;
     /// The coarse clock, in ticks ([`bg_common::abi::TICK_SHIFT`]).
     fn tick(&self) -> u32;
     /// The precise clock, `CLOCK_MONOTONIC` nanoseconds.
@@ -69,8 +74,9 @@ pub trait FamilyTables<A> {
     fn remember(&self, table: FlowTable, key: &FlowKey<A>, flow: &FlowCell) -> bool;
     /// The next hop of a packet `from` the service address (as in
     /// [`ReturnPath::address`]) `to` a client, as the host's routes and
-    /// neighbours have it; `NONE` when they do not.
-    fn route(&self, from: &[u8; 16], to: &A, ingress: u32) -> NextHop;
+    /// neighbours have it; `NONE` when they do not. `device` is the one that the
+    /// packet came in by ([`Interface::device`]).
+    fn route(&self, from: &[u8; 16], to: &A, device: u32) -> NextHop;
 }
 
 /// Where a flow is remembered.
