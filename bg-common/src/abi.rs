@@ -3,6 +3,7 @@
 use crate::{
     flow::{Flow, Line, TableShape},
     key::{EndpointV4, EndpointV6},
+    port::Port,
     service::{Backend, ColourStats, Interface, Listener, ReturnPath},
 };
 
@@ -27,7 +28,8 @@ pub mod map {
     pub const BACKENDS: &str = "BACKENDS";
     /// Array of [`crate::service::Interface`]; index: slot.
     pub const INTERFACES: &str = "INTERFACES";
-    /// Hash: ifindex (u32) to slot (u32).
+    /// Hash: [`crate::port::Port`] to slot (u32): of interfaces with XDP and their VLANs,
+    /// and of VLAN devices by their own index, as the kernel's routes name them.
     pub const SLOTS: &str = "SLOTS";
     /// Device map; index: slot.
     pub const PORTS: &str = "PORTS";
@@ -111,8 +113,8 @@ pub mod capacity {
     pub const BACKENDS: usize = 16_384;
     /// Rows of the Maglev arena (1 Mi slots).
     pub const MAGLEV_ROWS: usize = 65_536;
-    /// Interfaces.
-    pub const INTERFACES: usize = 64;
+    /// Interfaces, and VLANs of them.
+    pub const INTERFACES: usize = 256;
     /// Established TCP flows; the daemon sets `max_flows`.
     pub const FLOWS: usize = 1_000_000;
     /// TCP flows without proof.
@@ -140,7 +142,7 @@ const _: () = {
     assert!(size_of::<Flow>() == 40 && size_of::<Line>() == 64);
     assert!(size_of::<TableShape>() == 16);
     assert!(size_of::<Backend>() == 32);
-    assert!(size_of::<Interface>() == 16);
+    assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
     assert!(size_of::<Listener>() == 12);
     assert!(size_of::<ReturnPath>() == 24);
     assert!(size_of::<ColourStats>() == 48);
@@ -149,7 +151,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, ColourStats, EndpointV4, EndpointV6, Interface, Listener, ReturnPath, TableShape,
+        Backend, ColourStats, EndpointV4, EndpointV6, Interface, Listener, Port, ReturnPath,
+        TableShape,
     };
 
     macro_rules! pod {
@@ -166,6 +169,7 @@ mod pod {
         EndpointV6,
         Interface,
         Listener,
+        Port,
         ReturnPath,
         TableShape
     );

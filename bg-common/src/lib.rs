@@ -13,5 +13,6 @@ pub mod abi;
 pub mod flow;
 pub mod key;
 pub mod maglev;
+pub mod port;
 pub mod reason;
 pub mod service;

@@ -66,7 +66,7 @@ reasons! {
     Truncated = "truncated",
     /// A header contradicts itself: untouched, to the stack.
     BadHeader = "bad_header",
-    /// VLAN tag: untouched, to the stack.
+    /// Three VLAN tags, or a VLAN that the host has no device for: untouched, to the stack.
     Vlan = "vlan",
     /// IP fragment: untouched, to the stack.
     Fragment = "fragment",

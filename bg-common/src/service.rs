@@ -1,5 +1,7 @@
 //! What flips: colours, the cut-over word, backends, listeners and flow entries.
 
+use crate::port::{Port, Tags};
+
 /// One complete environment of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -212,19 +214,33 @@ impl NextHop {
     }
 }
 
-/// A slot of the interface table: where XDP is attached, and what to put into
-/// frames that leave there. The same slot of the device map holds the ifindex.
+/// A slot of the interface table: an interface that XDP is attached to or a VLAN of
+/// it, and what to put into frames that leave there. The same slot of the device map
+/// holds the ifindex.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Interface {
-    /// Kernel interface index; 0 = unused slot.
+    /// VLAN tags of frames that leave, without priorities.
+    pub tags: Tags,
+    /// Kernel index of the interface with XDP; 0 = unused slot.
     pub ifindex: u32,
+    /// Kernel index of the device that the routes name: a VLAN device, or the
+    /// interface itself.
+    pub device: u32,
     /// Largest L3 packet, bytes.
     pub mtu: u32,
-    /// The interface's own MAC address.
+    /// The device's own MAC address.
     pub mac: [u8; 6],
     /// Zero.
-    pub zero: [u8; 2],
+    pub zero: [u8; 6],
+}
+
+impl Interface {
+    /// Where its frames come in and leave.
+    #[inline(always)]
+    pub const fn port(&self) -> Port {
+        Port::new(self.ifindex, self.tags)
+    }
 }
 
 /// A server of one colour.

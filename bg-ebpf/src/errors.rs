@@ -84,7 +84,7 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     };
     // Sent back to where it came from, it would meet the router that made it,
     // which takes nothing from its own address: it then comes from the client.
-    let back = interface.ifindex == packet.ingress() && translation.side == Side::Destination;
+    let back = interface.port() == packet.port() && translation.side == Side::Destination;
     if rewrite_error(packet, segment, at, end, &quote, &translation, back).is_none() {
         return drop(Reason::Inconsistent);
     }

@@ -16,3 +16,4 @@ mod resets;
 pub mod rewrite;
 pub mod stream;
 pub mod tables;
+mod vlan;

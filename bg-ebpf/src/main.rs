@@ -27,6 +27,7 @@ use bg_common::{
     abi::{MAGLEV_ROW, TICK_SHIFT},
     flow::{FlowKey, FlowTable},
     key::Endpoint,
+    port::{Port, Tags},
     reason::Reason,
     service::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
@@ -48,7 +49,10 @@ pub fn bgswitch(context: XdpContext) -> u32 {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
         return xdp_action::XDP_ABORTED; // an array of one has a first value
     };
-    let verdict = process(&mut Frame { context }, &Kernel { context, scratch });
+    let verdict = process(
+        &mut Frame { context, scratch },
+        &Kernel { context, scratch },
+    );
     match verdict.action {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
@@ -61,11 +65,13 @@ pub fn bgswitch(context: XdpContext) -> u32 {
 
 struct Frame {
     context: *mut xdp_md,
+    scratch: *mut Scratch,
 }
 
 impl Packet for Frame {
     // Volatile: the optimiser would read these once and hand them to functions
-    // as numbers, and the verifier would no longer see pointers.
+    // as numbers, and the verifier would no longer see pointers; or it would
+    // compute an address in the context, which the verifier lets nobody read by.
     #[inline(always)]
     fn start(&self) -> usize {
         // SAFETY: this run's context.
@@ -86,7 +92,31 @@ impl Packet for Frame {
     #[inline(always)]
     fn ingress(&self) -> u32 {
         // SAFETY: this run's context.
-        unsafe { (*self.context).ingress_ifindex }
+        unsafe { ptr::read_volatile(&raw const (*self.context).ingress_ifindex) }
+    }
+
+    // Volatile: by way of memory the tags are any number to the verifier, which
+    // then sees one journey, not one for each number of tags.
+    #[inline(always)]
+    fn tags(&self) -> Tags {
+        // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
+        unsafe { ptr::read_volatile(&raw const (*self.scratch).tags) }
+    }
+
+    #[inline(always)]
+    fn port(&self) -> Port {
+        // SAFETY: as in `tags`.
+        let vlan = unsafe { ptr::read_volatile(&raw const (*self.scratch).vlan) };
+        Port::new(self.ingress(), vlan)
+    }
+
+    #[inline(always)]
+    fn tag(&mut self, tags: Tags) {
+        // SAFETY: as in `tags`.
+        unsafe {
+            ptr::write_volatile(&raw mut (*self.scratch).tags, tags);
+            ptr::write_volatile(&raw mut (*self.scratch).vlan, tags.vlan());
+        }
     }
 
     #[inline(always)]
@@ -101,6 +131,12 @@ impl Packet for Frame {
     fn grow(&mut self, bytes: usize) -> bool {
         // SAFETY: as in `truncate`.
         unsafe { bpf_xdp_adjust_head(self.context, -(bytes as i32)) == 0 }
+    }
+
+    #[inline(always)]
+    fn shrink(&mut self, bytes: usize) -> bool {
+        // SAFETY: as in `truncate`.
+        unsafe { bpf_xdp_adjust_head(self.context, bytes as i32) == 0 }
     }
 }
 
@@ -163,9 +199,9 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
-    fn slot(&self, ifindex: u32) -> Option<u32> {
+    fn slot(&self, port: &Port) -> Option<u32> {
         // SAFETY: a copy of four aligned bytes; the daemon writes them once.
-        unsafe { maps::SLOTS.get(ifindex) }.copied()
+        unsafe { maps::SLOTS.get(port) }.copied()
     }
 
     #[inline(always)]
@@ -249,12 +285,12 @@ macro_rules! family {
             // A function of its own, with a stack of its own: the query is large,
             // and asked once a second a flow.
             #[inline(never)]
-            fn route(&self, from: &[u8; 16], to: &$address, ingress: u32) -> NextHop {
+            fn route(&self, from: &[u8; 16], to: &$address, device: u32) -> NextHop {
                 // SAFETY: plain integers and arrays, for which zero is valid.
                 let mut query: Query = unsafe { core::mem::zeroed() };
                 let query = &mut query.0;
                 query.family = $af;
-                query.ifindex = ingress;
+                query.ifindex = device;
                 $place(query, from, to);
                 // SAFETY: this run's context, and a query of the size given.
                 let found = unsafe {
@@ -268,7 +304,12 @@ macro_rules! family {
                 if found != 0 {
                     return NextHop::NONE;
                 }
-                match self.slot(query.ifindex) {
+                // SAFETY: the helper writes these two in every answer: zero, or the
+                // tag of the VLAN where it names the interface below it.
+                let tag = unsafe { query.__bindgen_anon_5.__bindgen_anon_1 };
+                let (protocol, control) = (tag.h_vlan_proto, tag.h_vlan_TCI);
+                let tags = Tags::new(u16::from_be(protocol), u16::from_be(control));
+                match self.slot(&Port::new(query.ifindex, tags.vlan())) {
                     Some(slot) => NextHop::new(mac(&query.dmac), slot as u16),
                     None => NextHop::NONE,
                 }

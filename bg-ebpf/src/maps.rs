@@ -11,6 +11,7 @@ use bg_common::{
     abi::{MaglevRow, capacity},
     flow::{Bucket, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
     key::{EndpointV4, EndpointV6},
+    port::Port,
     reason::REASONS as REASON_COUNT,
     service::{Backend, ColourStats, Interface, Listener, ReturnPath},
 };
@@ -43,7 +44,7 @@ pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, MMAPABLE> = Array::n
 #[btf_map]
 pub static INTERFACES: Array<Interface, { capacity::INTERFACES }> = Array::new();
 #[btf_map]
-pub static SLOTS: HashMap<u32, u32, { capacity::INTERFACES }> = HashMap::new();
+pub static SLOTS: HashMap<Port, u32, { 2 * capacity::INTERFACES }> = HashMap::new();
 #[btf_map]
 pub static PORTS: DevMap<{ capacity::INTERFACES }> = DevMap::new();
 

@@ -2,10 +2,11 @@
 //!
 //! Everything else in this library asks here for a header at an offset and gets
 //! `None` when the frame ends before it. **If a view is `Some`, every field of
-//! it lies inside the frame**, until [`Packet::truncate`] or [`Packet::grow`] is
-//! called, which take the packet mutably and so end all views.
+//! it lies inside the frame**, until [`Packet::truncate`], [`Packet::grow`] or
+//! [`Packet::shrink`] is called, which take the packet mutably and so end all views.
 #![allow(unsafe_code)]
 
+use bg_common::port::{Port, Tags};
 use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
     udp::UdpHdr,
@@ -90,12 +91,21 @@ pub trait Packet {
     fn length(&self) -> usize;
     /// Index of the interface the frame came in by.
     fn ingress(&self) -> u32;
+    /// The VLAN tags that were taken off the frame, with their priorities.
+    fn tags(&self) -> Tags;
+    /// Where the frame came in.
+    fn port(&self) -> Port;
+    /// Notes the VLAN tags that the frame came with.
+    fn tag(&mut self, tags: Tags);
     /// Cuts the frame to `length` bytes; false if it could not be done. All
     /// views are void after it.
     fn truncate(&mut self, length: usize) -> bool;
     /// Adds `bytes` of anything in front; false if it could not be done. All
     /// views are void after it.
     fn grow(&mut self, bytes: usize) -> bool;
+    /// Takes `bytes` away in front; false if it could not be done. All views are
+    /// void after it.
+    fn shrink(&mut self, bytes: usize) -> bool;
 
     /// The header at `offset`.
     #[inline(always)]
@@ -147,6 +157,7 @@ headers!(
     Ipv6Hdr,
     UdpHdr,
     [u8; 4],
+    [[u8; 4]; 3],
     [[u8; 4]; 7],
     [[u8; 4]; 12]
 );

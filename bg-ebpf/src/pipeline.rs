@@ -23,6 +23,7 @@ use bg_common::{
     flow::{CLOSING, Flow, FlowKey, FlowTable, bits},
     key::{Endpoint, UDP},
     maglev::mix,
+    port::{Port, Tags},
     reason::Reason,
     service::{Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord, ReturnPath},
 };
@@ -35,6 +36,7 @@ use crate::{
     resets,
     rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
+    vlan,
 };
 
 /// What becomes of a packet, and why.
@@ -60,8 +62,14 @@ pub enum Action {
     Redirect(u32),
 }
 
-/// A verdict as a BPF function can return it: reason in the low half, action in
-/// the high one.
+/// A verdict as a BPF function can return it.
+///
+/// | bits | field |
+/// | --- | --- |
+/// | 0..15 | reason |
+/// | 15 | the slot it leaves by puts VLAN tags on |
+/// | 16..32 | the slot it leaves by, and 1; 0 when it goes where it came from |
+/// | 32..64 | way: `PASS`, `DROP`, `TRANSMIT`, or `REDIRECT` and the slot |
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 #[must_use]
@@ -75,7 +83,8 @@ impl Exit {
     const REDIRECT: u32 = 3;
 
     /// No verdict yet: the packet is to be looked up.
-    const GO_ON: Self = Self(u64::MAX);
+    pub(crate) const GO_ON: Self = Self(u64::MAX);
+    const TAGGED: u64 = 1 << 15;
 
     #[inline(always)]
     const fn new(way: u32, reason: Reason) -> Self {
@@ -87,10 +96,31 @@ impl Exit {
         (self.0 >> 32) as u32
     }
 
+    #[inline(always)]
+    const fn reason(self) -> u32 {
+        (self.0 & (Self::TAGGED - 1)) as u32
+    }
+
+    /// The slot that the packet leaves by; `None` when it does not, or goes back
+    /// where it came from.
+    #[inline(always)]
+    pub(crate) const fn slot(self) -> Option<u32> {
+        match self.0 >> 16 & 0xffff {
+            0 => None,
+            slot => Some(slot as u32 - 1),
+        }
+    }
+
+    /// True when the packet ends here.
+    #[inline(always)]
+    pub(crate) const fn is_drop(self) -> bool {
+        self.way() == Self::DROP
+    }
+
     /// True when the packet is on its way to the other end, by us or by the stack.
     #[inline(always)]
     const fn is_sent(self) -> bool {
-        self.way() >= Self::TRANSMIT || self.0 as u32 == Reason::ForwardedByStack as u32
+        self.slot().is_some() || self.reason() == Reason::ForwardedByStack as u32
     }
 
     #[inline(always)]
@@ -101,7 +131,7 @@ impl Exit {
             Self::TRANSMIT => Action::Transmit,
             way => Action::Redirect(way - Self::REDIRECT),
         };
-        let reason = Reason::from_index(self.0 as u32).unwrap_or(Reason::Inconsistent);
+        let reason = Reason::from_index(self.reason()).unwrap_or(Reason::Inconsistent);
         Verdict { action, reason }
     }
 }
@@ -127,8 +157,6 @@ pub(crate) const fn transmit(reason: Reason) -> Exit {
 mod ether_type {
     pub const IPV4: [u8; 2] = [0x08, 0x00];
     pub const IPV6: [u8; 2] = [0x86, 0xdd];
-    pub const VLAN: [u8; 2] = [0x81, 0x00];
-    pub const QINQ: [u8; 2] = [0x88, 0xa8];
 }
 
 /// A flow whose next hop was looked up longer ago than this is looked up
@@ -143,9 +171,32 @@ const RESET_WINDOW: u32 = 65_535;
 /// Decides what becomes of a packet, rewrites it, and counts the reason.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Verdict {
-    let verdict = network(packet, tables).verdict();
+    let verdict = frame(packet, tables).verdict();
     tables.count(verdict.reason);
     verdict
+}
+
+#[inline(always)]
+fn frame<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Exit {
+    let Some(ethernet) = packet.header::<Ethernet>(0) else {
+        return pass(Reason::Truncated);
+    };
+    if ethernet.destination[0] & 1 != 0 {
+        return pass(Reason::NotOurs); // broadcast or multicast
+    }
+    if Tags::is_tag(ethernet.ether_type) {
+        let exit = vlan::enter(packet, tables);
+        if exit.0 != Exit::GO_ON.0 {
+            return exit;
+        }
+    } else {
+        packet.tag(Tags::NONE);
+    }
+    let exit = network(packet, tables);
+    if exit.0 & Exit::TAGGED == 0 && packet.tags() == Tags::NONE {
+        return exit;
+    }
+    vlan::exit(packet, tables, exit)
 }
 
 #[inline(always)]
@@ -153,13 +204,9 @@ fn network<P: Packet, T: Tables>(packet: &mut P, tables: &T) -> Exit {
     let Some(ethernet) = packet.header::<Ethernet>(0) else {
         return pass(Reason::Truncated);
     };
-    if ethernet.destination[0] & 1 != 0 {
-        return pass(Reason::NotOurs); // broadcast or multicast
-    }
     match ethernet.ether_type {
         ether_type::IPV4 => family::<_, _, [u8; 4]>(packet, tables),
         ether_type::IPV6 => family::<_, _, [u8; 16]>(packet, tables),
-        ether_type::VLAN | ether_type::QINQ => pass(Reason::Vlan),
         _ => pass(Reason::NotIp),
     }
 }
@@ -464,7 +511,7 @@ fn touch(flow: &FlowCell, side: &Cell<u8>, now: u32) {
 /// The next hop that the packet came from.
 #[inline(always)]
 fn sender<P: Packet, T: Tables>(packet: &P, tables: &T) -> NextHop {
-    match (tables.slot(packet.ingress()), packet.header::<Ethernet>(0)) {
+    match (tables.slot(&packet.port()), packet.header::<Ethernet>(0)) {
         (Some(slot), Some(ethernet)) => NextHop::new(ethernet.source, slot as u16),
         _ => NextHop::NONE,
     }
@@ -562,6 +609,17 @@ fn begin<T: Tables>(tables: &T, service: u32, colour: Colour, word: CutoverWord)
     }
 }
 
+/// The device that the packet came in by, in the eyes of the routes.
+#[inline(always)]
+fn device<P: Packet, T: Tables>(packet: &P, tables: &T) -> u32 {
+    if packet.tags() == Tags::NONE {
+        return packet.ingress();
+    }
+    let slot = tables.slot(&packet.port());
+    slot.and_then(|slot| tables.interface(slot))
+        .map_or(packet.ingress(), |interface| interface.device)
+}
+
 // ---- backend -> client ----------------------------------------------------
 
 /// What is decided about a backend's packet.
@@ -597,8 +655,7 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let decision = if segment.protocol == UDP {
         back_udp(tables, segment, word, now)
     } else {
-        let ingress = packet.ingress();
-        back_tcp(tables, segment, word, now, ingress)
+        back_tcp(tables, segment, word, now, packet.port())
     };
     let flow = match decision {
         Back::Leave(exit) => return exit,
@@ -617,7 +674,7 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let mut hop = NextHop(flow.client_hop.get());
     if (now as u16).wrapping_sub(flow.routed.get()) > ROUTE_TICKS {
         flow.routed.set(now as u16);
-        let routed = tables.route(&path.address, &segment.destination, packet.ingress());
+        let routed = tables.route(&path.address, &segment.destination, device(packet, tables));
         if routed == NextHop::NONE {
             flow.from_backend.add(bits::LEARNED);
         } else {
@@ -658,7 +715,7 @@ fn back_udp<'a, T: Tables, A: Network>(
         Some(flow) if word.resets(flow.colour(), flow.generation.get()) => {
             Back::Leave(drop(Reason::CutDropped))
         }
-        Some(flow) if origin(tables, flow, segment, 0) != Origin::Other => {
+        Some(flow) if origin(tables, flow, segment, Port::default()) != Origin::Other => {
             touch(flow, &flow.from_backend, now);
             Back::To(flow)
         }
@@ -673,7 +730,7 @@ fn back_tcp<'a, T: Tables, A: Network>(
     segment: &Segment<A>,
     word: CutoverWord,
     now: u32,
-    ingress: u32,
+    ingress: Port,
 ) -> Back<'a> {
     let rst = segment.has(tcp_flag::RST);
     let established = current(tables, FlowTable::Established, now);
@@ -769,7 +826,7 @@ fn origin<T: Tables, A: Network>(
     tables: &T,
     flow: &FlowCell,
     segment: &Segment<A>,
-    ingress: u32,
+    ingress: Port,
 ) -> Origin {
     let Some(backend) = tables.backend(flow.backend.get()) else {
         return Origin::Other;
@@ -781,7 +838,7 @@ fn origin<T: Tables, A: Network>(
         .slot()
         .and_then(|slot| tables.interface(u32::from(slot)));
     match way {
-        Some(interface) if interface.ifindex != ingress => Origin::Claimed,
+        Some(interface) if interface.port() != ingress => Origin::Claimed,
         _ => Origin::Backend,
     }
 }
@@ -857,5 +914,11 @@ pub(crate) fn leave<P: Packet>(
     } else {
         slot + Exit::REDIRECT
     };
-    Exit::new(way, reason)
+    let tagged = if interface.tags == Tags::NONE {
+        0
+    } else {
+        Exit::TAGGED
+    };
+    let slot = u64::from(slot & 0x7fff) + 1;
+    Exit(Exit::new(way, reason).0 | tagged | slot << 16)
 }

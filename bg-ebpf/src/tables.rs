@@ -4,6 +4,7 @@ use bg_common::{
     flow::{Flow, FlowKey, FlowTable},
     key::Endpoint,
     maglev::mix,
+    port::{Port, Tags},
     reason::Reason,
     service::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
@@ -17,6 +18,10 @@ use crate::{flows::FlowCell, parse::Segment};
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Scratch {
+    /// The VLAN tags it came with.
+    pub tags: Tags,
+    /// The VLAN that they name.
+    pub vlan: Tags,
     /// What an IPv4 packet says.
     pub v4: Segment<[u8; 4]>,
     /// What an IPv6 packet says.
@@ -45,8 +50,8 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn backend(&self, id: u32) -> Option<&Backend>;
     /// An interface, by slot.
     fn interface(&self, slot: u32) -> Option<&Interface>;
-    /// The slot of an interface.
-    fn slot(&self, ifindex: u32) -> Option<u32>;
+    /// The slot of a port.
+    fn slot(&self, port: &Port) -> Option<u32>;
     /// The coarse clock, in ticks ([`bg_common::abi::TICK_SHIFT`]).
     fn tick(&self) -> u32;
     /// The precise clock, `CLOCK_MONOTONIC` nanoseconds.
@@ -78,8 +83,9 @@ pub trait FamilyTables<A> {
     fn return_path(&self, from: &Endpoint<A>) -> Option<&ReturnPath>;
     /// The next hop of a packet `from` the service address (as in
     /// [`ReturnPath::address`]) `to` a client, as the host's routes and
-    /// neighbours have it; `NONE` when they do not.
-    fn route(&self, from: &[u8; 16], to: &A, ingress: u32) -> NextHop;
+    /// neighbours have it; `NONE` when they do not. `device` is the one that the
+    /// packet came in by ([`Interface::device`]).
+    fn route(&self, from: &[u8; 16], to: &A, device: u32) -> NextHop;
 }
 
 /// An address: what IPv4 and IPv6 differ in.

@@ -257,6 +257,12 @@ impl Frame {
     }
 }
 
+/// A frame with VLAN tags, outer one first.
+pub fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
+    let (macs, rest) = frame.split_at(12);
+    [macs, &tags.concat(), rest].concat()
+}
+
 /// What is wrong with the checksums of a frame, as the library computes them;
 /// `None` when all are right or there are none.
 pub fn wrong_checksum(frame: &[u8]) -> Option<String> {

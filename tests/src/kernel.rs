@@ -113,10 +113,6 @@ impl Kernel {
             .context("no XDP program")?
             .try_into()?;
         program.load().context("the verifier refused the program")?;
-        let mut ports: DevMap<_> = map_of(&mut ebpf, map::PORTS)?;
-        for (slot, ifindex) in ifindexes.iter().enumerate() {
-            ports.set(slot as u32, *ifindex, None, 0)?;
-        }
         let tables = FlowTables::mapped(|name| {
             let map = ebpf.map(name).with_context(|| format!("no map {name}"))?;
             let aya::maps::Map::Array(data) = map else {
@@ -147,6 +143,10 @@ impl Kernel {
         for (id, backend) in world.backends.iter().enumerate() {
             backends.set(id as u32, *backend, 0)?;
         }
+        let mut ports: DevMap<_> = map_of(ebpf, map::PORTS)?;
+        for (slot, interface) in world.interfaces.iter().enumerate() {
+            ports.set(slot as u32, interface.ifindex, None, 0)?;
+        }
         let mut interfaces: Array<_, bg_common::service::Interface> =
             map_of(ebpf, map::INTERFACES)?;
         for (slot, interface) in world.interfaces.iter().enumerate() {
@@ -156,7 +156,7 @@ impl Kernel {
             .interfaces
             .iter()
             .enumerate()
-            .map(|(slot, i)| (i.ifindex, slot as u32))
+            .map(|(slot, i)| (i.port(), slot as u32))
             .collect();
         fill(ebpf, map::SLOTS, &slots)?;
         fill(ebpf, map::LISTENERS_V4, &world.listeners_v4)?;

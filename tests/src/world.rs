@@ -10,6 +10,7 @@ use std::{
 use bg_common::{
     flow::{Flow, FlowKey, FlowTable, LINES, TableShape},
     key::{Endpoint, EndpointV4, EndpointV6, TCP, UDP},
+    port::{Port, Tags},
     reason::Reason,
     service::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
@@ -151,18 +152,8 @@ impl World {
             ],
             backends: Vec::new(),
             interfaces: vec![
-                Interface {
-                    ifindex: ifindexes[0],
-                    mtu: 1500,
-                    mac: OUTER_MAC,
-                    zero: [0; 2],
-                },
-                Interface {
-                    ifindex: ifindexes[1],
-                    mtu: 1500,
-                    mac: INNER_MAC,
-                    zero: [0; 2],
-                },
+                plain(ifindexes[0], OUTER_MAC),
+                plain(ifindexes[1], INNER_MAC),
             ],
             listeners_v4: HashMap::new(),
             listeners_v6: HashMap::new(),
@@ -253,6 +244,7 @@ impl World {
     pub fn run(&mut self, frame: &[u8]) -> (Verdict, Vec<u8>) {
         let mut buffer = Buffer {
             bytes: frame.to_vec(),
+            tags: Tags::NONE,
             ingress: self.interfaces[self.ingress as usize].ifindex,
         };
         let twin = Twin {
@@ -330,6 +322,18 @@ pub fn flows(tables: &FlowTables) -> Flows {
         .collect()
 }
 
+/// An interface without VLANs.
+pub const fn plain(ifindex: u32, mac: [u8; 6]) -> Interface {
+    Interface {
+        tags: Tags::NONE,
+        ifindex,
+        device: ifindex,
+        mtu: 1500,
+        mac,
+        zero: [0; 6],
+    }
+}
+
 /// The address part, 16 bytes wide, IPv4 first.
 pub fn wide(address: SocketAddr) -> [u8; 16] {
     let mut wide = [0; 16];
@@ -352,6 +356,7 @@ pub const fn xdp_action(action: Action) -> u32 {
 
 struct Buffer {
     bytes: Vec<u8>,
+    tags: Tags,
     ingress: u32,
 }
 
@@ -372,6 +377,18 @@ impl Packet for Buffer {
         self.ingress
     }
 
+    fn tags(&self) -> Tags {
+        self.tags
+    }
+
+    fn port(&self) -> Port {
+        Port::new(self.ingress, self.tags.vlan())
+    }
+
+    fn tag(&mut self, tags: Tags) {
+        self.tags = tags;
+    }
+
     fn truncate(&mut self, length: usize) -> bool {
         self.bytes.truncate(length);
         true
@@ -379,6 +396,11 @@ impl Packet for Buffer {
 
     fn grow(&mut self, bytes: usize) -> bool {
         self.bytes.splice(0..0, vec![0; bytes]);
+        true
+    }
+
+    fn shrink(&mut self, bytes: usize) -> bool {
+        self.bytes.drain(..bytes);
         true
     }
 }
@@ -426,11 +448,11 @@ impl Tables for Twin<'_> {
         self.world.interfaces.get(slot as usize)
     }
 
-    fn slot(&self, ifindex: u32) -> Option<u32> {
+    fn slot(&self, port: &Port) -> Option<u32> {
         self.world
             .interfaces
             .iter()
-            .position(|i| i.ifindex == ifindex)
+            .position(|i| i.port() == *port)
             .map(|slot| slot as u32)
     }
 
@@ -488,7 +510,7 @@ macro_rules! family {
                 self.$field.returns.get(from)
             }
 
-            fn route(&self, _from: &[u8; 16], _to: &$address, _ingress: u32) -> NextHop {
+            fn route(&self, _from: &[u8; 16], _to: &$address, _device: u32) -> NextHop {
                 NextHop::NONE // as in the kernel of a test run: nothing is routed
             }
         }

@@ -16,6 +16,7 @@ use aya::{
 use bg_common::{
     abi::{LAYOUT, PROGRAM, map},
     key::EndpointV4,
+    port::Port,
     reason::REASONS,
     service::Listener,
 };
@@ -448,13 +449,13 @@ struct Snapshot {
     xdp: [Option<(String, u64)>; 3],
     pins: Vec<String>,
     listeners: Vec<(EndpointV4, Listener)>,
-    slots: Vec<(u32, u32)>,
+    slots: Vec<(Port, u32)>,
 }
 
 fn snapshot(lab: &Lab) -> Snapshot {
     let mut listeners: Vec<_> = pinned::<EndpointV4, Listener>(lab, map::LISTENERS_V4);
     listeners.sort_by_key(|(key, _)| *key);
-    let mut slots: Vec<_> = pinned::<u32, u32>(lab, map::SLOTS);
+    let mut slots: Vec<_> = pinned::<Port, u32>(lab, map::SLOTS);
     slots.sort_unstable();
     let mut pins = Vec::new();
     list(&lab.bpffs(), &mut pins);

@@ -2,6 +2,7 @@
 //! a program of somebody else.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
@@ -12,7 +13,7 @@ use aya::programs::{
     loaded_programs,
     xdp::XdpLink,
 };
-use bg_common::service::Interface;
+use bg_common::{port::Tags, service::Interface};
 use nix::net::if_::if_nametoindex;
 
 use super::{
@@ -21,6 +22,7 @@ use super::{
     netlink::{self, Link, Requests},
     pins::Pins,
     slots::Slots,
+    vlans,
 };
 
 /// Where the program is attached, as the kernel says.
@@ -101,32 +103,60 @@ pub fn interface_of(name: &str, link: &Link) -> Result<Interface, Error> {
         return Err(Error::NotEthernet(name.to_owned()));
     }
     Ok(Interface {
+        tags: Tags::NONE,
         ifindex: link.ifindex,
+        device: link.ifindex,
         mtu: link.mtu,
         mac: link.mac,
-        zero: [0; 2],
+        zero: [0; 6],
     })
+}
+
+/// The VLANs above these interfaces.
+pub fn vlans(below: &BTreeSet<u32>) -> Result<Vec<Interface>, Error> {
+    let links = netlink::block_on(|| async { Ok(Requests::open()?.links().await?) })?;
+    Ok(vlans::above(below, &links))
+}
+
+/// Gives VLANs a slot each. Returns the devices that are new there.
+pub fn fill_vlans(slots: &mut Slots, vlans: &[Interface]) -> Result<Vec<u32>, Error> {
+    let mut new = Vec::new();
+    for vlan in vlans {
+        match slots.fill(*vlan) {
+            Ok(true) => new.push(vlan.device),
+            Ok(false) => {}
+            Err(error @ Error::Full { .. }) => {
+                tracing::error!("{error}: frames of some VLANs are left to the host's stack");
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(new)
 }
 
 fn attached(name: &str) -> Result<Option<(&'static str, u32)>, Error> {
     Ok(link(name)?.and_then(|link| link.xdp))
 }
 
-/// Gives every interface a slot. Returns the interface indices that are new
-/// there.
+/// Gives every interface a slot, and every VLAN above one. Returns the devices that
+/// are new there.
 fn fill_slots(settings: &Settings, pins: &Pins) -> Result<Vec<u32>, Error> {
     let mut interfaces = Vec::new();
     for name in &settings.interfaces {
         let link = link(name)?.ok_or_else(|| Error::NoInterface(name.clone()))?;
         interfaces.push(interface_of(name, &link)?);
     }
+    let below = interfaces.iter().map(|interface| interface.ifindex);
+    let vlans = vlans(&below.collect())?;
     let mut slots = Slots::open(pins)?;
     let mut new = Vec::new();
     for interface in interfaces {
         if slots.fill(interface)? {
-            new.push(interface.ifindex);
+            new.push(interface.device);
         }
     }
+    new.extend(fill_vlans(&mut slots, &vlans)?);
     Ok(new)
 }
 
@@ -154,8 +184,8 @@ impl Drop for Added<'_> {
             return;
         }
         if let Ok(mut slots) = Slots::open(self.pins) {
-            for ifindex in &self.slots {
-                let _ = slots.free(*ifindex);
+            for device in &self.slots {
+                let _ = slots.free(*device);
             }
         }
     }

@@ -15,7 +15,7 @@ pub struct View {
     pub routes: BTreeMap<IpAddr, Option<Route>>,
     /// Neighbours.
     pub neighbours: BTreeMap<NeighbourKey, Neighbour>,
-    /// Slots by interface index.
+    /// Slots by the device that routes name.
     pub slots: BTreeMap<u32, u32>,
     /// The neighbour that each backend's next hop was taken from.
     taken: BTreeMap<u32, NeighbourKey>,

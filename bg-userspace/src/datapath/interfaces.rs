@@ -7,6 +7,7 @@ use std::{
 };
 
 use aya::Ebpf;
+use bg_common::port::Tags;
 
 use super::{
     Error, Inner, InterfaceStatus, Settings, attach, netlink::Link, program_of, slots::Slots,
@@ -44,8 +45,8 @@ impl Interfaces {
         statuses.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Brings the tables in line with the interfaces: frees the slots of those
-    /// that are gone, attaches to those that came again, and follows changes of
+    /// Brings the tables in line with the interfaces and the VLANs above them: frees
+    /// the slots of those that are gone, attaches to those that came again, and follows changes of
     /// address and size. Blocks.
     pub(super) fn follow(&self, inner: &Inner) -> Result<(), Error> {
         let mut slots = Slots::open(&inner.pins)?;
@@ -54,11 +55,20 @@ impl Interfaces {
             .iter()
             .map(|name| attach::link(name))
             .collect::<Result<Vec<_>, _>>()?;
-        let there: BTreeSet<u32> = links.iter().flatten().map(|link| link.ifindex).collect();
-        for (ifindex, slot) in slots.taken()? {
-            if !there.contains(&ifindex) {
+        let below: BTreeSet<u32> = links.iter().flatten().map(|link| link.ifindex).collect();
+        let vlans = attach::vlans(&below)?;
+        let ports: BTreeSet<_> = vlans
+            .iter()
+            .map(|vlan| (vlan.device, vlan.port()))
+            .collect();
+        for (slot, held) in slots.held()? {
+            let is = match held.tags {
+                Tags::NONE => below.contains(&held.device),
+                _ => ports.contains(&(held.device, held.port())),
+            };
+            if !is {
                 inner.clear_hops(slot);
-                slots.free(ifindex)?;
+                slots.free(held.device)?;
             }
         }
         let mut statuses = Vec::new();
@@ -72,6 +82,7 @@ impl Interfaces {
                 InterfaceStatus::absent(name)
             }));
         }
+        attach::fill_vlans(&mut slots, &vlans)?;
         let before = self.statuses();
         for status in statuses.iter().filter(|status| !before.contains(status)) {
             match status.program_id {

@@ -20,6 +20,7 @@ mod pins;
 mod pools;
 mod resolver;
 mod slots;
+mod vlans;
 mod words;
 
 use std::{

@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
+use bg_common::port::Tags;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder, new_connection, new_multicast_connection,
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+        link::{InfoData, InfoVlan, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteVia},
     },
@@ -35,6 +36,19 @@ pub struct Link {
     pub mtu: u32,
     /// Mode (`native`, `generic`, `another`) and id of its XDP program.
     pub xdp: Option<(&'static str, u32)>,
+    /// What it is, where it is a VLAN device.
+    pub vlan: Option<Vlan>,
+}
+
+/// A VLAN device: what it puts around the frames of another link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// Index of the link below, in the same network namespace.
+    pub parent: u32,
+    /// EtherType of its tag.
+    pub protocol: u16,
+    /// VLAN id.
+    pub id: u16,
 }
 
 /// The next station on the way to an address.
@@ -115,6 +129,17 @@ impl Requests {
         let mut links = self.handle.link().get().match_index(ifindex).execute();
         let link = in_time(what, links.try_next()).await?;
         Ok(link.as_ref().map(link_of))
+    }
+
+    /// All links.
+    pub async fn links(&self) -> Result<Vec<Link>, Failure> {
+        let what = "reading the links";
+        let mut found = Vec::new();
+        let mut messages = self.handle.link().get().execute();
+        while let Some(message) = in_time(what, messages.try_next()).await? {
+            found.push(link_of(&message));
+        }
+        Ok(found)
     }
 
     /// The way to an address; `None` when the kernel says that there is none.
@@ -264,7 +289,39 @@ fn link_of(message: &LinkMessage) -> Link {
         }
     }
     link.xdp = mode.zip(id);
+    link.vlan = vlan_of(&message.attributes);
     link
+}
+
+/// The VLAN that a link is, above a link of the same namespace.
+fn vlan_of(attributes: &[LinkAttribute]) -> Option<Vlan> {
+    let (mut parent, mut protocol, mut id) = (None, None, None);
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::Link(index) => parent = Some(*index),
+            // The index is another namespace's.
+            LinkAttribute::LinkNetNsId(_) => return None,
+            LinkAttribute::LinkInfo(infos) => {
+                let vlan = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vlan(parts)) => Some(parts),
+                    _ => None,
+                });
+                for part in vlan.into_iter().flatten() {
+                    match part {
+                        InfoVlan::Id(is) => id = Some(*is),
+                        InfoVlan::Protocol(is) => protocol = Some(u16::from(*is)),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(Vlan {
+        parent: parent?,
+        protocol: protocol.unwrap_or(Tags::C),
+        id: id?,
+    })
 }
 
 /// A connection for events only.
@@ -366,7 +423,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use rtnetlink::packet_core::{ErrorMessage, NetlinkHeader};
+    use rtnetlink::packet_core::{ErrorMessage, NetlinkDeserializable as _, NetlinkHeader};
 
     use super::*;
 
@@ -393,6 +450,62 @@ mod tests {
         assert!(matches!(failure("x", &refused), Failure::Refused(_)));
         let broken = rtnetlink::Error::RequestFailed;
         assert!(matches!(failure("x", &broken), Failure::Broken(_)));
+    }
+
+    /// An attribute as netlink has it: length, kind, value, padding.
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = (value.len() as u16 + 4).to_ne_bytes().to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    /// A link's message (`RTM_NEWLINK`, `linux/if_link.h`) with these attributes.
+    fn link_message(index: u32, attributes: &[Vec<u8>]) -> Link {
+        const RTM_NEWLINK: u16 = 16;
+        // struct ifinfomsg: family, padding, type, index, flags, change.
+        let mut payload = vec![0, 0, 1, 0];
+        payload.extend(index.to_ne_bytes());
+        payload.extend([0; 8]);
+        payload.extend(attributes.concat());
+        let mut header = NetlinkHeader::default();
+        header.message_type = RTM_NEWLINK;
+        let message = RouteNetlinkMessage::deserialize(&header, &payload).unwrap();
+        let RouteNetlinkMessage::NewLink(message) = message else {
+            panic!("not a link: {message:?}");
+        };
+        link_of(&message)
+    }
+
+    #[test]
+    fn a_vlan_device_says_what_it_is() {
+        const IFLA_LINK: u16 = 5;
+        const IFLA_LINKINFO: u16 = 18;
+        const IFLA_LINK_NETNSID: u16 = 37;
+        let data = |id: u16, protocol: u16| {
+            [
+                attribute(1, &id.to_ne_bytes()),       // IFLA_VLAN_ID
+                attribute(5, &protocol.to_be_bytes()), // IFLA_VLAN_PROTOCOL
+            ]
+            .concat()
+        };
+        let info = |data: &[u8]| {
+            let kind = attribute(1, b"vlan\0"); // IFLA_INFO_KIND
+            attribute(IFLA_LINKINFO, &[kind, attribute(2, data)].concat())
+        };
+        let below = attribute(IFLA_LINK, &7u32.to_ne_bytes());
+        let outer = link_message(9, &[below.clone(), info(&data(100, Tags::S))]);
+        let vlan = Vlan {
+            parent: 7,
+            protocol: Tags::S,
+            id: 100,
+        };
+        assert_eq!((outer.ifindex, outer.vlan), (9, Some(vlan)));
+        let elsewhere = attribute(IFLA_LINK_NETNSID, &3i32.to_ne_bytes());
+        let foreign = link_message(9, &[below.clone(), elsewhere, info(&data(100, Tags::C))]);
+        assert_eq!(foreign.vlan, None);
+        assert_eq!(link_message(9, &[below]).vlan, None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use bg_common::{
     abi::{LAYOUT, MAGLEV_ROW, capacity, map},
     flow::{Bucket, FlowTable, REGIONS, TableShape, buckets_for},
     key::{EndpointV4, EndpointV6},
+    port::Port,
     reason::REASONS,
     service::{Backend, ColourStats, Interface, Listener, ReturnPath},
 };
@@ -278,7 +279,14 @@ fn shapes() -> Vec<Shape> {
             slots,
             0,
         ),
-        (map::SLOTS, MapType::Hash, 4, 4, slots, 0),
+        (
+            map::SLOTS,
+            MapType::Hash,
+            size_of::<Port>() as u32,
+            4,
+            2 * slots,
+            0,
+        ),
         // The kernel sets BPF_F_RDONLY_PROG on device maps by itself.
         (map::PORTS, MapType::DevMap, 4, 8, slots, 1 << 7),
         (

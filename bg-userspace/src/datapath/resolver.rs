@@ -9,8 +9,7 @@ use std::{
     time::Duration,
 };
 
-use aya::maps::{HashMap, Map};
-use bg_common::{abi::map, service::NextHop};
+use bg_common::service::NextHop;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -19,6 +18,7 @@ use super::{
     interfaces::Interfaces,
     layout::address_of,
     netlink::{Event, Events, Failure, Requests},
+    slots::Slots,
 };
 
 /// Without events, routes and neighbours are asked for anew after this.
@@ -206,11 +206,7 @@ impl Inner {
     }
 
     fn slots(&self) -> Result<BTreeMap<u32, u32>, Error> {
-        let slots: HashMap<_, u32, u32> = self.open_map(map::SLOTS, Map::HashMap)?;
-        slots
-            .iter()
-            .collect::<Result<_, _>>()
-            .map_err(|e| Error::bpf("reading SLOTS", &e))
+        Slots::open(&self.pins)?.by_device()
     }
 }
 

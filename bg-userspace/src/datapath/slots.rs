@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use aya::maps::{Array, DevMap, HashMap, Map, MapData, MapError};
 use bg_common::{
     abi::{capacity, map},
+    port::{Port, Tags},
     service::Interface,
 };
 
 use super::{Error, pinned, pins::Pins};
 
-/// Slots by interface index, and what they hold.
+/// Slots by port, and what they hold.
 pub struct Slots {
-    by_ifindex: HashMap<MapData, u32, u32>,
+    by_port: HashMap<MapData, Port, u32>,
     ports: DevMap<MapData>,
     table: Array<MapData, Interface>,
 }
@@ -24,46 +25,75 @@ impl Slots {
         let ports = DevMap::try_from(Map::DevMap(pinned(pins, map::PORTS)?));
         let table = Array::try_from(Map::Array(pinned(pins, map::INTERFACES)?));
         Ok(Self {
-            by_ifindex: slots.map_err(failed)?,
+            by_port: slots.map_err(failed)?,
             ports: ports.map_err(failed)?,
             table: table.map_err(failed)?,
         })
     }
 
-    /// Slots by interface index.
-    pub fn taken(&self) -> Result<BTreeMap<u32, u32>, Error> {
-        self.by_ifindex
+    /// Slots by port, and by the devices that routes name.
+    fn taken(&self) -> Result<BTreeMap<Port, u32>, Error> {
+        self.by_port
             .iter()
             .collect::<Result<_, _>>()
             .map_err(failed)
     }
 
-    /// Writes an interface to its slot. True when it has a new one.
+    /// Slots by the device that routes name.
+    pub fn by_device(&self) -> Result<BTreeMap<u32, u32>, Error> {
+        let taken = self.taken()?.into_iter();
+        Ok(taken
+            .filter(|(port, _)| port.vlan == Tags::NONE)
+            .map(|(port, slot)| (port.ifindex, slot))
+            .collect())
+    }
+
+    /// What the slots hold, by slot.
+    pub fn held(&self) -> Result<BTreeMap<u32, Interface>, Error> {
+        let slots = self.by_device()?.into_values();
+        slots
+            .map(|slot| Ok((slot, self.table.get(&slot, 0).map_err(failed)?)))
+            .collect()
+    }
+
+    /// Writes an interface, or a VLAN of one, to its slot. True when it has a new
+    /// one.
     pub fn fill(&mut self, interface: Interface) -> Result<bool, Error> {
         let taken = self.taken()?;
-        let known = taken.get(&interface.ifindex).copied();
+        let keys = keys(&interface);
+        let known = keys.iter().find_map(|key| taken.get(key).copied());
         let slot = match known {
             Some(slot) => slot,
             None => lowest_free(&taken)?,
         };
-        if self.table.get(&slot, 0).map_err(failed)? != interface {
+        let held = self.table.get(&slot, 0).map_err(failed)?;
+        if held != interface {
             self.table.set(slot, interface, 0).map_err(failed)?;
         }
-        if known.is_none() {
+        if held.ifindex != interface.ifindex {
             self.set_port(slot, interface.ifindex)?;
-            self.by_ifindex
-                .insert(interface.ifindex, slot, 0)
-                .map_err(failed)?;
+        }
+        // A VLAN device may have got another VLAN.
+        let stale = |(key, of): &(&Port, &u32)| **of == slot && !keys.contains(key);
+        for (key, _) in taken.iter().filter(stale) {
+            self.by_port.remove(key).map_err(failed)?;
+        }
+        for key in keys.iter().filter(|key| taken.get(key) != Some(&slot)) {
+            self.by_port.insert(key, slot, 0).map_err(failed)?;
         }
         Ok(known.is_none())
     }
 
-    /// Frees an interface's slot.
-    pub fn free(&mut self, ifindex: u32) -> Result<(), Error> {
-        let Ok(slot) = self.by_ifindex.get(&ifindex, 0) else {
+    /// Frees the slot of a device.
+    pub fn free(&mut self, device: u32) -> Result<(), Error> {
+        let Ok(slot) = self.by_port.get(&Port::new(device, Tags::NONE), 0) else {
             return Ok(());
         };
-        self.by_ifindex.remove(&ifindex).map_err(failed)?;
+        for (key, of) in self.taken()? {
+            if of == slot {
+                self.by_port.remove(&key).map_err(failed)?;
+            }
+        }
         self.set_port(slot, 0)?;
         self.table
             .set(slot, Interface::default(), 0)
@@ -77,7 +107,13 @@ impl Slots {
     }
 }
 
-fn lowest_free(taken: &BTreeMap<u32, u32>) -> Result<u32, Error> {
+/// The keys of an interface: the port that packets come in by, and the device that
+/// routes name. They are one where there is no VLAN.
+fn keys(interface: &Interface) -> [Port; 2] {
+    [interface.port(), Port::new(interface.device, Tags::NONE)]
+}
+
+fn lowest_free(taken: &BTreeMap<Port, u32>) -> Result<u32, Error> {
     let limit = capacity::INTERFACES;
     (0..limit as u32)
         .find(|slot| taken.values().all(|other| other != slot))

@@ -23,6 +23,7 @@ mod errors;
 mod flow;
 mod limits;
 mod proof;
+mod vlan;
 
 /// One case.
 pub struct Case {
@@ -161,6 +162,7 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
         errors::errors(&world, family, &mut cases);
         limits::limits(&world, family, &mut cases);
         limits::untouched(&world, family, &mut cases);
+        vlan::vlan(&world, family, &mut cases);
     }
     limits::headers(&world, &mut cases);
     limits::extensions(&world, &mut cases);
