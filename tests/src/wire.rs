@@ -73,6 +73,11 @@ impl Wire {
 
     /// True when `frame` comes by, byte for byte, within `limit`.
     pub fn sees(&self, frame: &[u8], limit: Duration) -> io::Result<bool> {
+        self.sees_one(limit, |seen| seen == frame)
+    }
+
+    /// True when a frame that is looked for comes by within `limit`.
+    pub fn sees_one(&self, limit: Duration, is_it: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
         let deadline = Instant::now() + limit;
         let mut buffer = [0; 2048];
         loop {
@@ -86,7 +91,7 @@ impl Wire {
                 continue;
             }
             let length = socket::recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            if buffer[..length] == *frame {
+            if is_it(&buffer[..length]) {
                 return Ok(true);
             }
         }
