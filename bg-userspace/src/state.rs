@@ -13,7 +13,12 @@ use std::{
 use bg_common::service::{Colour, CutoverWord};
 use serde::{Deserialize, Serialize};
 
-use crate::{datapath::{Known, Noted}, plan::ListenerPlan, switch::Switch, time};
+use crate::{
+    datapath::{Known, Noted},
+    plan::ListenerPlan,
+    switch::Switch,
+    time,
+};
 
 /// The drain that a flip began. Its deadline is in the clock that no one can set
 /// (`CLOCK_BOOTTIME`): pins and flows last as long as the boot, too.

@@ -140,14 +140,13 @@ impl Lab {
         let mut lab = Self::empty(r#"["clients", "blue", "green"]"#)?;
         lab.add(&PLACES.map(|(place, _)| place))?;
         let [clients, blue, green] = SIDES;
-        lab.ip(Place::Router, "link add switch type bridge mcast_snooping 0")?;
+        lab.ip(
+            Place::Router,
+            "link add switch type bridge mcast_snooping 0",
+        )?;
         lab.link((Place::Router, "port1"), (Place::Client, "eth0"))?;
         lab.link((Place::Router, "port2"), (Place::Gateway, clients.1))?;
-        for line in [
-            "port1 master switch",
-            "port2 master switch",
-            "switch up",
-        ] {
+        for line in ["port1 master switch", "port2 master switch", "switch up"] {
             lab.ip(Place::Router, &format!("link set {line}"))?;
         }
         lab.address(Place::Gateway, clients)?;
@@ -219,6 +218,8 @@ impl Lab {
         for place in places {
             ip(&format!("netns add {}", self.namespace(*place)))?;
             self.ip(*place, "link set lo up")?;
+            // Root's group may ping by datagram sockets.
+            self.sysctl(*place, "net.ipv4.ping_group_range=0 0")?;
             for key in ["all", "default"] {
                 self.sysctl(*place, &format!("net.ipv6.conf.{key}.accept_dad=0"))?;
                 self.sysctl(*place, &format!("net.ipv4.conf.{key}.rp_filter=0"))?;

@@ -73,11 +73,6 @@ impl Wire {
 
     /// True when `frame` comes by, byte for byte, within `limit`.
     pub fn sees(&self, frame: &[u8], limit: Duration) -> io::Result<bool> {
-        self.sees_one(limit, |seen| seen == frame)
-    }
-
-    /// True when a frame that is looked for comes by within `limit`.
-    pub fn sees_one(&self, limit: Duration, is_it: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
         let deadline = Instant::now() + limit;
         let mut buffer = [0; 2048];
         loop {
@@ -90,8 +85,13 @@ impl Wire {
             if poll(&mut ready, wait)? == 0 {
                 continue;
             }
-            let length = socket::recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-            if is_it(&buffer[..length]) {
+            let received = socket::recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty());
+            let length = match received {
+                // Told once; when the interface is up again, so is the socket.
+                Err(nix::Error::ENETDOWN) => continue,
+                received => received?,
+            };
+            if buffer[..length] == *frame {
                 return Ok(true);
             }
         }

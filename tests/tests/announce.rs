@@ -35,7 +35,13 @@ fn service(name: &str, addresses: &[&str], keys: &str) -> String {
     let backends = |[v4, _, v6]: [&str; 3]| format!("\"{v4}:{port}\", \"[{v6}]:{port}\"");
     let only_v4 = |[v4, ..]: [&str; 3]| format!("\"{v4}:{port}\"");
     let v6 = addresses.iter().any(|address| address.contains(':'));
-    let [blue, green] = SERVERS.map(|servers| if v6 { backends(servers) } else { only_v4(servers) });
+    let [blue, green] = SERVERS.map(|servers| {
+        if v6 {
+            backends(servers)
+        } else {
+            only_v4(servers)
+        }
+    });
     format!(
         "[service.{name}]\nlisten = [{}]\n{keys}\n[service.{name}.blue]\nbackends = [{blue}]\n\
          [service.{name}.green]\nbackends = [{green}]\n",
@@ -67,8 +73,7 @@ fn ask(lab: &Lab, address: &str) -> String {
 /// What the kernel has of an address on an interface of a place.
 fn held(lab: &Lab, interface: &str, address: &str) -> Vec<Value> {
     let line = format!("ip -j addr show dev {interface}");
-    let links: Value =
-        serde_json::from_str(&lab.run(Place::Gateway, &line).unwrap()).unwrap();
+    let links: Value = serde_json::from_str(&lab.run(Place::Gateway, &line).unwrap()).unwrap();
     let all = links[0]["addr_info"].as_array().unwrap();
     let is_it = |info: &&Value| info["local"] == address;
     all.iter().filter(is_it).cloned().collect()
@@ -123,7 +128,9 @@ fn clients_find_an_announced_address_by_themselves() {
     );
     let (_, text, _) = lab.tell(&["status"]).unwrap();
     assert!(
-        text.contains(&format!("\n  announced  {V4} on clients, {V6} on clients\n")),
+        text.contains(&format!(
+            "\n  announced  {V4} on clients, {V6} on clients\n"
+        )),
         "{text}"
     );
 }
@@ -137,7 +144,10 @@ fn an_announced_address_is_no_source_of_the_hosts_own() {
     let [v4] = &held(&lab, "clients", V4)[..] else {
         panic!("{V4} once");
     };
-    assert_eq!((&v4["prefixlen"], &v4["scope"]), (&json!(32), &json!("host")));
+    assert_eq!(
+        (&v4["prefixlen"], &v4["scope"]),
+        (&json!(32), &json!("host"))
+    );
     let [v6] = &held(&lab, "clients", V6)[..] else {
         panic!("{V6} once");
     };
@@ -160,7 +170,9 @@ fn an_announced_address_is_no_source_of_the_hosts_own() {
         ("198.51.100.10", "198.51.100.1"),
         ("2001:db8:ffff::1", "2001:db8:c::1"),
     ] {
-        let route = lab.run(Place::Gateway, &format!("ip route get {to}")).unwrap();
+        let route = lab
+            .run(Place::Gateway, &format!("ip route get {to}"))
+            .unwrap();
         assert!(route.contains(&format!(" src {from} ")), "{route}");
     }
 }
@@ -246,7 +258,10 @@ fn an_address_is_announced_whenever_it_may_be_news() {
         ]
         .concat();
         for time in 1..=2 {
-            assert!(wire.sees(&frame, PATIENCE).unwrap(), "{address}, time {time}");
+            assert!(
+                wire.sees(&frame, PATIENCE).unwrap(),
+                "{address}, time {time}"
+            );
         }
     };
     serve(&mut lab, &llm());
@@ -283,8 +298,11 @@ fn what_an_interface_loses_is_put_back() {
     lab.ip(Place::Gateway, "link set clients down").unwrap();
     until("the kernel took it", || !is_held(&lab, V6));
     lab.ip(Place::Gateway, "link set clients up").unwrap();
-    lab.ip(Place::Gateway, "addr replace 2001:db8:c::1/64 dev clients nodad")
-        .unwrap();
+    lab.ip(
+        Place::Gateway,
+        "addr replace 2001:db8:c::1/64 dev clients nodad",
+    )
+    .unwrap();
     until("it is back", || is_held(&lab, V6));
     assert_eq!([V4, V6].map(|address| ask(&lab, address)), ["blue"; 2]);
 
@@ -317,11 +335,17 @@ fn addresses_outlive_the_daemon_and_an_operators_own_is_left_alone() {
         let mut old = Conversation::open(&client, at(V4)).unwrap();
         let before = [V4, V6].map(|address| held(&lab, "clients", address));
         lab.end_daemon(signal).unwrap();
-        assert_eq!(before, [V4, V6].map(|address| held(&lab, "clients", address)));
+        assert_eq!(
+            before,
+            [V4, V6].map(|address| held(&lab, "clients", address))
+        );
         assert_eq!(old.ask().unwrap(), "blue");
         assert_eq!([V4, V6].map(|address| ask(&lab, address)), ["blue"; 2]);
         lab.start().unwrap();
-        assert_eq!(before, [V4, V6].map(|address| held(&lab, "clients", address)));
+        assert_eq!(
+            before,
+            [V4, V6].map(|address| held(&lab, "clients", address))
+        );
     }
 
     // What left the file while nobody ran goes at the next start.
@@ -335,7 +359,10 @@ fn addresses_outlive_the_daemon_and_an_operators_own_is_left_alone() {
     lab.end_daemon(Signal::SIGTERM).unwrap();
     let (code, out, err) = lab.tell(&["detach"]).unwrap();
     assert_eq!((code, err.as_str()), (0, ""));
-    assert!(out.ends_with(&format!("\n{V4} is announced no more\n")), "{out}");
+    assert!(
+        out.ends_with(&format!("\n{V4} is announced no more\n")),
+        "{out}"
+    );
     assert!(!is_held(&lab, V4));
     assert_eq!(held(&lab, "clients", OTHER), own);
 }
@@ -345,7 +372,10 @@ fn addresses_outlive_the_daemon_and_an_operators_own_is_left_alone() {
 fn an_interface_that_is_let_go_keeps_none_of_our_addresses() {
     let mut lab = Lab::new().unwrap();
     let elsewhere = "10.0.2.100";
-    serve(&mut lab, &(llm() + &service("web", &[elsewhere], "announce = true")));
+    serve(
+        &mut lab,
+        &(llm() + &service("web", &[elsewhere], "announce = true")),
+    );
     assert_eq!(held(&lab, "green", elsewhere).len(), 1);
     lab.end_daemon(Signal::SIGTERM).unwrap();
     lab.configure(&llm()).unwrap();
@@ -382,7 +412,10 @@ fn a_reload_whose_address_fails_changes_nothing() {
     let mut lab = Lab::new().unwrap();
     serve(&mut lab, &service("web", &[OTHER], "announce = true"));
     // A server that does not answer gives time between plan and change.
-    let silent = llm().replace("\"10.0.1.10:8000\"", "\"10.0.1.10:8000\", \"10.0.1.99:8000\"");
+    let silent = llm().replace(
+        "\"10.0.1.10:8000\"",
+        "\"10.0.1.10:8000\", \"10.0.1.99:8000\"",
+    );
     lab.configure(&silent).unwrap();
     let mut command = lab.bgswitch(&["reload"]).unwrap();
     let reload = command
@@ -423,7 +456,10 @@ fn an_address_that_belongs_nowhere_is_refused() {
              and announced; or set announce = false"
         )
     };
-    assert_eq!(refused(&lab), refusal("no interface has its subnet or a route to it"));
+    assert_eq!(
+        refused(&lab),
+        refusal("no interface has its subnet or a route to it")
+    );
     assert!(!lab.bpffs().exists(), "nothing is left behind");
 
     lab.ip(Place::Gateway, "addr add 203.0.113.10/32 dev lo")
@@ -442,15 +478,24 @@ fn an_address_that_belongs_nowhere_is_refused() {
     lab.ip(Place::Gateway, "link del other").unwrap();
 
     for side in ["clients", "green"] {
-        lab.ip(Place::Gateway, &format!("addr add 203.0.113.1/24 dev {side}"))
-            .unwrap();
+        lab.ip(
+            Place::Gateway,
+            &format!("addr add 203.0.113.1/24 dev {side}"),
+        )
+        .unwrap();
     }
     let both = refused(&lab);
     let ours = |one, other| refusal(&format!("{one} and {other} both have its subnet"));
-    assert!([ours("clients", "green"), ours("green", "clients")].contains(&both), "{both}");
+    assert!(
+        [ours("clients", "green"), ours("green", "clients")].contains(&both),
+        "{both}"
+    );
     for side in ["clients", "green"] {
-        lab.ip(Place::Gateway, &format!("addr del 203.0.113.1/24 dev {side}"))
-            .unwrap();
+        lab.ip(
+            Place::Gateway,
+            &format!("addr del 203.0.113.1/24 dev {side}"),
+        )
+        .unwrap();
     }
 
     lab.ip(Place::Gateway, "route add default via 198.51.100.10")

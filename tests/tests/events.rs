@@ -41,7 +41,12 @@ fn healthy(lab: &Lab) -> Vec<bool> {
     let status = lab.status().unwrap();
     let backends = &status["services"][0]["colours"]["blue"]["backends"];
     let is_healthy = |backend: &Value| backend["healthy"].as_bool().unwrap();
-    backends.as_array().unwrap().iter().map(is_healthy).collect()
+    backends
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(is_healthy)
+        .collect()
 }
 
 fn log(lab: &Lab) -> String {
@@ -67,8 +72,11 @@ fn age_fast(lab: &Lab) {
             "delay_first_probe_time=1",
             "retrans_time_ms=100",
         ] {
-            lab.sysctl(Place::Gateway, &format!("net.{family}.neigh.blue.{setting}"))
-                .unwrap();
+            lab.sysctl(
+                Place::Gateway,
+                &format!("net.{family}.neigh.blue.{setting}"),
+            )
+            .unwrap();
         }
     }
 }
@@ -98,7 +106,7 @@ fn a_link_that_goes_down_and_comes_up_carries_its_flows_again() {
                 until("new flows pass", || try_ask(&lab, to(8001)).is_some());
                 assert_eq!(conversation.ask().unwrap(), "blue");
             }
-            assert_eq!(running(), true);
+            until("status says so", || running() == true);
         }
     }
 }
@@ -108,7 +116,10 @@ fn an_interface_that_is_deleted_and_made_again_is_attached_again() {
     let mut lab = lab();
     for (place, index, name) in [(Place::Blue, 1, "blue"), (Place::Client, 0, "clients")] {
         let before = lab.status().unwrap()["interfaces"][index].clone();
-        assert_eq!((&before["name"], &before["mode"]), (&name.into(), &"native".into()));
+        assert_eq!(
+            (&before["name"], &before["mode"]),
+            (&name.into(), &"native".into())
+        );
         lab.ip(Place::Gateway, &format!("link del {name}")).unwrap();
         until("status says that it is gone", || {
             lab.status().unwrap()["interfaces"][index]["mode"] == "absent"
@@ -139,7 +150,10 @@ fn a_server_with_a_new_mac_address_is_found() {
     let client = || lab.enter(Place::Client).unwrap();
     let mut old = Conversation::open(&client(), listener(8000)).unwrap();
     assert_eq!(old.ask().unwrap(), "blue");
-    for key in ["ipv4.conf.eth0.arp_notify=1", "ipv6.conf.eth0.ndisc_notify=1"] {
+    for key in [
+        "ipv4.conf.eth0.arp_notify=1",
+        "ipv6.conf.eth0.ndisc_notify=1",
+    ] {
         lab.sysctl(Place::Blue, &format!("net.{key}")).unwrap();
     }
     lab.ip(Place::Blue, "link set eth0 address 02:00:00:00:00:55")
@@ -172,12 +186,17 @@ fn a_servers_neighbour_entry_is_kept_alive_under_traffic() {
     age_fast(&lab);
     let client = lab.enter(Place::Client).unwrap();
     let by_stack = reason(&lab, "forwarded_by_stack");
-    let clients = vec![(listener(8000), Reuse::KeepAlive), (listener_v6(8000), Reuse::Never)];
+    let clients = vec![
+        (listener(8000), Reuse::KeepAlive),
+        (listener_v6(8000), Reuse::Never),
+    ];
     let load = Load::start(client, clients, std::time::Duration::from_millis(5));
     for server in [SERVERS[0][0], SERVERS[0][2]] {
         for _ in 0..3 {
             until("it ages", || neighbour(&lab, server).0 != "REACHABLE");
-            until("it is confirmed", || neighbour(&lab, server).0 == "REACHABLE");
+            until("it is confirmed", || {
+                neighbour(&lab, server).0 == "REACHABLE"
+            });
         }
     }
     assert_flawless(&load.finish().unwrap());
@@ -193,7 +212,8 @@ fn a_server_that_does_not_answer_is_named_until_it_does() {
     lab.forward(Place::Gateway).unwrap();
     age_fast(&lab);
     assert_eq!(healthy(&lab), [true, true]);
-    lab.ip(Place::Blue, "addr del 10.0.1.10/24 dev eth0").unwrap();
+    lab.ip(Place::Blue, "addr del 10.0.1.10/24 dev eth0")
+        .unwrap();
     until("its next hop is gone", || healthy(&lab) == [false, true]);
     assert_eq!(ask(&lab, listener_v6(8000)), "blue");
     let (_, text, _) = lab.tell(&["status"]).unwrap();
@@ -207,7 +227,8 @@ fn a_server_that_does_not_answer_is_named_until_it_does() {
     until("the stack has a packet", || {
         reason(&lab, "forwarded_by_stack") > before
     });
-    lab.ip(Place::Blue, "addr add 10.0.1.10/24 dev eth0").unwrap();
+    lab.ip(Place::Blue, "addr add 10.0.1.10/24 dev eth0")
+        .unwrap();
     lab.route(Place::Blue).unwrap();
     assert_eq!(waiting.join().unwrap().unwrap().ask().unwrap(), "blue");
     until("its next hop is back", || healthy(&lab) == [true, true]);
@@ -223,15 +244,16 @@ fn a_neighbour_that_is_not_known_yet_is_the_stacks_to_find() {
     let mut lab = lab();
     lab.forward(Place::Gateway).unwrap();
     age_fast(&lab);
-    lab.ip(Place::Blue, "addr del 10.0.1.10/24 dev eth0").unwrap();
+    lab.ip(Place::Blue, "addr del 10.0.1.10/24 dev eth0")
+        .unwrap();
     until("its next hop is gone", || !healthy(&lab)[0]);
     lab.end_daemon(Signal::SIGKILL).unwrap();
-    lab.ip(Place::Blue, "addr add 10.0.1.10/24 dev eth0").unwrap();
+    lab.ip(Place::Blue, "addr add 10.0.1.10/24 dev eth0")
+        .unwrap();
     lab.route(Place::Blue).unwrap();
     lab.ip(Place::Gateway, "neigh flush dev blue").unwrap();
     let client = lab.enter(Place::Client).unwrap();
-    let mut conversations =
-        [(); 3].map(|()| Conversation::open(&client, listener(8000)).unwrap());
+    let mut conversations = [(); 3].map(|()| Conversation::open(&client, listener(8000)).unwrap());
     for conversation in &mut conversations {
         assert_eq!(conversation.ask().unwrap(), "blue");
     }
@@ -245,9 +267,13 @@ fn a_route_that_changes_is_taken() {
     let lab = lab();
     assert_eq!(ask(&lab, listener(8000)), "blue");
     // Green's host has blue's address now.
-    lab.ip(Place::Green, "addr add 10.0.1.10/32 dev eth0").unwrap();
-    lab.ip(Place::Gateway, "route add 10.0.1.10/32 via 10.0.2.10 dev green")
+    lab.ip(Place::Green, "addr add 10.0.1.10/32 dev eth0")
         .unwrap();
+    lab.ip(
+        Place::Gateway,
+        "route add 10.0.1.10/32 via 10.0.2.10 dev green",
+    )
+    .unwrap();
     until("packets go there", || {
         try_ask(&lab, listener(8000)).as_deref() == Some("green")
     });

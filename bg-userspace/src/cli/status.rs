@@ -58,11 +58,7 @@ fn text(status: &api::Status, colours: bool) -> String {
     for service in &status.services {
         service_text(&mut out, service, colours);
     }
-    let interfaces: Vec<String> = status
-        .interfaces
-        .iter()
-        .map(interface_text)
-        .collect();
+    let interfaces: Vec<String> = status.interfaces.iter().map(interface_text).collect();
     let _ = writeln!(out, "interfaces  {}", interfaces.join(", "));
     let table = &status.flow_table;
     let _ = writeln!(

@@ -155,7 +155,9 @@ pub async fn prepare(
 async fn route_to(requests: &Requests, address: IpAddr) -> Result<Result<u32, String>, Error> {
     match requests.route(address).await {
         Ok(Some(route)) => Ok(Ok(route.ifindex)),
-        Ok(None) => Ok(Err("no interface has its subnet or a route to it".to_owned())),
+        Ok(None) => Ok(Err(
+            "no interface has its subnet or a route to it".to_owned()
+        )),
         Err(Failure::Refused(error, _) | Failure::Broken(error)) => Err(error),
     }
 }

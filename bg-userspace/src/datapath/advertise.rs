@@ -103,7 +103,10 @@ mod tests {
         let address: Ipv6Addr = "2001:db8::10".parse().unwrap();
         let frame = frame(address.into(), MAC);
         assert_eq!(frame.len(), 14 + 40 + 32);
-        assert_eq!(frame[..14], [0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 7, 0x86, 0xdd]);
+        assert_eq!(
+            frame[..14],
+            [0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 7, 0x86, 0xdd]
+        );
         assert_eq!((frame[21], frame[54], frame[58]), (255, 136, 0xa0));
         assert_eq!(frame[62..78], address.octets());
         assert_eq!(frame[78..], [2, 1, 2, 0, 0, 0, 0, 7]);

@@ -1,12 +1,7 @@
 //! Keeps the announced addresses on their interfaces while the daemon runs, and
 //! tells the network where they are whenever that may have changed.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use nix::net::if_::if_nametoindex;
 use tokio::sync::Mutex;
@@ -113,10 +108,14 @@ impl Announcer {
         let mut due = BTreeMap::new();
         for (address, spot) in spots.iter_mut() {
             let link = link(requests, &spot.interface).await?;
-            let is_it = |ifindex| move |held: &super::host_addresses::Held| {
-                (held.ifindex, held.address) == (ifindex, *address)
+            let is_it = |ifindex| {
+                move |held: &super::host_addresses::Held| {
+                    (held.ifindex, held.address) == (ifindex, *address)
+                }
             };
-            let is_there = link.as_ref().is_some_and(|link| held.iter().any(is_it(link.ifindex)));
+            let is_there = link
+                .as_ref()
+                .is_some_and(|link| held.iter().any(is_it(link.ifindex)));
             if spot.is_there && !is_there {
                 tracing::warn!("{address} has left {}", spot.interface);
             }
@@ -152,7 +151,9 @@ impl Announcer {
             let spot = spots.get(address);
             spot.is_some_and(|spot| spot.told == Some(*told))
         };
-        let again = due.into_iter().filter(|(address, told)| is_so(address, told));
+        let again = due
+            .into_iter()
+            .filter(|(address, told)| is_so(address, told));
         send(&again.collect());
     }
 }
@@ -195,7 +196,10 @@ async fn put_back(
     match requests.add_address(ifindex, address).await {
         Ok(_) => tracing::warn!("put {address} back on {}", spot.interface),
         Err(Failure::Refused(error, _)) => {
-            tracing::error!("{address} cannot be put back on {}: {error}", spot.interface);
+            tracing::error!(
+                "{address} cannot be put back on {}: {error}",
+                spot.interface
+            );
         }
         Err(Failure::Broken(error)) => return Err(error),
     }

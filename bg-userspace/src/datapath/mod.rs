@@ -183,7 +183,9 @@ impl Datapath {
             addresses::prepare(&Requests::open()?, &ours, &plan.announced(), noted).await
         })
         .and_then(|addresses| {
-            Self::start_locked(settings, plan, known, &pins, max_flows, addresses, &announcer)
+            Self::start_locked(
+                settings, plan, known, &pins, max_flows, addresses, &announcer,
+            )
         });
         if started.is_err() && fresh {
             // Nothing ran before, so nothing is kept: the next start is clean.
