@@ -48,6 +48,9 @@ pub struct InterfaceStatus {
     pub mode: String,
     /// Kernel id of the program.
     pub program_id: u32,
+    /// True when it is up and has a carrier.
+    #[serde(default)]
+    pub running: bool,
 }
 
 /// A service.
@@ -65,6 +68,10 @@ pub struct ServiceStatus {
     pub canary_percent: f64,
     /// Listeners.
     pub listeners: Vec<String>,
+    /// Listeners whose address is announced, and the interface that has it; `null`
+    /// while none does.
+    #[serde(default)]
+    pub announced: BTreeMap<String, Option<String>>,
     /// Both colours, by name.
     pub colours: BTreeMap<String, ColourStatus>,
 }

@@ -1,6 +1,7 @@
 //! What a validated configuration asks of the packet path.
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
@@ -123,6 +124,8 @@ pub struct ServicePlan {
     pub name: String,
     /// Listeners, at least one.
     pub listeners: Vec<ListenerPlan>,
+    /// The listeners' addresses are put on an interface, and announced.
+    pub announce: bool,
     /// UDP: a flow silent for longer is new.
     pub udp_idle: Duration,
     /// Backends by colour; index: `Colour as usize`.
@@ -141,4 +144,19 @@ impl ServicePlan {
 pub struct Plan {
     /// In the order of the file.
     pub services: Vec<ServicePlan>,
+}
+
+impl Plan {
+    /// The addresses to announce, each with the first service that asks for it.
+    pub fn announced(&self) -> BTreeMap<IpAddr, String> {
+        let mut announced = BTreeMap::new();
+        for service in self.services.iter().filter(|service| service.announce) {
+            for listener in &service.listeners {
+                announced
+                    .entry(listener.address.ip())
+                    .or_insert_with(|| service.name.clone());
+            }
+        }
+        announced
+    }
 }

@@ -13,7 +13,12 @@ use std::{
 use bg_common::service::{Colour, CutoverWord};
 use serde::{Deserialize, Serialize};
 
-use crate::{datapath::Known, plan::ListenerPlan, switch::Switch, time};
+use crate::{
+    datapath::{Known, Noted},
+    plan::ListenerPlan,
+    switch::Switch,
+    time,
+};
 
 /// The drain that a flip began. Its deadline is in the clock that no one can set
 /// (`CLOCK_BOOTTIME`): pins and flows last as long as the boot, too.
@@ -66,6 +71,9 @@ pub struct Service {
 pub struct State {
     /// Services by name, those included that left.
     pub services: BTreeMap<String, Service>,
+    /// The addresses that we put on interfaces.
+    #[serde(default, skip_serializing_if = "Noted::is_empty")]
+    pub announced: Noted,
     /// The boot that ids and drains belong to.
     #[serde(default)]
     boot: String,
@@ -167,6 +175,7 @@ impl State {
     /// Nothing is in the packet path any more: flows, drains and ids are gone.
     pub fn detached(&mut self) {
         self.applied(BTreeMap::new());
+        self.announced.clear();
     }
 
     /// Notes a flip that is about to be stored. Returns the drain that it will

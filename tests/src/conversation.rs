@@ -1,15 +1,15 @@
 //! A client that talks over one connection, a step at a time, and hears from its
-//! socket how the connection ended.
+//! socket how the connection ended; one that sends datagrams; and a ping.
 
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use nix::sys::socket::{
-    self, AddressFamily, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt,
+    self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, setsockopt, sockopt,
 };
 
 use crate::{kernel::in_namespace, load::PATIENCE};
@@ -178,4 +178,24 @@ impl Datagrams {
         let length = self.socket.recv(&mut buffer)?;
         String::from_utf8(buffer[..length].to_vec()).map_err(io::Error::other)
     }
+}
+
+/// An echo request (ICMP or ICMPv6) from a namespace, and whether what comes back
+/// is what was sent.
+pub fn ping(namespace: &File, to: IpAddr) -> io::Result<bool> {
+    let (family, protocol, request, reply) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8, 0),
+        IpAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128, 129),
+    };
+    let socket: OwnedFd = in_namespace(namespace, || {
+        socket::socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)
+    })?;
+    let socket = UdpSocket::from(socket);
+    socket.connect((to, 0))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let payload: Vec<u8> = (0..=255).collect();
+    socket.send(&[&[request, 0, 0, 0, 0, 0, 0, 1], payload.as_slice()].concat())?;
+    let mut answer = [0; 512];
+    let length = socket.recv(&mut answer)?;
+    Ok(answer[0] == reply && answer[8..length] == payload)
 }

@@ -133,6 +133,29 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Like [`Self::new`], with a switch between clients and gateway that has room
+    /// for another gateway: a bridge of the router's, which may have addresses of
+    /// its own.
+    pub fn switched() -> Result<Self> {
+        let mut lab = Self::empty(r#"["clients", "blue", "green"]"#)?;
+        lab.add(&PLACES.map(|(place, _)| place))?;
+        let [clients, blue, green] = SIDES;
+        lab.ip(
+            Place::Router,
+            "link add switch type bridge mcast_snooping 0",
+        )?;
+        lab.link((Place::Router, "port1"), (Place::Client, "eth0"))?;
+        lab.link((Place::Router, "port2"), (Place::Gateway, clients.1))?;
+        for line in ["port1 master switch", "port2 master switch", "switch up"] {
+            lab.ip(Place::Router, &format!("link set {line}"))?;
+        }
+        lab.address(Place::Gateway, clients)?;
+        for side in [blue, green] {
+            lab.side(Place::Gateway, side)?;
+        }
+        Ok(lab)
+    }
+
     /// A lab that serves: the service of most scenarios, its servers and the
     /// daemon.
     pub fn serving() -> Result<Self> {
@@ -195,6 +218,8 @@ impl Lab {
         for place in places {
             ip(&format!("netns add {}", self.namespace(*place)))?;
             self.ip(*place, "link set lo up")?;
+            // Root's group may ping by datagram sockets.
+            self.sysctl(*place, "net.ipv4.ping_group_range=0 0")?;
             for key in ["all", "default"] {
                 self.sysctl(*place, &format!("net.ipv6.conf.{key}.accept_dad=0"))?;
                 self.sysctl(*place, &format!("net.ipv4.conf.{key}.rp_filter=0"))?;
@@ -232,8 +257,13 @@ impl Lab {
     }
 
     /// Attaches a place to the hub, its default gateway.
-    fn side(&mut self, hub: Place, (place, link, v4, v6): (Place, &str, &str, &str)) -> Result<()> {
-        self.link((hub, link), (place, "eth0"))?;
+    fn side(&mut self, hub: Place, side: (Place, &str, &str, &str)) -> Result<()> {
+        self.link((hub, side.1), (side.0, "eth0"))?;
+        self.address(hub, side)
+    }
+
+    /// Gives both their addresses.
+    fn address(&self, hub: Place, (place, link, v4, v6): (Place, &str, &str, &str)) -> Result<()> {
         self.ip(hub, &format!("addr add {v4}.1/24 dev {link}"))?;
         self.ip(hub, &format!("addr add {v6}:1/64 dev {link} nodad"))?;
         for address in [
@@ -243,16 +273,26 @@ impl Lab {
         ] {
             self.ip(place, &format!("addr add {address} dev eth0 nodad"))?;
         }
-        self.ip(place, &format!("route add default via {v4}.1"))?;
-        self.ip(place, &format!("-6 route add default via {v6}:1"))
+        self.route(place)
     }
 
     /// Takes the gateway's link to a place away, and makes another one of its name.
     pub fn remake(&mut self, place: Place) -> Result<()> {
-        let side = SIDES.into_iter().find(|side| side.0 == place);
-        let side = side.context("it has no link of its own")?;
-        self.ip(Place::Gateway, &format!("link del {}", side.1))?;
-        self.side(Place::Gateway, side)
+        let link = side_of(place)?.1;
+        self.ip(Place::Gateway, &format!("link del {link}"))?;
+        self.make_again(place)
+    }
+
+    /// Makes the gateway's link to a place again, which was taken away.
+    pub fn make_again(&mut self, place: Place) -> Result<()> {
+        self.side(Place::Gateway, side_of(place)?)
+    }
+
+    /// Gives a place its default routes, which it loses with its link.
+    pub fn route(&self, place: Place) -> Result<()> {
+        let (_, _, v4, v6) = side_of(place)?;
+        self.ip(place, &format!("route replace default via {v4}.1"))?;
+        self.ip(place, &format!("-6 route replace default via {v6}:1"))
     }
 
     /// Takes the programs away that pass everything at the far ends of the
@@ -511,6 +551,11 @@ impl Drop for Lab {
         }
         let _ = fs::remove_dir_all(&self.directory);
     }
+}
+
+fn side_of(place: Place) -> Result<(Place, &'static str, &'static str, &'static str)> {
+    let side = SIDES.into_iter().find(|side| side.0 == place);
+    side.context("it has no link of its own")
 }
 
 /// The `[service.llm]` part of a configuration.

@@ -57,6 +57,19 @@ where
 /// How long to wait for what is sure to come, on any machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Waits for what will be so, however slow the machine is.
+///
+/// # Panics
+/// When it does not come.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_mins(2);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
 type Body = BoxBody<Bytes, Infallible>;
 
 /// Lines that `GET /stream/N` sends in each of its N seconds.

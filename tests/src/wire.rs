@@ -85,7 +85,12 @@ impl Wire {
             if poll(&mut ready, wait)? == 0 {
                 continue;
             }
-            let length = socket::recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            let received = socket::recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty());
+            let length = match received {
+                // Told once; when the interface is up again, so is the socket.
+                Err(nix::Error::ENETDOWN) => continue,
+                received => received?,
+            };
             if buffer[..length] == *frame {
                 return Ok(true);
             }

@@ -161,8 +161,8 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "announce   = false",
-        "announce   = true",
-        "12: service.llm.announce: is not supported by this version yet: route the address to this host, and remove the key",
+        "announce   = \"eth0\"",
+        "12: service.llm.announce: invalid type: string \"eth0\", expected a boolean",
     ),
     (
         "on_flip    = \"drain\"",
@@ -559,6 +559,7 @@ fn what_looks_odd_and_is_right_passes() {
         ("[\"eth0\", \"eth1\"]", "[\"eth0.100\"]"),
         ("drain      = \"20m\"", "drain      = \"1h 30m\""),
         ("drain      = \"20m\"", "drain      = \"0s\""),
+        ("announce   = false", "announce   = true"),
         ("on_flip    = \"drain\"", "on_flip    = \"cut\""),
         ("xdp        = \"native\"", "xdp        = \"generic\""),
         // One server for both colours: a flip changes nothing for it, that is all.

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     process::{Child, Output, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use aya::maps::{Array, Map, MapData};
@@ -17,7 +17,7 @@ use bg_common::{
 use bg_tests::{
     conversation::{Conversation, Datagrams},
     lab::{Lab, Place, SERVERS, default_service, listener, service},
-    load,
+    load::{self, until},
 };
 use nix::{
     sys::{
@@ -27,15 +27,6 @@ use nix::{
     unistd::{Pid, mkfifo},
 };
 use serde_json::Value;
-
-/// Waits for what will be so, however slow the machine is.
-fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_mins(2);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 fn summary(lab: &Lab, name: &str) -> (String, u64) {
     let status = lab.status().unwrap();

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use bg_tests::lab::{Lab, Place, listener, listener_v6};
+use bg_tests::{
+    lab::{Lab, Place, listener, listener_v6},
+    load::until,
+};
 use nix::sched::{CloneFlags, setns};
 
 const PORT: u16 = 8000;
@@ -114,6 +117,35 @@ fn a_client_hears_that_the_gateways_way_to_servers_is_narrow() {
     serve(&lab);
     lab.start().unwrap();
     assert_arrives(&lab, UPLOAD, "sent_too_big");
+}
+
+/// An interface's size that changes while the daemon runs counts at once, without
+/// a start or a reload.
+#[test]
+fn a_size_that_changes_is_followed() {
+    let mut lab = Lab::new().unwrap();
+    lab.configure_default().unwrap();
+    serve(&lab);
+    lab.start().unwrap();
+    let passes = |to| {
+        let before = count(&lab, "sent_too_big");
+        assert_eq!(exchange(&lab, to, UPLOAD).unwrap(), UPLOAD.down as usize);
+        count(&lab, "sent_too_big") == before
+    };
+    for to in [listener(PORT), listener_v6(PORT)] {
+        assert!(passes(to), "{to}");
+        lab.ip(Place::Gateway, "link set blue mtu 1400").unwrap();
+        until("the client hears of it", || !passes(to));
+        lab.ip(Place::Gateway, "link set blue mtu 1500").unwrap();
+        until("it is wide again", || {
+            // What the client heard counts for minutes.
+            for family in ["-4", "-6"] {
+                let line = format!("{family} route flush cache");
+                lab.ip(Place::Client, &line).unwrap();
+            }
+            passes(to)
+        });
+    }
 }
 
 #[test]

@@ -8,7 +8,8 @@ use clap::Args;
 
 use super::{Common, Output, text::flows};
 use crate::{
-    api::{self, ColourStatus, Refusal, ServiceStatus},
+    api::{self, ColourStatus, InterfaceStatus, Refusal, ServiceStatus},
+    plan::ListenerPlan,
     time,
 };
 
@@ -57,11 +58,7 @@ fn text(status: &api::Status, colours: bool) -> String {
     for service in &status.services {
         service_text(&mut out, service, colours);
     }
-    let interfaces: Vec<String> = status
-        .interfaces
-        .iter()
-        .map(|i| format!("{} ({}, program {})", i.name, i.mode, i.program_id))
-        .collect();
+    let interfaces: Vec<String> = status.interfaces.iter().map(interface_text).collect();
     let _ = writeln!(out, "interfaces  {}", interfaces.join(", "));
     let table = &status.flow_table;
     let _ = writeln!(
@@ -91,6 +88,39 @@ fn text(status: &api::Status, colours: bool) -> String {
     out
 }
 
+fn interface_text(interface: &InterfaceStatus) -> String {
+    let InterfaceStatus {
+        name,
+        mode,
+        program_id,
+        running,
+    } = interface;
+    match (program_id, running) {
+        (0, _) => format!("{name} (ABSENT: nothing is forwarded there)"),
+        (_, true) => format!("{name} ({mode}, program {program_id})"),
+        (_, false) => format!("{name} ({mode}, program {program_id}, LINK DOWN)"),
+    }
+}
+
+/// Each announced address once, and where it is.
+fn announced_text(service: &ServiceStatus) -> String {
+    let mut texts: Vec<String> = Vec::new();
+    for (listener, interface) in &service.announced {
+        let Ok(listener) = listener.parse::<ListenerPlan>() else {
+            continue;
+        };
+        let address = listener.address.ip();
+        let text = match interface {
+            Some(interface) => format!("{address} on {interface}"),
+            None => format!("{address} on NO INTERFACE"),
+        };
+        if !texts.contains(&text) {
+            texts.push(text);
+        }
+    }
+    texts.join(", ")
+}
+
 fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
     let active = paint(&service.active, &service.active, colours);
     let draining = |colour: &ColourStatus| colour.draining_until.is_some() && colour.flows > 0;
@@ -106,6 +136,9 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
         service.generation
     );
     let _ = writeln!(out, "  listeners  {}", service.listeners.join(" "));
+    if !service.announced.is_empty() {
+        let _ = writeln!(out, "  announced  {}", announced_text(service));
+    }
     for (name, colour) in &service.colours {
         let label = paint(&format!("{name:<9}"), name, colours);
         let role = if *name == service.active {

@@ -35,7 +35,7 @@ pub(super) struct RawGateway {
 pub(super) struct RawService {
     pub(super) listen: Option<Spanned<Vec<Spanned<String>>>>,
     pub(super) forward: Option<Spanned<String>>,
-    pub(super) announce: Option<Spanned<bool>>,
+    pub(super) announce: Option<bool>,
     pub(super) on_flip: Option<FlipMode>,
     pub(super) drain: Option<Spanned<String>>,
     pub(super) drain_end: Option<Spanned<String>>,

@@ -199,6 +199,7 @@ pub(super) fn service(
             on_flip: raw.on_flip.unwrap_or(FlipMode::Drain),
             plan: ServicePlan {
                 name: name.clone(),
+                announce: raw.announce.unwrap_or(false),
                 udp_idle,
                 listeners,
                 colours: pools,
@@ -230,11 +231,6 @@ fn not_yet(
         if let Some(part) = part {
             return Err(text.wrong(part, key(name), NOT_YET));
         }
-    }
-    if let Some(announce) = raw.announce.as_ref().filter(|announce| *announce.get_ref()) {
-        let message = "is not supported by this version yet: route the address to this host, and \
-                       remove the key";
-        return Err(text.wrong(announce, key("announce"), message));
     }
     for (value, name, allowed, later) in [
         (&raw.forward, "forward", "nat", ["snat", "dsr"].as_slice()),

@@ -22,7 +22,7 @@ use self::socket::Socket;
 use crate::{
     api::Refusal,
     config::Config,
-    datapath::{self, Datapath, Settings},
+    datapath::{self, Datapath, Noted, Settings},
     journal::{Entry, Journal},
     keeper::{Keeper, Pending, RESULT_WAIT},
     state::State,
@@ -65,7 +65,13 @@ impl Daemon {
         };
         let keeper = Keeper::start(journal.clone())?;
         let started = Socket::bind(&paths.socket).and_then(|socket| {
-            let datapath = Datapath::start(lock, &settings, &config.plan(), &state.known())?;
+            let datapath = Datapath::start(
+                lock,
+                &settings,
+                &config.plan(),
+                &state.known(),
+                &state.announced,
+            )?;
             Ok((socket, datapath))
         });
         let result = match &started {
@@ -86,7 +92,7 @@ impl Daemon {
             started: Instant::now(),
             config: RwLock::new(config),
         });
-        daemon.remember_services();
+        daemon.remember_services(daemon.datapath.noted());
         daemon.compare_words();
         Ok(daemon)
     }
@@ -179,8 +185,9 @@ impl Daemon {
         self.keeper.state(state)
     }
 
-    /// Keeps the names, ids and listeners of the services.
-    fn remember_services(&self) {
+    /// Keeps the names, ids and listeners of the services, and the addresses that
+    /// are ours.
+    fn remember_services(&self, announced: Noted) {
         let now = self
             .config()
             .services
@@ -191,7 +198,10 @@ impl Daemon {
                 Some((name.clone(), (id, word, service.plan.listeners.clone())))
             })
             .collect();
-        self.state().applied(now);
+        let mut state = self.state();
+        state.applied(now);
+        state.announced = announced;
+        drop(state);
         self.save().unattended();
     }
 

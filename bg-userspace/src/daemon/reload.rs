@@ -33,21 +33,27 @@ impl Daemon {
             return Err(refused(Kind::Failed, &warning));
         }
         // Flips go on meanwhile: they change words, this changes tables.
-        self.datapath.announce(&change).await;
+        self.datapath.introduce(&change).await;
         let daemon = Arc::clone(self);
         let plan = new.plan();
         let applied = beside(move || {
             let applied = daemon.datapath.apply(change);
             daemon.datapath.warn_of_no_forwarding(&plan);
-            applied.map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))
+            applied
+                .map(|()| daemon.datapath.noted())
+                .map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))
         });
-        if let Err(refusal) = applied.await {
-            let failed = entry("result", format!("failed: {refusal}"));
-            self.keeper.entry(failed).unattended();
-            return Err(refusal);
-        }
+        let announced = match applied.await {
+            Ok(announced) => announced,
+            Err(refusal) => {
+                let failed = entry("result", format!("failed: {refusal}"));
+                self.keeper.entry(failed).unattended();
+                return Err(refusal);
+            }
+        };
+        self.datapath.advertise().await;
         *self.config_mut() = new;
-        self.remember_services();
+        self.remember_services(announced);
         let result = self.keeper.entry(entry("result", changes.join("; ")));
         result.within(RESULT_WAIT).await;
         for warning in self.unreachable_backends() {
@@ -169,6 +175,9 @@ fn describe(name: &str, service: &Service) -> Vec<String> {
         if let Some(version) = &service.versions[colour as usize] {
             lines.push(format!("{name} {label} version {version}"));
         }
+    }
+    if service.plan.announce {
+        lines.push(format!("{name} announce"));
     }
     let duration = humantime::format_duration;
     lines.push(format!("{name} on_flip {}", service.on_flip.as_str()));

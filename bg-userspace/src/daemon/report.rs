@@ -14,7 +14,7 @@ use crate::{
         InterfaceStatus, Kind, Refusal, SCHEMA, ServiceStatus, Status,
     },
     config::Service,
-    plan::{BackendPlan, ServicePlan},
+    plan::{BackendPlan, ListenerPlan, ServicePlan},
 };
 
 type Counts = BTreeMap<(u32, Colour, Option<std::net::IpAddr>), u64>;
@@ -57,6 +57,7 @@ impl Daemon {
                     name: interface.name.clone(),
                     mode: interface.mode.to_owned(),
                     program_id: interface.program_id,
+                    running: interface.running,
                 })
                 .collect(),
             services,
@@ -137,8 +138,26 @@ impl Daemon {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
+            announced: self.announced(&service.plan),
             colours,
         })
+    }
+
+    /// The listeners that are announced, and the interfaces that have their
+    /// addresses.
+    fn announced(&self, plan: &ServicePlan) -> BTreeMap<String, Option<String>> {
+        if !plan.announce {
+            return BTreeMap::new();
+        }
+        let places = self.datapath.announced();
+        let place_of = |listener: &ListenerPlan| {
+            let place = places.get(&listener.address.ip())?;
+            place.is_there.then(|| place.interface.clone())
+        };
+        let listeners = plan.listeners.iter();
+        listeners
+            .map(|listener| (listener.to_string(), place_of(listener)))
+            .collect()
     }
 
     /// Blocks for as long as it takes to read the flows.

@@ -59,7 +59,7 @@ impl Inner {
 
     /// Writes the new backends, which nothing leads to yet, so that their next
     /// hops can be found before their first packet comes.
-    pub(super) fn announce(&self, change: &Change) {
+    pub(super) fn introduce(&self, change: &Change) {
         for id in change.new_backends() {
             self.set_backend(id, &change.layout.tables.backends[&id]);
         }
@@ -67,7 +67,7 @@ impl Inner {
 
     /// Writes so that no packet meets a listener without a pool: return paths,
     /// pools, words, listeners; then removes what is no longer wanted, listeners
-    /// first. The backends have been announced.
+    /// first. The backends have been introduced.
     pub(super) fn apply(&self, change: Change) -> Result<(), Error> {
         let Change {
             held,

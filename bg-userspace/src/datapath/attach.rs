@@ -35,6 +35,8 @@ pub struct InterfaceStatus {
     pub mode: &'static str,
     /// Kernel id of the program; 0 when it is absent.
     pub program_id: u32,
+    /// It is up, and has a carrier.
+    pub running: bool,
 }
 
 impl InterfaceStatus {
@@ -44,6 +46,7 @@ impl InterfaceStatus {
             name: name.to_owned(),
             mode,
             program_id,
+            running: link.running,
         }
     }
 
@@ -233,17 +236,18 @@ pub fn replace(
     settings
         .interfaces
         .iter()
-        .map(|interface| match attached(interface)? {
-            Some((mode, program_id)) if mode == settings.mode.as_str() => Ok(InterfaceStatus {
-                name: interface.clone(),
-                mode,
-                program_id,
-            }),
-            other => Err(Error::Attach {
-                interface: interface.clone(),
-                mode: settings.mode.as_str(),
-                cause: format!("the kernel reports {other:?}"),
-            }),
+        .map(|interface| {
+            let link = link(interface)?.unwrap_or_default();
+            match link.xdp {
+                Some((mode, _)) if mode == settings.mode.as_str() => {
+                    Ok(InterfaceStatus::of(interface, &link))
+                }
+                other => Err(Error::Attach {
+                    interface: interface.clone(),
+                    mode: settings.mode.as_str(),
+                    cause: format!("the kernel reports {other:?}"),
+                }),
+            }
         })
         .collect()
 }

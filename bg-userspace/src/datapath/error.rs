@@ -1,6 +1,6 @@
 //! What can go wrong with the packet path, and what to do about it.
 
-use std::{error::Error as StdError, io, path::PathBuf};
+use std::{error::Error as StdError, io, net::IpAddr, path::PathBuf};
 
 use bg_common::{abi::LAYOUT, service::CutoverWord};
 
@@ -57,6 +57,32 @@ pub enum Error {
     /// An interface of the configuration does not exist.
     #[error("gateway.interfaces: there is no interface {0} here (`ip link` lists them)")]
     NoInterface(String),
+    /// It cannot be told where an address is to be announced.
+    #[error(
+        "service.{service}.announce: {address} belongs on none of gateway.interfaces: {cause}. Put it on \
+         the clients' interface yourself (`ip addr add {address} dev IF`): there it is left alone, and \
+         announced; or set announce = false"
+    )]
+    NoPlace {
+        /// A service that asks for it.
+        service: String,
+        /// The address.
+        address: IpAddr,
+        /// Why not.
+        cause: String,
+    },
+    /// An announced address could not be changed.
+    #[error("{address} could not be {done} {interface}: {cause}")]
+    Address {
+        /// The address.
+        address: IpAddr,
+        /// What was tried.
+        done: &'static str,
+        /// The interface.
+        interface: String,
+        /// The kernel's word.
+        cause: String,
+    },
     /// An interface whose frames are no Ethernet frames.
     #[error("interface {0} has no Ethernet address: it cannot carry what bgswitch rewrites")]
     NotEthernet(String),

@@ -26,10 +26,9 @@ pub struct View {
 pub struct Step {
     /// What it shall be.
     pub hop: NextHop,
-    /// The kernel should be made to find the neighbour.
-    pub ask: bool,
-    /// The kernel should be made to confirm it.
-    pub confirm: bool,
+    /// The neighbour that the kernel should be made to find, or to confirm: it
+    /// sees nothing of the packets that pass it by.
+    pub ask: Option<NeighbourKey>,
 }
 
 impl View {
@@ -50,7 +49,7 @@ impl View {
             Event::Neighbour(key, None) => {
                 self.neighbours.remove(&key);
             }
-            Event::Link | Event::Route | Event::Lost => {}
+            Event::Link(..) | Event::Address | Event::Route | Event::Lost => {}
         }
     }
 
@@ -58,11 +57,7 @@ impl View {
     /// definite answer: there is no route through our interfaces, or the
     /// neighbour does not answer. What is not known leaves it as it is (law 3).
     pub fn step(&mut self, backend: u32, address: IpAddr, held: NextHop) -> Step {
-        let done = |hop| Step {
-            hop,
-            ask: false,
-            confirm: false,
-        };
+        let done = |hop| Step { hop, ask: None };
         let route = match self.routes.get(&address) {
             None => return done(held),
             Some(None) => return done(NextHop::NONE),
@@ -76,13 +71,13 @@ impl View {
             Some(Neighbour::Usable(mac, fresh)) => {
                 self.taken.insert(backend, key);
                 Step {
-                    confirm: !fresh,
-                    ..done(NextHop::new(*mac, *slot as u16))
+                    hop: NextHop::new(*mac, *slot as u16),
+                    ask: (!fresh).then_some(key),
                 }
             }
             Some(Neighbour::Failed) => Step {
-                ask: true,
-                ..done(NextHop::NONE)
+                hop: NextHop::NONE,
+                ask: Some(key),
             },
             Some(Neighbour::Asked) | None => {
                 // The entry is young, or was collected: the neighbour is the one
@@ -90,8 +85,8 @@ impl View {
                 let same = held.slot().map(u32::from) == Some(*slot)
                     && self.taken.get(&backend).is_none_or(|taken| *taken == key);
                 Step {
-                    ask: true,
-                    ..done(if same { held } else { NextHop::NONE })
+                    hop: if same { held } else { NextHop::NONE },
+                    ask: Some(key),
                 }
             }
         }
@@ -135,7 +130,7 @@ mod tests {
     fn a_usable_neighbour_is_taken() {
         let mut view = view(Some(Neighbour::Usable(MAC, false)));
         let step = view.step(1, address(), NextHop::NONE);
-        assert_eq!((step.hop, step.confirm), (HELD, true));
+        assert_eq!((step.hop, step.ask), (HELD, Some(key("10.0.0.1"))));
     }
 
     #[test]
@@ -145,7 +140,7 @@ mod tests {
         assert_eq!(hop(&mut no_answer, HELD), HELD);
         for missing in [None, Some(Neighbour::Asked)] {
             let step = view(missing).step(1, address(), HELD);
-            assert_eq!((step.hop, step.ask), (HELD, true));
+            assert_eq!((step.hop, step.ask), (HELD, Some(key("10.0.0.1"))));
             assert_eq!(hop(&mut view(missing), NextHop::NONE), NextHop::NONE);
         }
     }

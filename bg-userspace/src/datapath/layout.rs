@@ -265,6 +265,7 @@ mod tests {
         ServicePlan {
             name: name.into(),
             listeners: listeners.iter().map(|text| tcp(text)).collect(),
+            announce: false,
             udp_idle: Duration::from_secs(30),
             colours: [backends(blue), backends(green)],
         }

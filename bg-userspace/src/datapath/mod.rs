@@ -1,6 +1,9 @@
 //! The only place that talks to the kernel's BPF: load, pin, adopt, attach,
 //! apply, and the word.
 
+mod addresses;
+mod advertise;
+mod announcer;
 mod apply;
 mod attach;
 mod batch;
@@ -8,6 +11,7 @@ mod error;
 mod flows;
 mod forwarding;
 mod hops;
+mod host_addresses;
 mod ids;
 mod interfaces;
 mod layout;
@@ -16,6 +20,7 @@ mod maps;
 mod mmap;
 mod naming;
 mod netlink;
+mod packet_socket;
 mod pins;
 mod pools;
 mod resolver;
@@ -46,7 +51,8 @@ use bg_common::{
 use nix::time::{ClockId, clock_gettime};
 
 pub use self::{
-    apply::Change,
+    addresses::Noted,
+    announcer::Announced,
     attach::InterfaceStatus,
     error::{Error, StoreError},
     flows::FlowRecord,
@@ -56,8 +62,8 @@ pub use self::{
     words::{PinnedWords, Stored},
 };
 use self::{
-    flows::Unused, interfaces::Interfaces, layout::address_of, lines::Lines, mmap::Words,
-    pins::Pins,
+    addresses::Ours, announcer::Announcer, flows::Unused, interfaces::Interfaces,
+    layout::address_of, lines::Lines, mmap::Words, netlink::Requests, pins::Pins,
 };
 use crate::{object::OBJECT, plan::Plan};
 
@@ -99,9 +105,17 @@ pub struct Settings {
 pub struct Datapath {
     inner: Arc<Inner>,
     interfaces: Arc<Interfaces>,
+    announcer: Arc<Announcer>,
     unused: Mutex<Unused>,
     max_flows: u32,
     _lock: Lock,
+}
+
+/// What a plan changes, laid out and not done yet.
+#[derive(Debug)]
+pub struct Change {
+    tables: apply::Change,
+    addresses: addresses::Change,
 }
 
 #[derive(Debug)]
@@ -146,12 +160,14 @@ pub fn is_there(bpffs: &Path) -> Option<bool> {
 impl Datapath {
     /// Checks, loads or adopts, pins, attaches and applies the plan. What fails
     /// leaves nothing behind where nothing was, and changes nothing where
-    /// something was.
+    /// something was. `noted` are the addresses that an earlier daemon put on
+    /// interfaces.
     pub fn start(
         lock: Lock,
         settings: &Settings,
         plan: &Plan,
         known: &BTreeMap<String, Known>,
+        noted: &Noted,
     ) -> Result<Self, Error> {
         let pins = lock.pins().clone();
         pins.check()?;
@@ -172,7 +188,22 @@ impl Datapath {
             _ => settings.max_flows,
         };
         pins.make()?;
-        let started = Self::start_locked(settings, plan, known, &pins, pinned.unwrap_or(wanted));
+        let announcer = Announcer::default();
+        let ours = Ours::new(&settings.interfaces, &pins.links());
+        let started = netlink::block_on(|| async {
+            addresses::prepare(&Requests::open()?, &ours, &plan.announced(), noted).await
+        })
+        .and_then(|addresses| {
+            Self::start_locked(
+                settings,
+                plan,
+                known,
+                &pins,
+                pinned.unwrap_or(wanted),
+                addresses,
+                &announcer,
+            )
+        });
         if started.is_err() && fresh {
             // Nothing ran before, so nothing is kept: the next start is clean.
             let _ = pins.remove();
@@ -181,6 +212,7 @@ impl Datapath {
         let datapath = Self {
             inner: Arc::new(inner),
             interfaces: Arc::new(Interfaces::new(settings.clone(), ebpf, statuses)),
+            announcer: Arc::new(announcer),
             unused: Mutex::default(),
             max_flows,
             _lock: lock,
@@ -195,6 +227,8 @@ impl Datapath {
         known: &BTreeMap<String, Known>,
         pins: &Pins,
         flow_buckets: u32,
+        addresses: addresses::Change,
+        announcer: &Announcer,
     ) -> Result<(Inner, Ebpf, Vec<InterfaceStatus>), Error> {
         let mut loader = EbpfLoader::new();
         for name in map::ALL {
@@ -214,14 +248,18 @@ impl Datapath {
         inner.shape_tables()?;
         let change = inner.prepare(plan, known)?;
         let added = attach::add(program, settings, pins)?;
-        inner.announce(&change);
+        inner.introduce(&change);
         let new = change.new_backends();
         let resolved = netlink::block_on(|| inner.resolve_now(&new, FIRST_RESOLVE));
         if let Err(error) = resolved {
             tracing::error!("{error}");
         }
-        inner.apply(change)?;
-        let interfaces = attach::replace(program, settings, pins)?;
+        let mut interfaces = Vec::new();
+        announcer.change(addresses, || {
+            inner.apply(change)?;
+            interfaces = attach::replace(program, settings, pins)?;
+            Ok(())
+        })?;
         added.keep();
         let _ = fs::remove_file(pins.program());
         program
@@ -233,22 +271,48 @@ impl Datapath {
     /// What a plan changes; an error says why it cannot be applied, and then
     /// nothing was changed. Blocks, as long as another change is under way too.
     pub fn prepare(&self, plan: &Plan, known: &BTreeMap<String, Known>) -> Result<Change, Error> {
-        self.inner.prepare(plan, known)
+        let tables = self.inner.prepare(plan, known)?;
+        let ours = Ours::new(self.interfaces.names(), &[]);
+        let noted = self.announcer.noted();
+        let addresses = netlink::block_on(|| async {
+            addresses::prepare(&Requests::open()?, &ours, &plan.announced(), &noted).await
+        })?;
+        Ok(Change { tables, addresses })
     }
 
     /// Finds the way to backends that are new, before packets go there. Takes a
     /// moment, longer when one does not answer.
-    pub async fn announce(&self, change: &Change) {
-        self.inner.announce(change);
-        let new = change.new_backends();
+    pub async fn introduce(&self, change: &Change) {
+        self.inner.introduce(&change.tables);
+        let new = change.tables.new_backends();
         if let Err(error) = self.inner.resolve_now(&new, FIRST_RESOLVE).await {
             tracing::error!("{error}");
         }
     }
 
-    /// Applies what was prepared and announced. Blocks.
+    /// Applies what was prepared and introduced. Blocks.
     pub fn apply(&self, change: Change) -> Result<(), Error> {
-        self.inner.apply(change)
+        let Change { tables, addresses } = change;
+        self.announcer
+            .change(addresses, || self.inner.apply(tables))
+    }
+
+    /// Tells the network of addresses that are new here.
+    pub async fn advertise(&self) {
+        let told = async { self.announcer.follow(&Requests::open()?).await };
+        if let Err(error) = told.await {
+            tracing::error!("{error}");
+        }
+    }
+
+    /// The announced addresses, and where they are. Blocks.
+    pub fn announced(&self) -> BTreeMap<IpAddr, Announced> {
+        self.announcer.statuses()
+    }
+
+    /// The addresses that we put on interfaces, to be noted. Blocks.
+    pub fn noted(&self) -> Noted {
+        self.announcer.noted()
     }
 
     /// Says loudly when the host's stack would drop what it is to forward (law 6).
@@ -354,7 +418,11 @@ impl Datapath {
 
     /// The task that keeps next hops fresh.
     pub fn resolver(&self) -> Resolver {
-        Resolver::new(Arc::clone(&self.inner), Arc::clone(&self.interfaces))
+        Resolver::new(
+            Arc::clone(&self.inner),
+            Arc::clone(&self.interfaces),
+            Arc::clone(&self.announcer),
+        )
     }
 
     /// Backends of the plan without a next hop: service id, colour, address.
@@ -375,10 +443,25 @@ impl Datapath {
     }
 }
 
-/// Removes everything: links, program, maps, of all layouts. Returns the pins
-/// that were removed.
-pub fn detach(bpffs: &Path) -> Result<Vec<PathBuf>, Error> {
-    lock(bpffs)?.pins().remove()
+/// What was removed.
+#[derive(Debug)]
+pub struct Detached {
+    /// Announced addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Pins.
+    pub pins: Vec<PathBuf>,
+}
+
+/// Removes everything: announced addresses first, so that nobody comes any more,
+/// then links, program, maps, of all layouts.
+pub fn detach(bpffs: &Path, noted: &Noted) -> Result<Detached, Error> {
+    let lock = lock(bpffs)?;
+    let ours = Ours::new(&[], &lock.pins().links());
+    let addresses = netlink::block_on(|| async {
+        addresses::remove_all(&Requests::open()?, &ours, noted).await
+    })?;
+    let pins = lock.pins().remove()?;
+    Ok(Detached { addresses, pins })
 }
 
 fn program_of(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {

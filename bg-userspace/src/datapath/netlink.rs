@@ -13,8 +13,13 @@ use rtnetlink::{
     packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
         RouteNetlinkMessage,
-        link::{InfoData, InfoVlan, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+        link::{
+            InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+            XdpAttached,
+        },
+        neighbour::{
+            NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+        },
         route::{RouteAddress, RouteAttribute, RouteVia},
     },
 };
@@ -34,6 +39,8 @@ pub struct Link {
     pub mac: [u8; 6],
     /// Largest L3 packet, bytes.
     pub mtu: u32,
+    /// It is up, and has a carrier.
+    pub running: bool,
     /// Mode (`native`, `generic`, `another`) and id of its XDP program.
     pub xdp: Option<(&'static str, u32)>,
     /// What it is, where it is a VLAN device.
@@ -77,8 +84,10 @@ pub type NeighbourKey = (u32, IpAddr);
 /// What changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A link came, went or changed.
-    Link,
+    /// The link of this index came, went or changed; and whether it runs.
+    Link(u32, bool),
+    /// An interface has an address more or less.
+    Address,
     /// Routes or rules changed.
     Route,
     /// A neighbour is so now, or is gone.
@@ -90,8 +99,8 @@ pub enum Event {
 /// Why there is no answer.
 #[derive(Debug)]
 pub enum Failure {
-    /// The kernel refused this one request.
-    Refused(Error),
+    /// The kernel refused this one request, with this `errno`.
+    Refused(Error, i32),
     /// The connection is of no use any more.
     Broken(Error),
 }
@@ -99,7 +108,7 @@ pub enum Failure {
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
         match failure {
-            Failure::Refused(error) | Failure::Broken(error) => error,
+            Failure::Refused(error, _) | Failure::Broken(error) => error,
         }
     }
 }
@@ -108,7 +117,7 @@ impl From<Failure> for Error {
 /// place.
 #[derive(Debug)]
 pub struct Requests {
-    handle: Handle,
+    pub(super) handle: Handle,
     connection: JoinHandle<()>,
 }
 
@@ -173,6 +182,18 @@ impl Requests {
         }
         Ok(found)
     }
+
+    /// Makes the kernel find a neighbour, or confirm one that it knows: as if a
+    /// packet had been sent to it (`NTF_USE`).
+    pub async fn use_neighbour(&self, (ifindex, address): NeighbourKey) -> Result<(), Failure> {
+        let neighbours = self.handle.neighbours();
+        let request = neighbours
+            .add(ifindex, address)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace();
+        in_time("asking for a neighbour", request.execute()).await
+    }
 }
 
 impl Drop for Requests {
@@ -181,7 +202,8 @@ impl Drop for Requests {
     }
 }
 
-async fn in_time<T>(
+/// Waits for an answer, as long as one may take.
+pub(super) async fn in_time<T>(
     what: &str,
     answer: impl Future<Output = Result<T, rtnetlink::Error>>,
 ) -> Result<T, Failure> {
@@ -196,11 +218,12 @@ fn no_answer(what: &str) -> Failure {
 }
 
 fn failure(what: &str, error: &rtnetlink::Error) -> Failure {
-    let kind = match error {
-        rtnetlink::Error::NetlinkError(_) => Failure::Refused,
-        _ => Failure::Broken,
-    };
-    kind(Error::step(what, error))
+    match error {
+        rtnetlink::Error::NetlinkError(refusal) => {
+            Failure::Refused(Error::step(what, error), refusal.raw_code().abs())
+        }
+        _ => Failure::Broken(Error::step(what, error)),
+    }
 }
 
 /// The errors that are an answer: unreachable, prohibited, blackhole.
@@ -264,6 +287,7 @@ fn neighbour_of(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)>
 fn link_of(message: &LinkMessage) -> Link {
     let mut link = Link {
         ifindex: message.header.index,
+        running: is_running(message),
         ..Link::default()
     };
     let (mut mode, mut id) = (None, None);
@@ -324,6 +348,11 @@ fn vlan_of(attributes: &[LinkAttribute]) -> Option<Vlan> {
     })
 }
 
+fn is_running(message: &LinkMessage) -> bool {
+    let both = LinkFlags::Up | LinkFlags::LowerUp;
+    message.header.flags.contains(both)
+}
+
 /// A connection for events only.
 #[derive(Debug)]
 pub struct Events {
@@ -337,6 +366,8 @@ impl Events {
         let groups = [
             MulticastGroup::Link,
             MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
             MulticastGroup::Ipv4Rule,
@@ -383,7 +414,9 @@ fn event_of(message: &NetlinkMessage<RouteNetlinkMessage>) -> Option<Event> {
         _ => return None,
     };
     Some(match message {
-        RouteNetlinkMessage::NewLink(_) | RouteNetlinkMessage::DelLink(_) => Event::Link,
+        RouteNetlinkMessage::NewLink(link) => Event::Link(link.header.index, is_running(link)),
+        RouteNetlinkMessage::DelLink(link) => Event::Link(link.header.index, false),
+        RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => Event::Address,
         RouteNetlinkMessage::NewRoute(_)
         | RouteNetlinkMessage::DelRoute(_)
         | RouteNetlinkMessage::NewRule(_)
@@ -447,7 +480,7 @@ mod tests {
         assert!(is_no_route(-libc::ENETUNREACH) && is_no_route(-libc::EHOSTUNREACH));
         assert!(!is_no_route(-libc::ENOBUFS) && !is_no_route(-libc::EINTR));
         let refused = rtnetlink::Error::NetlinkError(ErrorMessage::default());
-        assert!(matches!(failure("x", &refused), Failure::Refused(_)));
+        assert!(matches!(failure("x", &refused), Failure::Refused(..)));
         let broken = rtnetlink::Error::RequestFailed;
         assert!(matches!(failure("x", &broken), Failure::Broken(_)));
     }

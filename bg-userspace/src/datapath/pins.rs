@@ -57,12 +57,12 @@ impl Pins {
             .join(interface.replace('.', ":"))
     }
 
-    /// Names of the interfaces with a pinned link.
+    /// Names of the interfaces with a pinned link, of any layout.
     pub fn links(&self) -> Vec<String> {
-        let Ok(entries) = fs::read_dir(self.layout().join("links")) else {
-            return Vec::new();
-        };
-        entries
+        self.layouts()
+            .iter()
+            .filter_map(|layout| fs::read_dir(layout.join("links")).ok())
+            .flatten()
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok())
             .map(|name| name.replace(':', "."))

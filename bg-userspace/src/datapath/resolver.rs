@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -14,10 +14,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     Error, Inner,
+    announcer::Announcer,
     hops::View,
     interfaces::Interfaces,
     layout::address_of,
-    netlink::{Event, Events, Failure, Requests},
+    netlink::{Event, Events, Failure, NeighbourKey, Requests},
     slots::Slots,
 };
 
@@ -27,7 +28,7 @@ const REFRESH: Duration = Duration::from_secs(30);
 const ROUTES: Duration = Duration::from_secs(1);
 /// Events that come in this time are taken as one.
 const BURST: Duration = Duration::from_millis(20);
-/// Neighbours that are missing are asked for this often.
+/// Neighbours that are missing, or stale, are asked for this often.
 const ASK: Duration = Duration::from_secs(1);
 
 /// Keeps every backend's next hop as the kernel has it.
@@ -35,6 +36,7 @@ const ASK: Duration = Duration::from_secs(1);
 pub struct Resolver {
     inner: Arc<Inner>,
     interfaces: Arc<Interfaces>,
+    announcer: Arc<Announcer>,
 }
 
 /// What to ask the kernel for in the next round.
@@ -44,9 +46,9 @@ enum Due {
     Nothing,
     /// The routes.
     Routes,
-    /// The links, and the routes with them.
+    /// The links and their addresses, and the routes with them.
     Links,
-    /// All there is, and that neighbours be confirmed.
+    /// All there is.
     Everything,
 }
 
@@ -55,15 +57,23 @@ impl Due {
         match event {
             Event::Neighbour(..) => Self::Nothing,
             Event::Route => Self::Routes,
-            Event::Link => Self::Links,
+            Event::Link(..) | Event::Address => Self::Links,
             Event::Lost => Self::Everything,
         }
     }
 }
 
 impl Resolver {
-    pub(super) const fn new(inner: Arc<Inner>, interfaces: Arc<Interfaces>) -> Self {
-        Self { inner, interfaces }
+    pub(super) const fn new(
+        inner: Arc<Inner>,
+        interfaces: Arc<Interfaces>,
+        announcer: Arc<Announcer>,
+    ) -> Self {
+        Self {
+            inner,
+            interfaces,
+            announcer,
+        }
     }
 
     /// Watches links, routes and neighbours, and resolves after every change.
@@ -99,6 +109,7 @@ impl Resolver {
                 let followed = tokio::task::spawn_blocking(move || interfaces.follow(&inner)).await;
                 followed.map_err(|e| Error::step("following the interfaces", e))??;
                 view.slots = self.inner.slots()?;
+                self.announcer.follow(&requests).await?;
             }
             if due == Due::Everything {
                 view.neighbours = requests.neighbours().await?.into_iter().collect();
@@ -114,12 +125,11 @@ impl Resolver {
             }
             let backends = self.inner.addresses();
             ask_for_routes(&requests, &mut view, backends.values()).await?;
-            let ask = is_due(asked, ASK);
-            if ask {
+            let wanted = self.inner.settle(&mut view, &backends);
+            if is_due(asked, ASK) {
                 asked = Some(Instant::now());
+                ask_for_neighbours(&requests, wanted).await?;
             }
-            self.inner
-                .settle(&mut view, &backends, ask, due == Due::Everything);
 
             due = next;
             // A change, or time to ask again; several changes at once are one.
@@ -131,6 +141,9 @@ impl Resolver {
             while let Some(next) = event {
                 due = due.max(Due::after(next));
                 view.event(next);
+                if let Event::Link(ifindex, false) = next {
+                    self.announcer.lost(ifindex).await;
+                }
                 event = events.at_hand();
             }
             if refreshed.elapsed() > REFRESH {
@@ -160,11 +173,11 @@ impl Inner {
         loop {
             view.neighbours = requests.neighbours().await?.into_iter().collect();
             ask_for_routes(&requests, &mut view, backends.values()).await?;
-            let ask = is_due(asked, ASK);
-            if ask {
+            let wanted = self.settle(&mut view, &backends);
+            if is_due(asked, ASK) {
                 asked = Some(Instant::now());
+                ask_for_neighbours(&requests, wanted).await?;
             }
-            self.settle(&mut view, &backends, ask, ask);
             backends.retain(|id, _| self.next_hop(*id) == NextHop::NONE);
             if backends.is_empty() || Instant::now() >= deadline {
                 return Ok(());
@@ -182,22 +195,21 @@ impl Inner {
         }
     }
 
-    /// Stores the next hops that follow from what is known.
-    fn settle(&self, view: &mut View, backends: &BTreeMap<u32, IpAddr>, ask: bool, confirm: bool) {
+    /// Stores the next hops that follow from what is known. Returns the neighbours
+    /// that the kernel should be asked for.
+    fn settle(&self, view: &mut View, backends: &BTreeMap<u32, IpAddr>) -> BTreeSet<NeighbourKey> {
         let mut wanted = BTreeSet::new();
         for (id, address) in backends {
             let held = self.next_hop(*id);
             let step = view.step(*id, *address, held);
-            if step.ask && ask || step.confirm && confirm {
-                wanted.insert(*address);
-            }
+            wanted.extend(step.ask);
             if step.hop != held {
                 let resolved = step.hop != NextHop::NONE;
                 tracing::info!(backend = %address, resolved, "next hop changed");
                 self.set_next_hop(*id, step.hop);
             }
         }
-        wanted.into_iter().for_each(find_neighbour);
+        wanted
     }
 
     fn addresses(&self) -> BTreeMap<u32, IpAddr> {
@@ -226,7 +238,7 @@ async fn ask_for_routes(
             Ok(route) => {
                 view.routes.insert(*address, route);
             }
-            Err(Failure::Refused(error)) => tracing::debug!("{address}: {error}"),
+            Err(Failure::Refused(error, _)) => tracing::debug!("{address}: {error}"),
             Err(Failure::Broken(error)) => return Err(error),
         }
     }
@@ -237,16 +249,18 @@ fn is_due(last: Option<Instant>, every: Duration) -> bool {
     last.is_none_or(|last| last.elapsed() >= every)
 }
 
-/// Makes the kernel resolve the next hop towards a backend: an empty datagram to
-/// the discard port (RFC 863) needs it.
-fn find_neighbour(backend: IpAddr) {
-    let local: SocketAddr = match backend {
-        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    // Not answered, not waited for: the neighbour table tells what came of it.
-    if let Ok(socket) = UdpSocket::bind(local) {
-        let _ = socket.set_nonblocking(true);
-        let _ = socket.send_to(&[], (backend, 9));
+/// Makes the kernel find or confirm neighbours; the neighbour table tells what
+/// came of it.
+async fn ask_for_neighbours(
+    requests: &Requests,
+    wanted: BTreeSet<NeighbourKey>,
+) -> Result<(), Error> {
+    for key in wanted {
+        match requests.use_neighbour(key).await {
+            Ok(()) => {}
+            Err(Failure::Refused(error, _)) => tracing::debug!("{}: {error}", key.1),
+            Err(Failure::Broken(error)) => return Err(error),
+        }
     }
+    Ok(())
 }
