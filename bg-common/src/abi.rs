@@ -7,7 +7,7 @@ use crate::{
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
 /// every change of a map's type, key, value or meaning.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;
 
 /// Name of the XDP program in the object.
 pub const PROGRAM: &str = "bgswitch";

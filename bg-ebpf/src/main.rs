@@ -254,12 +254,25 @@ macro_rules! family {
                     return NextHop::NONE;
                 }
                 match self.slot(query.ifindex) {
-                    Some(slot) => NextHop::new(query.dmac, slot as u16),
+                    Some(slot) => NextHop::new(mac(&query.dmac), slot as u16),
                     None => NextHop::NONE,
                 }
             }
         }
     };
+}
+
+/// Copies a MAC address off the stack two bytes at a time: it lies there at an
+/// even address, and the kernel refuses to read four bytes of its stack from one
+/// that is not a multiple of four.
+#[inline(always)]
+fn mac(address: &[u8; 6]) -> [u8; 6] {
+    let [a, b, c] = [0, 1, 2].map(|at| {
+        let pair = ptr::from_ref(&address.as_chunks::<2>().0[at]);
+        // SAFETY: a valid reference; volatile, so that the reads stay apart.
+        unsafe { ptr::read_volatile(pair) }
+    });
+    [a[0], a[1], b[0], b[1], c[0], c[1]]
 }
 
 /// Aligned like the stores that the compiler makes of two words at a time.

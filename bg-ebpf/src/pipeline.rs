@@ -19,7 +19,7 @@ use bg_common::{
     reason::Reason,
     service::{
         Colour, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop, PoolWord, ReturnPath,
-        state,
+        colour_spread, state,
     },
 };
 
@@ -284,8 +284,7 @@ fn forward_udp<T: FamilyTables<A>, A: Network>(
 ) -> Forward {
     match flow_of(tables, FlowTable::Udp, key, listener.service) {
         Some(flow)
-            if now.wrapping_sub(flow.seen.get()) <= listener.idle
-                && !word.resets(flow.colour(), flow.generation.get()) =>
+            if now.wrapping_sub(flow.seen.get()) <= listener.idle && !flow.is_reset(word) =>
         {
             touch(flow, now);
             Forward::To {
@@ -345,7 +344,7 @@ fn forward_tcp<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
 
     let rst = segment.has(tcp_flag::RST);
     let colour = flow.colour();
-    if word.resets(colour, flow.generation.get()) && !rst {
+    if flow.is_reset(word) && !rst {
         // An old acknowledgement gets a RST that its client does not take, so
         // only the way back notes that the client knows.
         flow.set(state::RESET);
@@ -506,7 +505,7 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             backend,
             seen: now,
             generation: word.generation(),
-            colour: colour as u8,
+            colour_spread: colour_spread(colour, flow_hash),
             service: listener.service,
             client_next: segment.tcp.sequence,
             backend_next: segment.tcp.acknowledgement,
@@ -630,9 +629,7 @@ fn back_udp<'a, T: Tables + FamilyTables<A>, A: Network>(
     now: u32,
 ) -> Back<'a> {
     match tables.flow(FlowTable::Udp, key) {
-        Some(flow) if word.resets(flow.colour(), flow.generation.get()) => {
-            Back::Leave(drop(Reason::CutDropped))
-        }
+        Some(flow) if flow.is_reset(word) => Back::Leave(drop(Reason::CutDropped)),
         Some(flow) if origin(tables, flow, segment, 0) != Origin::Other => {
             touch(flow, now);
             Back::To(flow)
@@ -657,7 +654,7 @@ fn back_tcp<'a, T: Tables + FamilyTables<A>, A: Network>(
         && !segment.has(tcp_flag::SYN)
         && let from @ (Origin::Backend | Origin::Claimed) = origin(tables, flow, segment, ingress)
     {
-        if word.resets(flow.colour(), flow.generation.get()) && !rst {
+        if flow.is_reset(word) && !rst {
             // The client first, if it does not know yet; the backend with its
             // next segment.
             if flow.is(state::CLIENT_CUT) {
@@ -700,7 +697,7 @@ fn back_tcp<'a, T: Tables + FamilyTables<A>, A: Network>(
         half.set(state::RESET);
         return Back::To(half);
     }
-    if word.resets(half.colour(), half.generation.get()) {
+    if half.is_reset(word) {
         // Cut inside the handshake: the client hears nothing, sends its SYN
         // again, and that takes the word's colour.
         return Back::ResetBackend(half.colour());

@@ -128,8 +128,8 @@ pub struct FlowCell {
     pub proof: Cell<u32>,
     /// See [`Flow::generation`].
     pub generation: Cell<u16>,
-    /// See [`Flow::colour`].
-    pub colour: Cell<u8>,
+    /// See [`Flow::colour_spread`].
+    pub colour_spread: Cell<u8>,
     /// See [`Flow::state`].
     pub state: Cell<u8>,
     /// See [`Flow::service`].
@@ -151,7 +151,13 @@ impl FlowCell {
     /// The flow's colour.
     #[inline(always)]
     pub fn colour(&self) -> Colour {
-        Colour::from_bit(self.colour.get())
+        Colour::from_bit(self.colour_spread.get())
+    }
+
+    /// True when the word says that the flow is to be reset.
+    #[inline(always)]
+    pub fn is_reset(&self, word: CutoverWord) -> bool {
+        word.resets(self.colour_spread.get(), self.generation.get())
     }
 
     /// True when all of `bits` are set.
@@ -188,7 +194,7 @@ impl From<Flow> for FlowCell {
             routed: Cell::new(flow.routed),
             proof: Cell::new(flow.proof),
             generation: Cell::new(flow.generation),
-            colour: Cell::new(flow.colour),
+            colour_spread: Cell::new(flow.colour_spread),
             state: Cell::new(flow.state),
             service: Cell::new(flow.service),
             client_next: Cell::new(flow.client_next),

@@ -3,6 +3,7 @@
 pub mod cases;
 pub mod conversation;
 pub mod flipper;
+pub mod flows;
 pub mod frame;
 pub mod generator;
 pub mod kernel;

@@ -394,7 +394,7 @@ fn copy(cell: &FlowCell) -> Flow {
         routed: cell.routed.get(),
         proof: cell.proof.get(),
         generation: cell.generation.get(),
-        colour: cell.colour.get(),
+        colour_spread: cell.colour_spread.get(),
         state: cell.state.get(),
         service: cell.service.get(),
         client_next: cell.client_next.get(),

@@ -34,6 +34,8 @@ pub struct FlowRecord {
     pub backend_id: u32,
     /// Generation it was born in.
     pub generation: u16,
+    /// Its [`bg_common::service::colour_spread`].
+    pub colour_spread: u8,
     /// `established`, `half_open` or `udp`.
     pub table: &'static str,
     /// Time since its last packet.
@@ -174,6 +176,7 @@ impl Datapath {
                     backend: backends.get(&flow.backend).map(address_of),
                     backend_id: flow.backend,
                     generation: flow.generation,
+                    colour_spread: flow.colour_spread,
                     table: kind.as_str(),
                     idle: Duration::from_nanos(tick_ns(now.saturating_sub(flow.seen))),
                     closing: is_closing(flow),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use bg_common::{
     reason::Reason::{self, *},
-    service::{Backend, Colour, CutoverWord, Flow, NextHop, PoolWord, state},
+    service::{Backend, Colour, CutoverWord, Flow, NextHop, PoolWord, colour_spread, state},
 };
 use bg_ebpf::{
     pipeline::Action::{self, Drop, Pass, Redirect, Transmit},
@@ -115,7 +115,7 @@ impl Family {
             seen: world.tick,
             routed: world.tick,
             generation: world.word.generation(),
-            colour: (backend % 2) as u8,
+            colour_spread: (backend % 2) as u8,
             client_next: 1000,
             backend_next: 5000,
             ..Flow::default()
@@ -166,6 +166,7 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
         flow::back_tcp(&world, family, &mut cases);
         flow::left_over(&world, family, &mut cases);
         cut::cut(&world, family, &mut cases);
+        cut::drain(&world, family, &mut cases);
         flow::udp(&world, family, &mut cases);
         errors::errors(&world, family, &mut cases);
         limits::limits(&world, family, &mut cases);

@@ -324,7 +324,7 @@ fn flow(listener: Listener, backend: u32) -> Flow {
         seen: now,
         // The first packet back looks the route up.
         routed: now.wrapping_sub(u32::from(u16::MAX)),
-        colour: Colour::Blue as u8,
+        colour_spread: Colour::Blue as u8,
         service: listener.service,
         ..Flow::default()
     }
