@@ -162,8 +162,8 @@ pub struct Flow {
     pub generation: u16,
     /// Last time the route to the client was looked up, in ticks modulo 65 536.
     pub routed: u16,
-    /// [`Colour`] as a bit.
-    pub colour: u8,
+    /// [`crate::service::colour_spread`] of its birth.
+    pub colour_spread: u8,
     /// Bits of [`bits`] that the client's packets set.
     pub from_client: u8,
     /// Bits of [`bits`] that the backend's packets set.
@@ -176,7 +176,7 @@ impl Flow {
     /// The flow's colour.
     #[inline(always)]
     pub const fn colour(&self) -> Colour {
-        Colour::from_bit(self.colour)
+        Colour::from_bit(self.colour_spread)
     }
 
     /// The next hop towards the client.

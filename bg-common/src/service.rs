@@ -53,9 +53,14 @@ impl Colour {
 /// | --- | --- |
 /// | 0 | active colour |
 /// | 8 | floor is armed |
+/// | 9..16 | spared: a flow below the floor whose spread lies below this is not reset yet |
 /// | 16..32 | canary share: parts of 65 536 of new flows that go to the standby |
 /// | 32..48 | generation |
 /// | 48..64 | floor: with the floor armed, a flow of the standby colour born in a generation before it is reset |
+///
+/// A spread is a flow's own number below [`SPREADS`], see [`colour_spread`]. When a
+/// drain ends, the floor rises with almost all of them spared, and the daemon
+/// lowers that number step by step to 0; a cut spares none from the start.
 ///
 /// Generations are compared by serial-number arithmetic (RFC 1982, 16 bits): a
 /// floor reaches back 32 767 flips.
@@ -63,8 +68,19 @@ impl Colour {
 #[repr(transparent)]
 pub struct CutoverWord(pub u64);
 
+/// How many spreads there are: 7 bits.
+pub const SPREADS: u8 = 128;
+
+/// What a flow keeps of its birth in one byte: its colour in bit 0, its spread, of
+/// the lowest bits of `hash`, above.
+#[inline(always)]
+pub const fn colour_spread(colour: Colour, hash: u64) -> u8 {
+    (hash as u8) << 1 | colour as u8
+}
+
 impl CutoverWord {
     const FLOOR_ARMED: u64 = 1 << 8;
+    const SPARED: u64 = (SPREADS as u64 - 1) << 9;
 
     /// Generation 0, no canary, no floor.
     pub const fn new(active: Colour) -> Self {
@@ -83,7 +99,8 @@ impl CutoverWord {
         (self.0 >> 16) as u16
     }
 
-    /// How often the service has flipped, modulo 65 536.
+    /// How often the service has flipped, or a canary was rolled back, modulo
+    /// 65 536.
     #[inline(always)]
     pub const fn generation(self) -> u16 {
         (self.0 >> 32) as u16
@@ -99,16 +116,33 @@ impl CutoverWord {
         }
     }
 
-    /// True when a flow of `colour`, born in `generation`, is to be reset.
+    /// Flows below the floor whose spread lies below this are not reset yet.
     #[inline(always)]
-    pub const fn resets(self, colour: Colour, generation: u16) -> bool {
-        if self.active() as u8 == colour as u8 {
+    pub const fn spared(self) -> u8 {
+        (self.0 >> 9) as u8 & (SPREADS - 1)
+    }
+
+    /// True when a flow with this [`Flow::colour_spread`], born in `generation`, is
+    /// to be reset.
+    #[inline(always)]
+    pub const fn resets(self, colour_spread: u8, generation: u16) -> bool {
+        if self.active() as u8 == colour_spread & 1 {
             return false;
         }
         match self.floor() {
-            Some(floor) => (generation.wrapping_sub(floor) as i16) < 0,
+            Some(floor) => {
+                (generation.wrapping_sub(floor) as i16) < 0 && colour_spread >> 1 >= self.spared()
+            }
             None => false,
         }
+    }
+
+    /// True when the flows of its standby colour born in `generation` are the old
+    /// ones: those that a drain of this word is about.
+    #[inline(always)]
+    pub const fn is_old(self, colour: Colour, generation: u16) -> bool {
+        self.active() as u8 != colour as u8
+            && (generation.wrapping_sub(self.generation()) as i16) < 0
     }
 
     /// The colour of a new flow whose hash is `hash`.
@@ -123,7 +157,8 @@ impl CutoverWord {
 
     /// The word after a flip to `to`: the next generation, no canary, and, with
     /// `cut`, a floor that resets every flow of the other colour. An older floor
-    /// was meant for the colour that is active now, and goes.
+    /// was meant for the colour that is active now, and goes. With the colour that
+    /// is active already, a canary is taken back.
     #[must_use]
     pub const fn flipped(self, to: Colour, cut: bool) -> Self {
         let generation = self.generation().wrapping_add(1);
@@ -136,10 +171,31 @@ impl CutoverWord {
     }
 
     /// The same word with the floor raised to its own generation: every flow of
-    /// the standby colour born before the last flip is reset.
+    /// the standby colour born before the last flip is reset, but for those whose
+    /// spread is below `spared` (at most 127).
     #[must_use]
-    pub const fn drained(self) -> Self {
-        self.with_floor(self.generation())
+    pub const fn drained(self, spared: u8) -> Self {
+        let spared = (spared & (SPREADS - 1)) as u64;
+        let word = self.with_floor(self.generation());
+        Self(word.0 & !Self::SPARED | spared << 9)
+    }
+
+    /// How many spreads the end of a drain spares in this word: all of them before
+    /// it has begun, 0 when it is done.
+    pub const fn drain_spares(self) -> u8 {
+        match self.floor() {
+            Some(floor) if floor == self.generation() => self.spared(),
+            _ => SPREADS,
+        }
+    }
+
+    /// The same word, with its drain as near to its end as that of `other`.
+    #[must_use]
+    pub const fn ended_as(self, other: Self) -> Self {
+        match other.drain_spares() {
+            SPREADS => self,
+            spared => self.drained(spared),
+        }
     }
 
     /// The same word with another canary share.
@@ -354,6 +410,15 @@ pub struct ColourStats {
 mod tests {
     use super::*;
 
+    /// The first flows to be spared, and the last ones.
+    const BLUE: u8 = Colour::Blue as u8;
+    const GREEN: u8 = Colour::Green as u8;
+
+    /// Words that differ in each field, some of it at its limits.
+    fn words() -> impl Iterator<Item = CutoverWord> {
+        (0..2000u64).map(|n| CutoverWord(crate::maglev::mix(n)))
+    }
+
     #[test]
     fn flip_changes_colour_and_generation_and_drops_the_canary() {
         let word = CutoverWord::new(Colour::Blue).with_canary(655);
@@ -372,23 +437,23 @@ mod tests {
     #[test]
     fn cut_resets_only_the_colour_that_is_left() {
         let word = CutoverWord::new(Colour::Blue).flipped(Colour::Green, true);
-        assert!(word.resets(Colour::Blue, 0));
-        assert!(!word.resets(Colour::Green, 0));
+        assert!(word.resets(BLUE, 0));
+        assert!(!word.resets(GREEN, 0));
     }
 
     #[test]
     fn rollback_with_cut_spares_old_flows_of_the_good_colour() {
         let flipped = CutoverWord::new(Colour::Blue).flipped(Colour::Green, false);
         let back = flipped.flipped(Colour::Blue, true);
-        assert!(!back.resets(Colour::Blue, 0));
-        assert!(back.resets(Colour::Green, 1));
+        assert!(!back.resets(BLUE, 0));
+        assert!(back.resets(GREEN, 1));
     }
 
     #[test]
     fn drained_flows_fall_when_the_floor_rises() {
         let word = CutoverWord::new(Colour::Blue).flipped(Colour::Green, false);
-        assert!(!word.resets(Colour::Blue, 0));
-        assert!(word.drained().resets(Colour::Blue, 0));
+        assert!(!word.resets(BLUE, 0));
+        assert!(word.drained(0).resets(BLUE, 0));
     }
 
     #[test]
@@ -396,7 +461,7 @@ mod tests {
         let mut word = CutoverWord::new(Colour::Blue);
         for _ in 0..100_001 {
             word = word.flipped(word.active().other(), false);
-            assert!(!word.resets(word.active().other(), 0));
+            assert!(!word.resets(word.active().other() as u8, 0));
         }
         assert_eq!(word.generation(), (100_001u32 % 65_536) as u16);
     }
@@ -407,8 +472,89 @@ mod tests {
             .flipped(Colour::Green, false)
             .flipped(Colour::Blue, true);
         let again = back.flipped(Colour::Green, false);
-        assert!(!again.resets(Colour::Blue, 0));
-        assert!(!again.resets(Colour::Blue, 2));
+        assert!(!again.resets(BLUE, 0));
+        assert!(!again.resets(BLUE, 2));
+    }
+
+    #[test]
+    fn a_drain_that_ends_resets_one_spread_after_the_other_and_then_all() {
+        for before in words() {
+            let before = before.flipped(before.active().other(), false);
+            let old = before.generation().wrapping_sub(1);
+            let standby = before.active().other();
+            let mut word = before;
+            for spared in (0..SPREADS).rev() {
+                word = word.drained(spared);
+                assert_eq!((word.spared(), word.drain_spares()), (spared, spared));
+                assert_eq!(word.canary(), before.canary());
+                for spread in 0..SPREADS {
+                    let flow = colour_spread(standby, u64::from(spread));
+                    assert_eq!(word.resets(flow, old), spread >= spared);
+                    // Neither what was born since, nor the other colour.
+                    assert!(!word.resets(flow, word.generation()));
+                    assert!(!word.resets(flow ^ 1, old));
+                }
+            }
+            let cut = before.flipped(standby, true);
+            assert_eq!((cut.spared(), cut.drain_spares()), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_flip_or_a_rollback_forgets_what_was_spared() {
+        for word in words() {
+            let word = word.drained(77).with_canary(9);
+            for to in Colour::ALL {
+                for cut in [false, true] {
+                    let next = word.flipped(to, cut);
+                    assert_eq!((next.spared(), next.canary()), (0, 0));
+                    assert_eq!(next.floor().is_some(), cut);
+                    assert_eq!(next.drain_spares(), if cut { 0 } else { SPREADS });
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fields_do_not_touch_each_other() {
+        for word in words() {
+            for share in [0, 1, 0x7fff, u16::MAX] {
+                let changed = word.with_canary(share);
+                assert_eq!(changed.canary(), share);
+                assert_eq!(changed.with_canary(word.canary()), word);
+            }
+            let drained = word.drained(5);
+            assert_eq!(drained.floor(), Some(word.generation()));
+            assert_eq!(
+                (drained.active(), drained.generation(), drained.canary()),
+                (word.active(), word.generation(), word.canary())
+            );
+        }
+    }
+
+    #[test]
+    fn a_canary_that_is_taken_back_loses_its_flows_and_the_active_colour_none() {
+        let canary = CutoverWord::new(Colour::Blue).with_canary(655);
+        let back = canary.flipped(Colour::Blue, true);
+        assert_eq!(
+            (back.active(), back.canary(), back.generation()),
+            (Colour::Blue, 0, 1)
+        );
+        assert!(back.resets(GREEN, 0) && !back.resets(BLUE, 0));
+    }
+
+    #[test]
+    fn a_flow_keeps_its_colour_beside_its_spread() {
+        for hash in 0..=255u64 {
+            for colour in Colour::ALL {
+                let flow = Flow {
+                    colour_spread: colour_spread(colour, hash),
+                    ..Flow::default()
+                };
+                assert_eq!(flow.colour(), colour);
+                assert_eq!(u64::from(flow.colour_spread >> 1), hash % 128);
+            }
+        }
     }
 
     #[test]

@@ -12,8 +12,8 @@
 use core::{cell::Cell, mem::offset_of, ptr};
 
 use bg_common::{
-    flow::{Flow, FlowKey, FlowTable, LINES, Line, Place, is_closing, is_silent, patience},
-    service::Colour,
+    flow::{Flow, FlowKey, FlowTable, LINES, Line, Place, is_silent, patience},
+    service::{Colour, CutoverWord},
 };
 
 /// Bits of one direction of a flow ([`bg_common::flow::bits`]).
@@ -72,8 +72,8 @@ pub struct FlowCell {
     pub generation: Cell<u16>,
     /// See [`Flow::routed`].
     pub routed: Cell<u16>,
-    /// See [`Flow::colour`].
-    pub colour: Cell<u8>,
+    /// See [`Flow::colour_spread`].
+    pub colour_spread: Cell<u8>,
     /// See [`Flow::from_client`].
     pub from_client: Cell<u8>,
     /// See [`Flow::from_backend`].
@@ -113,13 +113,13 @@ impl FlowCell {
     /// The flow's colour.
     #[inline(always)]
     pub fn colour(&self) -> Colour {
-        Colour::from_bit(self.colour.get())
+        Colour::from_bit(self.colour_spread.get())
     }
 
-    /// True when both sides have closed it, or one has reset it.
+    /// True when the word says that the flow is to be reset.
     #[inline(always)]
-    pub fn is_closing(&self) -> bool {
-        is_closing(self.from_client.get(), self.from_backend.get())
+    pub fn is_reset(&self, word: CutoverWord) -> bool {
+        word.resets(self.colour_spread.get(), self.generation.get())
     }
 
     /// True when the flow is over at tick `now`.
@@ -146,7 +146,7 @@ impl FlowCell {
         self.backend_next.set(from.backend_next.get());
         self.generation.set(from.generation.get());
         self.routed.set(from.routed.get());
-        self.colour.set(from.colour.get());
+        self.colour_spread.set(from.colour_spread.get());
         self.from_client.set(from.from_client.get());
         self.from_backend.set(from.from_backend.get());
         self.zero.set(from.zero.get());
@@ -164,7 +164,7 @@ impl FlowCell {
         self.backend_next.set(flow.backend_next);
         self.generation.set(flow.generation);
         self.routed.set(flow.routed);
-        self.colour.set(flow.colour);
+        self.colour_spread.set(flow.colour_spread);
         self.from_client.set(flow.from_client);
         self.from_backend.set(flow.from_backend);
         self.zero.set(flow.zero);
@@ -182,7 +182,7 @@ impl FlowCell {
             backend_next: self.backend_next.get(),
             generation: self.generation.get(),
             routed: self.routed.get(),
-            colour: self.colour.get(),
+            colour_spread: self.colour_spread.get(),
             from_client: self.from_client.get(),
             from_backend: self.from_backend.get(),
             zero: self.zero.get(),

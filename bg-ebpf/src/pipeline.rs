@@ -25,7 +25,10 @@ use bg_common::{
     maglev::mix,
     port::{Port, Tags},
     reason::Reason,
-    service::{Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord, ReturnPath},
+    service::{
+        Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord, ReturnPath,
+        colour_spread,
+    },
 };
 
 use crate::{
@@ -350,7 +353,7 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
 #[inline(always)]
 fn forward_udp<T: Tables>(tables: &T, listener: Listener, word: CutoverWord, now: u32) -> Forward {
     match flow_of(tables, FlowTable::Udp, listener.service, now) {
-        Some(flow) if !word.resets(flow.colour(), flow.generation.get()) => {
+        Some(flow) if !flow.is_reset(word) => {
             if flow.proof.get() != listener.idle {
                 flow.proof.set(listener.idle); // as the configuration says now
             }
@@ -415,7 +418,7 @@ fn forward_tcp<P: Packet, T: Tables, A>(
 
     let rst = segment.has(tcp_flag::RST);
     let colour = flow.colour();
-    if word.resets(colour, flow.generation.get()) && !rst {
+    if flow.is_reset(word) && !rst {
         // An old acknowledgement gets a RST that its client does not take, so
         // only the way back notes that the client knows.
         flow.from_client.add(bits::RST);
@@ -584,7 +587,7 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             generation: word.generation(),
             // The first packet back looks the route up.
             routed: (now as u16).wrapping_sub(ROUTE_TICKS + 1),
-            colour: colour as u8,
+            colour_spread: colour_spread(colour, flow_hash),
             from_client: if orphan { bits::ORPHAN } else { 0 },
             from_backend: 0,
             zero: 0,
@@ -712,9 +715,7 @@ fn back_udp<'a, T: Tables, A: Network>(
     now: u32,
 ) -> Back<'a> {
     match current(tables, FlowTable::Udp, now) {
-        Some(flow) if word.resets(flow.colour(), flow.generation.get()) => {
-            Back::Leave(drop(Reason::CutDropped))
-        }
+        Some(flow) if flow.is_reset(word) => Back::Leave(drop(Reason::CutDropped)),
         Some(flow) if origin(tables, flow, segment, Port::default()) != Origin::Other => {
             touch(flow, &flow.from_backend, now);
             Back::To(flow)
@@ -738,7 +739,7 @@ fn back_tcp<'a, T: Tables, A: Network>(
         && !segment.has(tcp_flag::SYN)
         && let from @ (Origin::Backend | Origin::Claimed) = origin(tables, flow, segment, ingress)
     {
-        if word.resets(flow.colour(), flow.generation.get()) && !rst {
+        if flow.is_reset(word) && !rst {
             // The client first, if it does not know yet; the backend with its
             // next segment.
             if flow.from_backend.has(bits::CLIENT_CUT) {
@@ -781,7 +782,7 @@ fn back_tcp<'a, T: Tables, A: Network>(
         half.from_backend.add(bits::RST);
         return Back::To(half);
     }
-    if word.resets(half.colour(), half.generation.get()) {
+    if half.is_reset(word) {
         // Cut inside the handshake: the client hears nothing, sends its SYN
         // again, and that takes the word's colour.
         return Back::ResetBackend(half.colour());

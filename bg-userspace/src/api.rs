@@ -60,11 +60,11 @@ pub struct ServiceStatus {
     pub name: String,
     /// The colour new flows go to.
     pub active: String,
-    /// How often it has flipped, modulo 65 536.
+    /// How often it has flipped, or a canary was rolled back, modulo 65 536.
     pub generation: u16,
     /// Of its release: always `STEADY` in this version.
     pub state: String,
-    /// Share of new flows that go to the standby.
+    /// Share of new flows that go to the standby, as it is: a multiple of 1/655.36.
     pub canary_percent: f64,
     /// Listeners.
     pub listeners: Vec<String>,
@@ -101,8 +101,21 @@ pub struct ColourStatus {
     pub new_flows: u64,
     /// TCP resets sent for its flows.
     pub resets: u64,
-    /// When its old flows are reset, RFC 3339.
+    /// When its old flows are reset, RFC 3339: from then on, the first of them.
     pub draining_until: Option<String>,
+    /// When the last of them is reset, RFC 3339.
+    #[serde(default)]
+    pub resets_until: Option<String>,
+    /// How its drain ends, while there is one: `reset` or `keep`.
+    #[serde(default)]
+    pub drain_end: Option<String>,
+    /// Of its flows, those that a drain's end will reset, or would if it were no
+    /// `keep`: born before the last flip.
+    #[serde(default)]
+    pub draining_flows: u64,
+    /// Of its flows, those that are reset with their next packet.
+    #[serde(default)]
+    pub resetting_flows: u64,
     /// Its pool.
     pub backends: Vec<BackendStatus>,
 }
@@ -139,7 +152,8 @@ pub struct FlipRequest {
     pub to: Option<String>,
     /// As configured if absent.
     pub mode: Option<FlipMode>,
-    /// Drain deadline, seconds; as configured if absent.
+    /// Drain deadline, seconds; as configured if absent. With it, old flows are
+    /// reset then, also where `drain_end` is `keep`.
     pub drain_s: Option<u64>,
     /// Only at this generation.
     pub if_generation: Option<u16>,
@@ -157,10 +171,61 @@ pub struct FlipRequest {
 pub struct RollbackRequest {
     /// Cut if absent: the bad colour's flows are reset.
     pub mode: Option<FlipMode>,
+    /// The colour that new flows shall not go to any more, `blue` or `green`. If
+    /// absent: the standby while it has a canary, otherwise the active one.
+    pub leave: Option<String>,
     /// Only at this generation: keeps a second rollback from undoing the first.
     pub if_generation: Option<u16>,
     /// For the journal.
     pub why: Option<String>,
+}
+
+/// `bgswitch canary`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CanaryRequest {
+    /// Share of new flows that shall go to the standby, 0 to 100; required.
+    pub percent: Option<f64>,
+    /// Only at this generation. A canary does not change it: it keeps out flips, not
+    /// other canaries.
+    pub if_generation: Option<u16>,
+    /// Say what would happen, change nothing.
+    pub dry_run: bool,
+    /// Also to a colour that cannot be reached.
+    pub force: bool,
+    /// For the journal.
+    pub why: Option<String>,
+}
+
+/// What a canary did, or would do.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Canaried {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Service.
+    pub service: String,
+    /// The active colour.
+    pub active: String,
+    /// The standby: the canary's colour.
+    pub standby: String,
+    /// Generation, before and after.
+    pub generation: u16,
+    /// Share of new flows before, percent.
+    pub canary_percent_before: f64,
+    /// Share of new flows after: the nearest to what was asked for, percent.
+    pub canary_percent: f64,
+    /// The same in parts of 65 536.
+    pub share: u16,
+    /// `CLOCK_MONOTONIC` just before the store, ns; `null` in a dry run.
+    pub at_ns: Option<u64>,
+    /// What the store took; `null` in a dry run.
+    pub store_ns: Option<u64>,
+    /// Flows on the standby; `null` when they were not counted in time.
+    pub standby_flows: Option<u64>,
+    /// True when nothing was changed.
+    pub dry_run: bool,
+    /// What did not work beside the change itself, like the journal.
+    pub warnings: Vec<String>,
 }
 
 /// What a flip or a rollback did, or would do.
@@ -170,9 +235,9 @@ pub struct Flipped {
     pub schema: u32,
     /// Service.
     pub service: String,
-    /// Colour before.
+    /// The colour that was left: the active one before, or a canary's.
     pub from: String,
-    /// Colour after.
+    /// The active colour after.
     pub to: String,
     /// Generation before.
     pub generation_before: u16,
@@ -180,8 +245,21 @@ pub struct Flipped {
     pub generation: u16,
     /// `drain` or `cut`.
     pub mode: String,
-    /// Length of the drain, seconds; `null` with `cut`.
+    /// Share of new flows that went to the standby before, percent. (A flip and a
+    /// rollback end a canary.)
+    #[serde(default)]
+    pub canary_percent_before: f64,
+    /// True when it was no flip: the canary of `from` was taken back.
+    #[serde(default)]
+    pub canary_rollback: bool,
+    /// Length of the drain, seconds; `null` without a deadline.
     pub drain_s: Option<u64>,
+    /// How the drain ends: `reset` or `keep`; `null` with `cut`.
+    #[serde(default)]
+    pub drain_end: Option<String>,
+    /// From the first reset at the drain's end to the last, seconds.
+    #[serde(default)]
+    pub reset_over_s: Option<u64>,
     /// `CLOCK_MONOTONIC` just before the store, ns; `null` in a dry run.
     pub at_ns: Option<u64>,
     /// What the store took; `null` in a dry run.
@@ -191,8 +269,11 @@ pub struct Flipped {
     pub first_new_flow_us: Option<f64>,
     /// Flows on the old colour; `null` when they were not counted in time.
     pub old_flows: Option<u64>,
-    /// When they are reset, RFC 3339.
+    /// When they are reset, RFC 3339: from then on, the first of them.
     pub draining_until: Option<String>,
+    /// When the last of them is reset, RFC 3339.
+    #[serde(default)]
+    pub resets_until: Option<String>,
     /// True when nothing was changed.
     pub dry_run: bool,
     /// True when the service was there already: somebody else rolled it back in
@@ -222,6 +303,12 @@ pub struct FlowLine {
     pub idle_ms: u64,
     /// It is closed or reset.
     pub closing: bool,
+    /// The drain that it is in resets it with its first packet after this, RFC 3339.
+    #[serde(default)]
+    pub reset_at: Option<String>,
+    /// It is reset with its next packet.
+    #[serde(default)]
+    pub resetting: bool,
 }
 
 /// Remembered flows.

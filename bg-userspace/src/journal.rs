@@ -24,7 +24,7 @@ pub struct Entry {
     pub actor: String,
     /// Which service; `*` for all.
     pub service: String,
-    /// `flip`, `rollback`, `drain_end`, `reload`, `start`, `stop`, `detach`,
+    /// `flip`, `rollback`, `canary`, `drain_end`, `reload`, `start`, `stop`, `detach`,
     /// `changed_outside`.
     pub action: String,
     /// `intent` or `result`.

@@ -7,6 +7,7 @@ pub mod client;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
+pub mod drain;
 pub mod journal;
 pub mod keeper;
 pub mod object;

@@ -7,49 +7,19 @@ use std::{
     fs,
     io::{self, Write as _},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use bg_common::service::{Colour, CutoverWord};
+use bg_common::service::{Colour, CutoverWord, SPREADS};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    config::DrainPlan,
     datapath::{Known, Noted},
+    drain::Drain,
     plan::ListenerPlan,
     switch::Switch,
     time,
 };
-
-/// The drain that a flip began. Its deadline is in the clock that no one can set
-/// (`CLOCK_BOOTTIME`): pins and flows last as long as the boot, too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Drain {
-    /// The generation of the flip.
-    pub generation: u16,
-    /// Milliseconds since the boot.
-    until_ms: u64,
-}
-
-impl Drain {
-    /// A drain that ends `after` from now, at a whole second of the wall clock,
-    /// never earlier.
-    pub fn new(generation: u16, after: Duration) -> Self {
-        Self {
-            generation,
-            until_ms: time::whole_second_in(after),
-        }
-    }
-
-    /// True when the deadline has passed.
-    pub fn is_over(&self) -> bool {
-        time::since_boot_ms() >= self.until_ms
-    }
-
-    /// The deadline by the wall clock as it is set now: RFC 3339, UTC.
-    pub fn rfc3339(&self) -> String {
-        time::rfc3339_at_boot_ms(self.until_ms)
-    }
-}
 
 /// A service, by its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -197,26 +167,47 @@ impl State {
     }
 
     /// Notes the word that a service has. Returns the one noted before, if it was
-    /// another one.
+    /// another one; a drain that went on to its end since makes no other word.
     pub fn saw(&mut self, service: &str, word: CutoverWord) -> Option<CutoverWord> {
         let service = self.services.entry(service.to_owned()).or_default();
         let before = CutoverWord(std::mem::replace(&mut service.word, word.0));
         let generation = word.generation();
-        if word.floor() == Some(generation) {
+        if word.drain_spares() == 0 {
             service.drains.clear();
         }
-        if before == word {
+        if word.drain_spares() <= before.drain_spares() && word == before.ended_as(word) {
             return None;
         }
         service.drains.retain(|d| d.generation == generation);
         Some(before)
     }
 
-    /// Services whose drain is over, with its generation.
-    pub fn drains_over(&self) -> Vec<(String, u16)> {
+    /// Makes a service's drain agree with its word, after a time in which nobody
+    /// looked after it: resets that have begun go on from where they are, at their
+    /// pace, or at that of `plan` where nothing is noted of them; those that are due
+    /// begin now.
+    pub fn adopt(&mut self, service: &str, word: CutoverWord, plan: DrainPlan) {
+        let service = self.services.entry(service.to_owned()).or_default();
+        let (generation, now) = (word.generation(), time::since_boot_ms());
+        let mut drains = service.drains.iter_mut();
+        let noted = drains.find(|drain| drain.generation == generation);
+        match (word.drain_spares(), noted) {
+            (0, _) | (SPREADS, None) => {}
+            (spares, Some(drain)) => drain.rebase(spares, plan.reset_over, now),
+            (spares, None) => {
+                let mut drain = Drain::new(generation, plan);
+                drain.rebase(spares, plan.reset_over, now);
+                service.drains.push(drain);
+            }
+        }
+    }
+
+    /// Drains whose deadline has passed, by service.
+    pub fn drains_over(&self) -> Vec<(String, Drain)> {
+        let now = time::since_boot_ms();
         let over = |service: &Service| {
             let drain = service.drain(service.generation())?;
-            drain.is_over().then_some(drain.generation)
+            drain.is_over(now).then_some(*drain)
         };
         self.services
             .iter()
@@ -252,6 +243,8 @@ fn read(file: &Path) -> io::Result<State> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
     use crate::config::FlipMode;
 
     const BLUE: CutoverWord = CutoverWord::new(Colour::Blue);
@@ -268,7 +261,10 @@ mod tests {
             from,
             to: from.flipped(from.active().other(), false),
             mode: FlipMode::Drain,
-            drain: Some(after),
+            drain: Some(DrainPlan {
+                deadline: after,
+                ..DrainPlan::default()
+            }),
         }
     }
 
@@ -302,17 +298,24 @@ mod tests {
         state.intend("llm", &second);
         let drains = &mut state.services.get_mut("llm").unwrap().drains;
         for drain in drains.iter_mut().filter(|d| d.generation == 2) {
-            drain.until_ms = 0;
+            let now = time::since_boot_ms();
+            drain.rebase(SPREADS - 1, Duration::ZERO, now);
         }
         // Killed here, or the store failed: the first drain is what counts.
         assert!(state.draining("llm", first.to, Colour::Blue).is_some());
         assert!(state.drains_over().is_empty());
         // Killed after the store: a later start sees the word, and the drain.
         assert_eq!(state.saw("llm", second.to), Some(first.to));
-        assert_eq!(state.drains_over(), [("llm".to_owned(), 2)]);
+        let over = state.drains_over();
+        assert_eq!((over.len(), over[0].1.generation), (1, 2));
         assert!(state.draining("llm", second.to, Colour::Green).is_some());
-        state.saw("llm", second.to.drained());
+        // Its end is no change by somebody else, and done when nothing is spared.
+        assert_eq!(state.saw("llm", second.to.drained(9)), None);
+        assert_eq!(state.drains_over().len(), 1);
+        assert_eq!(state.saw("llm", second.to.drained(0)), None);
         assert!(state.drains_over().is_empty());
+        // What goes backwards is.
+        assert!(state.saw("llm", second.to).is_some());
         fs::remove_dir_all(directory).unwrap();
     }
 
@@ -332,6 +335,28 @@ mod tests {
             daemon.draining("llm", switch.to, Colour::Blue),
             noted.as_ref()
         );
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn the_word_says_how_far_a_drain_is_at_its_end() {
+        let directory = directory("adopt");
+        let green = BLUE.flipped(Colour::Green, false);
+        let plan = DrainPlan::default();
+        // Of one that is noted to have an hour left, and of one of which nothing is.
+        for noted in [true, false] {
+            let mut state = with_llm(&directory);
+            if noted {
+                state.intend("llm", &drain(BLUE, Duration::from_hours(1)));
+            }
+            state.saw("llm", green);
+            state.adopt("llm", green, plan);
+            assert!(state.drains_over().is_empty());
+            state.adopt("llm", green.drained(64), plan);
+            let over = state.drains_over();
+            let spares = over[0].1.spares(time::since_boot_ms());
+            assert!((40..=65).contains(&spares), "{spares}");
+        }
         fs::remove_dir_all(directory).unwrap();
     }
 

@@ -1,4 +1,4 @@
-//! What a flip or a rollback makes of a word. No clock, no socket, no kernel:
+//! What a flip, a rollback or a canary makes of a word. No clock, no socket, no kernel:
 //! facts come in, a word or a refusal goes out.
 
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use bg_common::service::{Colour, CutoverWord};
 
 use crate::{
-    api::{FlipRequest, Flipped, Kind, Refusal, RollbackRequest, SCHEMA},
-    config::{FlipMode, MAX_DURATION},
+    api::{CanaryRequest, FlipRequest, Flipped, Kind, Refusal, SCHEMA},
+    config::{DrainEnd, DrainPlan, FlipMode, MAX_DURATION},
 };
 
-/// A flip that may be stored.
+/// A flip, or the end of a canary, that may be stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Switch {
     /// The word that must still be there.
@@ -19,18 +19,34 @@ pub struct Switch {
     pub to: CutoverWord,
     /// What happens to old flows.
     pub mode: FlipMode,
-    /// How long they live on; `None` when they are cut.
-    pub drain: Option<Duration>,
+    /// How they drain; `None` when they are cut.
+    pub drain: Option<DrainPlan>,
 }
 
 impl Switch {
-    fn new(from: CutoverWord, to: Colour, mode: FlipMode, drain: Duration) -> Self {
+    fn new(from: CutoverWord, to: Colour, mode: FlipMode, drain: DrainPlan) -> Self {
         Self {
             from,
             to: from.flipped(to, mode == FlipMode::Cut),
             mode,
             drain: (mode == FlipMode::Drain).then_some(drain),
         }
+    }
+
+    /// The colour whose flows are the old ones afterwards.
+    pub const fn left(&self) -> Colour {
+        self.to.active().other()
+    }
+
+    /// True when it is no flip: a canary is taken back.
+    pub fn is_canary_rollback(&self) -> bool {
+        self.from.active() == self.to.active() && self.from != self.to
+    }
+
+    /// How long old flows live on, if there is a deadline.
+    pub fn deadline(&self) -> Option<Duration> {
+        let drain = self.drain.filter(|drain| drain.end == DrainEnd::Reset);
+        drain.map(|drain| drain.deadline)
     }
 }
 
@@ -62,11 +78,12 @@ pub fn at_generation(
 }
 
 /// Decides a flip. `unreachable` lists the target's backends without a next hop.
+/// A drain that is asked for has a deadline, whatever the service's own has.
 pub fn flip(
     service: &str,
     word: CutoverWord,
     request: &FlipRequest,
-    default: (FlipMode, Duration),
+    default: (FlipMode, DrainPlan),
     unreachable: impl FnOnce(Colour) -> Vec<String>,
 ) -> Result<Switch, Refusal> {
     at_generation(service, word, request.if_generation)?;
@@ -91,20 +108,131 @@ pub fn flip(
     let silent = unreachable(to);
     if !silent.is_empty() && !request.force {
         let message = format!(
-            "{service} was not flipped: no next hop is known for {} of {} (no route through a gateway \
-             interface, or the neighbour does not answer). `bgswitch flip --force` flips all the same",
-            silent.join(", "),
-            to.as_str()
+            "{service} was not flipped: {}. `bgswitch flip --force` flips all the same",
+            no_way(&silent, to)
         );
         return Err(Refusal::new(Kind::Unhealthy, message));
     }
-    Ok(Switch::new(word, to, mode, drain.unwrap_or(default.1)))
+    let drain = drain.map_or(default.1, |deadline| DrainPlan {
+        deadline,
+        end: DrainEnd::Reset,
+        ..default.1
+    });
+    Ok(Switch::new(word, to, mode, drain))
 }
 
-/// A rollback: to the other colour, never refused.
-pub fn rollback(word: CutoverWord, request: &RollbackRequest, drain: Duration) -> Switch {
-    let mode = request.mode.unwrap_or(FlipMode::Cut);
-    Switch::new(word, word.active().other(), mode, drain)
+fn no_way(silent: &[String], to: Colour) -> String {
+    format!(
+        "no next hop is known for {} of {} (no route through a gateway interface, or the neighbour does \
+         not answer)",
+        silent.join(", "),
+        to.as_str()
+    )
+}
+
+/// The colour that a rollback leaves: the standby while it has a canary, otherwise
+/// the active one.
+pub const fn bad_colour(word: CutoverWord) -> Colour {
+    if word.canary() > 0 {
+        word.active().other()
+    } else {
+        word.active()
+    }
+}
+
+/// A rollback, which leaves a colour: by a flip, or by taking its canary back.
+/// Never refused; `None` when new flows do not go there anyway.
+pub fn rollback(
+    word: CutoverWord,
+    leave: Colour,
+    mode: Option<FlipMode>,
+    drain: DrainPlan,
+) -> Option<Switch> {
+    let has_left = word.active() != leave && word.canary() == 0;
+    let mode = mode.unwrap_or(FlipMode::Cut);
+    (!has_left).then(|| Switch::new(word, leave.other(), mode, drain))
+}
+
+/// Percent of new flows that a canary share of a word stands for.
+pub fn percent(share: u16) -> f64 {
+    f64::from(share) / 655.36
+}
+
+/// Decides a canary: the word with another share. `unreachable` lists the
+/// standby's backends without a next hop; a smaller share never asks for it.
+pub fn canary(
+    service: &str,
+    word: CutoverWord,
+    request: &CanaryRequest,
+    unreachable: impl FnOnce(Colour) -> Vec<String>,
+) -> Result<CutoverWord, Refusal> {
+    at_generation(service, word, request.if_generation)?;
+    let share = share(request.percent)?;
+    if share > word.canary() && !request.force {
+        let standby = word.active().other();
+        let silent = unreachable(standby);
+        if !silent.is_empty() {
+            let message = format!(
+                "the canary of {service} was not changed: {}. `bgswitch canary --force` does it all the same",
+                no_way(&silent, standby)
+            );
+            return Err(Refusal::new(Kind::Unhealthy, message));
+        }
+    }
+    Ok(word.with_canary(share))
+}
+
+/// The share of a word that is nearest to a percentage.
+fn share(percent: Option<f64>) -> Result<u16, Refusal> {
+    let usage = |message: String| Err(Refusal::new(Kind::Usage, message));
+    let Some(percent) = percent else {
+        return usage("percent is missing: 0 to 100".to_owned());
+    };
+    if !(0.0..=100.0).contains(&percent) {
+        return usage(format!("{percent} is no percentage: 0 to 100"));
+    }
+    let share = (percent * 655.36).round().min(f64::from(u16::MAX)) as u16;
+    if share == 0 && percent > 0.0 {
+        return usage(format!(
+            "{percent} % is less than the smallest share, 1 of 65536 new flows (0.0016 %)"
+        ));
+    }
+    Ok(share)
+}
+
+/// What the journal says of a flip or a rollback.
+pub fn detail(switch: &Switch) -> String {
+    let (left, to) = (switch.left().as_str(), switch.to.active().as_str());
+    let mode = switch.mode.as_str();
+    if switch.is_canary_rollback() {
+        let percent = percent(switch.from.canary());
+        return format!("{left}'s canary of {percent:.4} % is taken back, {mode}");
+    }
+    format!("{left} -> {to}, {mode}")
+}
+
+/// What the journal says of a canary.
+pub fn canary_detail(from: CutoverWord, to: CutoverWord) -> String {
+    format!(
+        "{}'s share of new flows {:.4} % -> {:.4} %",
+        from.active().other().as_str(),
+        percent(from.canary()),
+        percent(to.canary())
+    )
+}
+
+/// The answer to a rollback that has nothing to do: the word leads where it should.
+pub fn has_left(service: &str, word: CutoverWord) -> Flipped {
+    let switch = Switch {
+        from: word,
+        to: word,
+        mode: FlipMode::Cut,
+        drain: None,
+    };
+    Flipped {
+        already: true,
+        ..describe(service, &switch)
+    }
 }
 
 /// The answer, as far as it is known before the store.
@@ -112,17 +240,25 @@ pub fn describe(service: &str, switch: &Switch) -> Flipped {
     Flipped {
         schema: SCHEMA,
         service: service.to_owned(),
-        from: switch.from.active().as_str().to_owned(),
+        from: switch.left().as_str().to_owned(),
         to: switch.to.active().as_str().to_owned(),
         generation_before: switch.from.generation(),
         generation: switch.to.generation(),
         mode: switch.mode.as_str().to_owned(),
-        drain_s: switch.drain.map(|drain| drain.as_secs()),
+        canary_percent_before: percent(switch.from.canary()),
+        canary_rollback: switch.is_canary_rollback(),
+        drain_s: switch.deadline().map(|drain| drain.as_secs()),
+        drain_end: switch.drain.map(|drain| drain.end.as_str().to_owned()),
+        reset_over_s: switch
+            .drain
+            .filter(|drain| drain.end == DrainEnd::Reset)
+            .map(|drain| drain.reset_over.as_secs()),
         at_ns: None,
         store_ns: None,
         first_new_flow_us: None,
         old_flows: None,
         draining_until: None,
+        resets_until: None,
         dry_run: false,
         already: false,
         warnings: Vec::new(),
@@ -135,12 +271,29 @@ mod tests {
 
     const WORD: CutoverWord = CutoverWord::new(Colour::Blue);
 
-    const DRAIN: Duration = Duration::from_mins(20);
+    const KEEP: DrainPlan = DrainPlan {
+        deadline: Duration::from_mins(20),
+        end: DrainEnd::Keep,
+        reset_over: Duration::from_secs(30),
+    };
+
+    fn list(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
 
     fn decide(request: &FlipRequest, unreachable: &[&str]) -> Result<Switch, Kind> {
-        let list = unreachable.iter().map(|s| (*s).to_owned()).collect();
-        let default = (FlipMode::Drain, DRAIN);
-        flip("llm", WORD, request, default, |_| list).map_err(|refusal| refusal.kind)
+        let default = (FlipMode::Drain, KEEP);
+        flip("llm", WORD, request, default, |_| list(unreachable)).map_err(|refusal| refusal.kind)
+    }
+
+    fn decide_canary(word: CutoverWord, percent: f64, unreachable: &[&str]) -> Result<u16, Kind> {
+        let request = CanaryRequest {
+            percent: Some(percent),
+            ..CanaryRequest::default()
+        };
+        canary("llm", word, &request, |_| list(unreachable))
+            .map(CutoverWord::canary)
+            .map_err(|refusal| refusal.kind)
     }
 
     #[test]
@@ -181,9 +334,66 @@ mod tests {
     #[test]
     fn a_rollback_cuts_only_the_bad_colour() {
         let bad = WORD.flipped(Colour::Green, false);
-        let switch = rollback(bad, &RollbackRequest::default(), DRAIN);
+        assert_eq!(bad_colour(bad), Colour::Green);
+        let switch = rollback(bad, Colour::Green, None, KEEP).unwrap();
         assert_eq!(switch.to.active(), Colour::Blue);
-        assert!(switch.to.resets(Colour::Green, bad.generation()));
-        assert!(!switch.to.resets(Colour::Blue, 0));
+        assert!(switch.to.resets(Colour::Green as u8, bad.generation()));
+        assert!(!switch.to.resets(Colour::Blue as u8, 0));
+    }
+
+    #[test]
+    fn a_rollback_takes_a_canary_back_and_never_flips_to_it() {
+        let canary = WORD.with_canary(655);
+        assert_eq!(bad_colour(canary), Colour::Green);
+        let switch = rollback(canary, Colour::Green, None, KEEP).unwrap();
+        let to = switch.to;
+        assert_eq!((to.active(), to.canary()), (Colour::Blue, 0));
+        assert_eq!(to.generation(), canary.generation() + 1);
+        assert!(to.resets(Colour::Green as u8, canary.generation()));
+        assert_eq!(switch.left(), Colour::Green);
+        // Asked for again, or after the canary was ended otherwise.
+        for word in [to, canary.with_canary(0)] {
+            assert_eq!(rollback(word, Colour::Green, None, KEEP), None);
+        }
+    }
+
+    #[test]
+    fn a_drain_that_is_asked_for_has_a_deadline() {
+        let usual = decide(&FlipRequest::default(), &[]).unwrap();
+        assert_eq!((usual.drain, usual.deadline()), (Some(KEEP), None));
+        let asked = FlipRequest {
+            drain_s: Some(60),
+            ..FlipRequest::default()
+        };
+        let asked = decide(&asked, &[]).unwrap();
+        assert_eq!(asked.deadline(), Some(Duration::from_mins(1)));
+    }
+
+    #[test]
+    fn a_canary_is_the_nearest_share_and_100_is_one_too() {
+        for (percent, share) in [
+            (0.0, Ok(0)),
+            (0.1, Ok(66)),
+            (5.0, Ok(3277)),
+            (50.0, Ok(32_768)),
+            (100.0, Ok(65_535)),
+            (0.0001, Err(Kind::Usage)),
+            (-1.0, Err(Kind::Usage)),
+            (100.1, Err(Kind::Usage)),
+            (f64::NAN, Err(Kind::Usage)),
+        ] {
+            assert_eq!(decide_canary(WORD, percent, &[]), share, "{percent}");
+        }
+    }
+
+    #[test]
+    fn only_a_larger_canary_asks_for_next_hops() {
+        let word = WORD.with_canary(655);
+        assert_eq!(
+            decide_canary(word, 2.0, &["10.0.2.10"]),
+            Err(Kind::Unhealthy)
+        );
+        assert_eq!(decide_canary(word, 0.5, &["10.0.2.10"]), Ok(328));
+        assert_eq!(decide_canary(word, 0.0, &["10.0.2.10"]), Ok(0));
     }
 }

@@ -4,6 +4,8 @@ pub mod cases;
 pub mod conversation;
 pub mod flipper;
 pub mod flow_table;
+pub mod flows;
+
 pub mod frame;
 pub mod generator;
 pub mod kernel;

@@ -91,6 +91,35 @@ fn etag_and_if_match_keep_flips_apart() {
     assert_eq!((back.status, back.etag()), (200, Some("\"3\"")));
 }
 
+/// A canary does not change the generation: `If-Match` keeps it out after a flip, and
+/// a rollback of it, but not after another canary; the last one holds.
+#[test]
+fn if_match_keeps_a_canary_and_a_flip_apart() {
+    let lab = lab();
+    let canary = |condition: &str, percent: u32| {
+        let body = format!("{{\"percent\": {percent}, \"force\": true}}");
+        call(&lab, "POST", "/v1/services/llm/canary", condition, &body)
+    };
+    for percent in [25, 50] {
+        let set = canary("If-Match: \"0\"\r\n", percent);
+        assert_eq!((set.status, set.etag()), (200, Some("\"0\"")));
+        assert_eq!(set.body["canary_percent"], json!(f64::from(percent)));
+    }
+    // Whom the canary is not to leave: asked for twice, it is left once.
+    for (already, etag) in [(false, "\"1\""), (true, "\"1\"")] {
+        let leave = r#"{"leave": "green"}"#;
+        let back = call(&lab, "POST", "/v1/services/llm/rollback", "", leave);
+        assert_eq!((back.status, back.etag()), (200, Some(etag)));
+        assert_eq!(back.body["already"], already);
+    }
+    assert_eq!(canary("If-Match: \"0\"\r\n", 5).status, 412);
+    let service = call(&lab, "GET", "/v1/services/llm", "", "");
+    assert_eq!(
+        (&service.body["active"], &service.body["canary_percent"]),
+        (&json!("blue"), &json!(0.0))
+    );
+}
+
 #[test]
 fn what_is_wrong_with_a_request_is_said_in_json() {
     let lab = lab();
@@ -170,6 +199,34 @@ fn what_is_wrong_with_a_request_is_said_in_json() {
             "POST",
             "/v1/services/lmm/flip",
             "{}",
+            404,
+            "there is no service `lmm`, only: llm",
+        ),
+        (
+            "POST",
+            "/v1/services/llm/rollback",
+            r#"{"leave": "red"}"#,
+            400,
+            "`red` is no colour: blue or green",
+        ),
+        (
+            "POST",
+            "/v1/services/llm/canary",
+            "",
+            400,
+            "percent is missing: 0 to 100",
+        ),
+        (
+            "POST",
+            "/v1/services/llm/canary",
+            r#"{"percent": 100.5}"#,
+            400,
+            "100.5 is no percentage: 0 to 100",
+        ),
+        (
+            "POST",
+            "/v1/services/lmm/canary",
+            r#"{"percent": 1}"#,
             404,
             "there is no service `lmm`, only: llm",
         ),

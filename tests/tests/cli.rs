@@ -40,7 +40,8 @@ fn help_explains_every_command_and_option() {
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, 0);
     let commands = [
-        "run", "check", "status", "flip", "rollback", "flows", "history", "reload", "detach",
+        "run", "check", "status", "flip", "rollback", "canary", "flows", "history", "reload",
+        "detach",
     ];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
@@ -84,8 +85,10 @@ fn usage_errors_end_with_2_and_say_so_on_stderr() {
         &["rollback", ""],
         &["status", "--timeout", "never"],
         &["-o", "yaml"],
+        &["canary", "llm"],
+        &["canary", "llm", "-1"],
+        &["canary", "llm", "NaN"],
         // Of the contract, but not of this version: unknown, not pretended.
-        &["canary", "llm", "5"],
         &["release", "status", "llm"],
         &["monitor"],
     ] {
@@ -138,12 +141,14 @@ fn status_tells_what_the_contract_says() {
             "colours": {
                 "blue": {
                     "version": null, "flows": 0, "packets": 0, "bytes": 0, "new_flows": 0, "resets": 0,
-                    "draining_until": null,
+                    "draining_until": null, "resets_until": null, "drain_end": null,
+                    "draining_flows": 0, "resetting_flows": 0,
                     "backends": [{"address": "10.0.1.10:8443", "weight": 1, "healthy": true, "flows": 0}],
                 },
                 "green": {
                     "version": null, "flows": 0, "packets": 0, "bytes": 0, "new_flows": 0, "resets": 0,
-                    "draining_until": null,
+                    "draining_until": null, "resets_until": null, "drain_end": null,
+                    "draining_flows": 0, "resetting_flows": 0,
                     "backends": [{"address": "10.0.2.10:8443", "weight": 3, "healthy": true, "flows": 0}],
                 },
             },
@@ -178,7 +183,8 @@ fn a_flip_says_what_is_true() {
     assert_eq!((code, err.as_str()), (0, ""));
     assert_eq!(
         text,
-        "llm  blue -> green   generation 0 -> 1\n3 flows would stay on blue for up to 20m\n\
+        "llm  blue -> green   generation 0 -> 1\n3 flows would stay on blue for up to 20m, \
+         then be reset over 30s\n\
          nothing was changed (dry run)\n"
     );
     assert_eq!(
@@ -198,6 +204,9 @@ fn a_flip_says_what_is_true() {
     let until = service["colours"]["blue"]["draining_until"]
         .as_str()
         .unwrap();
+    let resets_until = service["colours"]["blue"]["resets_until"].as_str().unwrap();
+    let last = in_tokyo(resets_until);
+    let last = last.rsplit(' ').next().unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let stored = lines[0].strip_prefix("llm  blue -> green   generation 0 -> 1   stored in ");
     assert!(is_measured(stored.unwrap_or_default()), "{text}");
@@ -206,7 +215,7 @@ fn a_flip_says_what_is_true() {
         .strip_prefix(stay)
         .unwrap_or_else(|| panic!("{text}"));
     let shown = shown
-        .strip_suffix(" (drain 20m)")
+        .strip_suffix(" (drain 20m, resets over 30s)")
         .unwrap_or_else(|| panic!("{text}"));
     assert!(
         in_tokyo(until).ends_with(shown),
@@ -215,7 +224,8 @@ fn a_flip_says_what_is_true() {
     assert_eq!(lines[2..], ["undo: bgswitch rollback llm"]);
     let text = tell_in_tokyo(&lab, &["status", "llm"]);
     assert!(
-        text.contains(&format!("model@1       3 flows, reset at {shown}\n")),
+        text.contains(&format!("model@1       3 flows, reset from {shown} to "))
+            && text.contains(&format!("{last}\n")),
         "{text}"
     );
 
@@ -228,7 +238,7 @@ fn a_flip_says_what_is_true() {
     let text = tell_in_tokyo(&lab, &["flip", "llm", "--drain", "2days"]);
     assert!(
         text.contains(&format!(
-            " until {} (drain 2days)\n",
+            " until {} (drain 2days, resets over 30s)\n",
             &in_tokyo(until)[..10]
         )) || text.contains(&in_tokyo(until)[..11]),
         "{text}"
@@ -291,7 +301,9 @@ fn a_flip_in_json_loses_nothing() {
         rest,
         json!({
             "schema": 1, "service": "llm", "from": "blue", "to": "green", "generation_before": 0,
-            "generation": 1, "mode": "drain", "drain_s": 1200, "at_ns": null, "store_ns": null,
+            "generation": 1, "mode": "drain", "canary_percent_before": 0.0, "canary_rollback": false,
+            "drain_s": 1200, "drain_end": "reset", "reset_over_s": 30,
+            "resets_until": flipped["resets_until"], "at_ns": null, "store_ns": null,
             "first_new_flow_us": null, "old_flows": 0, "draining_until": drain, "dry_run": false,
             "already": false, "warnings": [],
         })

@@ -201,13 +201,13 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "drain_end  = \"reset\"",
-        "drain_end  = \"keep\"",
-        "15: service.llm.drain_end: \"keep\" is not supported by this version yet, only \"reset\"",
+        "drain_end  = \"stay\"",
+        "15: service.llm.drain_end: unknown variant `stay`, expected `reset` or `keep`",
     ),
     (
         "drain_end  = \"reset\"",
-        "reset_over = \"30s\"",
-        "15: service.llm.reset_over: is not supported by this version yet: remove it (flows are reset as soon as the deadline passes)",
+        "reset_over = \"30\"",
+        "15: service.llm.reset_over: `30` is no duration, like \"30s\" or \"20m\"",
     ),
     (
         "udp_idle   = \"30s\"",
@@ -560,6 +560,8 @@ fn what_looks_odd_and_is_right_passes() {
         ("drain      = \"20m\"", "drain      = \"1h 30m\""),
         ("drain      = \"20m\"", "drain      = \"0s\""),
         ("announce   = false", "announce   = true"),
+        ("drain_end  = \"reset\"", "drain_end  = \"keep\""),
+        ("drain_end  = \"reset\"", "reset_over = \"0s\""),
         ("on_flip    = \"drain\"", "on_flip    = \"cut\""),
         ("xdp        = \"native\"", "xdp        = \"generic\""),
         // One server for both colours: a flip changes nothing for it, that is all.

@@ -6,7 +6,6 @@ use std::{
     os::unix::fs::OpenOptionsExt as _,
     path::PathBuf,
     process::{Child, Output, Stdio},
-    time::Duration,
 };
 
 use aya::maps::{Array, Map, MapData};

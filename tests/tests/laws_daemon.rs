@@ -15,21 +15,18 @@ use std::{
 };
 
 use aya::{
-    maps::{Array, HashMap, Map, MapData, MapInfo},
+    maps::{Array, Map, MapData, MapInfo},
     programs::links::{FdLink, PinnedLink},
 };
 use bg_common::{
     abi::{LAYOUT, map},
-    flow::FlowTable,
-    key::{EndpointV4, TCP},
-    service::{Backend, Colour, Listener},
+    service::{Backend, Colour},
 };
 use bg_tests::{
     conversation::{Conversation, Datagrams},
-    flow_table::FlowTables,
+    flows::flow_of,
     lab::{Lab, Place, SERVERS, binary, default_service, listener, listener_v6, service},
     load::{self, Answer, Load, PATIENCE, assert_flawless, mix},
-    world::key,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -490,26 +487,9 @@ fn socket(lab: &Lab) -> String {
 
 /// The backend of a conversation's flow (IPv4), as the packet path has it.
 fn backend_of(lab: &Lab, conversation: &Conversation) -> IpAddr {
-    let maps = lab.bpffs().join(format!("v{LAYOUT}/maps"));
-    let open = |name| MapData::from_pin(maps.join(name)).unwrap();
-    let octets = |address: SocketAddr| match address.ip() {
-        IpAddr::V4(ip) => (ip.octets(), address.port().to_be_bytes()),
-        IpAddr::V6(_) => panic!("{address} is none of IPv4"),
-    };
-    let (service, service_port) = octets(conversation.peer().unwrap());
-    let listeners: HashMap<_, EndpointV4, Listener> =
-        Map::HashMap(open(map::LISTENERS_V4)).try_into().unwrap();
-    let flows = FlowTables::pinned(&maps).unwrap();
-    let backends: Array<_, Backend> = Map::Array(open(map::BACKENDS)).try_into().unwrap();
-    let listener = listeners
-        .get(&EndpointV4::new(service, service_port, TCP), 0)
-        .unwrap();
-    let flow = flows
-        .get(
-            FlowTable::Established,
-            &key(conversation.local().unwrap(), listener.id),
-        )
-        .unwrap();
+    let flow = flow_of(lab, conversation).unwrap();
+    let backends = Map::Array(MapData::from_pin(lab.pinned_map(map::BACKENDS)).unwrap());
+    let backends: Array<_, Backend> = backends.try_into().unwrap();
     let [a, b, c, d, ..] = backends.get(&flow.backend, 0).unwrap().address;
     [a, b, c, d].into()
 }

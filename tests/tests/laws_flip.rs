@@ -243,7 +243,10 @@ fn a_udp_flow_that_talks_stays_and_one_that_was_silent_is_new() {
 /// or listening, and new connections are green's.
 #[test]
 fn when_the_drain_deadline_passes_old_flows_are_reset() {
-    let lab = Lab::serving().unwrap();
+    let lab = Lab::new().unwrap();
+    let lab = lab
+        .served_as(&service("reset_over = \"1s\"", SERVERS))
+        .unwrap();
     let namespace = lab.enter(Place::Client).unwrap();
     let mut talking: Vec<_> = [listener(8000), listener_v6(8000)]
         .map(|to| Conversation::open(&namespace, to).unwrap())
@@ -266,7 +269,12 @@ fn when_the_drain_deadline_passes_old_flows_are_reset() {
         "reset {lasted} ns after a flip with a drain of {drain:?}"
     );
     for mut conversation in talking {
-        let error = conversation.ask().unwrap_err();
+        let error = loop {
+            match conversation.ask() {
+                Ok(colour) => assert_eq!(colour, "blue"),
+                Err(error) => break error,
+            }
+        };
         assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
     }
     let mut new = Conversation::open(&namespace, listener(8000)).unwrap();

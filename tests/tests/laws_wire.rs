@@ -5,8 +5,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    os::fd::OwnedFd,
+    net::{Ipv4Addr, SocketAddr},
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -14,12 +13,10 @@ use std::{
 use bg_tests::{
     conversation::{Conversation, Datagrams, ping},
     frame::{Frame, Macs},
-    kernel::in_namespace,
     lab::{Lab, Place, default_service, listener, listener_v6},
     load::{self, Load, PATIENCE, Reuse, assert_flawless, mix},
     wire::Wire,
 };
-use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 const SIDES: [&str; 3] = ["clients", "blue", "green"];
 

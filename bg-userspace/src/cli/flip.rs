@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     Common, duration, service_path,
-    text::{flows, length, measured, verb},
+    text::{flows, length, measured, percent, verb},
     warn,
 };
 use crate::{
@@ -35,7 +35,8 @@ pub(super) struct Flip {
     /// What happens to flows of the old colour [default: the service's on_flip].
     #[arg(long, value_enum)]
     mode: Option<FlipMode>,
-    /// How long flows of the old colour may live on, in whole seconds [default: the service's drain].
+    /// How long flows of the old colour may live on, in whole seconds; then they are reset, also
+    /// where drain_end is keep [default: the service's drain].
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     drain: Option<Duration>,
     /// Only if the service is still at this generation.
@@ -96,24 +97,31 @@ fn text(flipped: &Flipped) -> String {
             "{service} is at {to} already, generation {generation} (rolled back meanwhile)\n"
         );
     }
-    let mut out =
-        format!("{service}  {from} -> {to}   generation {generation_before} -> {generation}");
+    let mut out = if flipped.canary_rollback {
+        let share = percent(flipped.canary_percent_before);
+        format!("{service}  canary of {share} % on {from} taken back")
+    } else {
+        format!("{service}  {from} -> {to}")
+    };
+    let _ = write!(out, "   generation {generation_before} -> {generation}");
     if let Some(ns) = flipped.store_ns {
         let _ = write!(out, "   stored in {}", measured(ns));
     }
     out.push('\n');
     if flipped.dry_run {
         let count = old_flows.map_or_else(|| "flows".to_owned(), flows);
-        let _ = match flipped.drain_s {
-            Some(drain) => writeln!(
-                out,
-                "{count} would stay on {from} for up to {}",
-                length(drain)
-            ),
-            None => writeln!(
+        let _ = match (flipped.mode.as_str(), flipped.drain_s) {
+            ("cut", _) => writeln!(
                 out,
                 "{count} of {from} would be reset with their next packet"
             ),
+            (_, Some(drain)) => writeln!(
+                out,
+                "{count} would stay on {from} for up to {}{}",
+                length(drain),
+                resets(flipped, ", then be reset")
+            ),
+            (_, None) => writeln!(out, "{count} would stay on {from} until they end"),
         };
         out.push_str("nothing was changed (dry run)\n");
         return out;
@@ -126,23 +134,41 @@ fn text(flipped: &Flipped) -> String {
         None => write!(out, "no new flow yet; the next one goes to {to}; "),
     };
     let count = old_flows.map_or_else(|| "flows".to_owned(), flows);
-    let _ = match (&flipped.draining_until, old_flows) {
-        (Some(_), Some(0)) => writeln!(out, "no flow is left on {from}"),
-        (None, Some(0)) => writeln!(out, "no flow was on {from}"),
-        (Some(until), _) => writeln!(
-            out,
-            "{count} {} on {from} until {} (drain {})",
-            verb(*old_flows, "stays", "stay"),
-            time::local(until),
-            length(flipped.drain_s.unwrap_or_default())
-        ),
-        (None, _) => writeln!(
+    let _ = match (flipped.mode.as_str(), &flipped.draining_until, old_flows) {
+        ("cut", _, Some(0)) => writeln!(out, "no flow was on {from}"),
+        ("cut", ..) => writeln!(
             out,
             "{count} of {from} {} reset with {} next packet",
             verb(*old_flows, "is", "are"),
             verb(*old_flows, "its", "their"),
         ),
+        (_, _, Some(0)) => writeln!(out, "no flow is left on {from}"),
+        (_, Some(until), _) => writeln!(
+            out,
+            "{count} {} on {from} until {} (drain {}{})",
+            verb(*old_flows, "stays", "stay"),
+            time::local(until),
+            length(flipped.drain_s.unwrap_or_default()),
+            resets(flipped, ", resets")
+        ),
+        (_, None, _) => writeln!(
+            out,
+            "{count} {} on {from} until {}",
+            verb(*old_flows, "stays", "stay"),
+            verb(*old_flows, "it ends", "they end"),
+        ),
     };
-    let _ = writeln!(out, "undo: bgswitch rollback {service}");
+    // After a canary, a rollback would flip to its colour.
+    if !flipped.canary_rollback {
+        let _ = writeln!(out, "undo: bgswitch rollback {service}");
+    }
     out
+}
+
+/// How long the resets at a drain's end take, if they take any time.
+fn resets(flipped: &Flipped, what: &str) -> String {
+    match flipped.reset_over_s {
+        None | Some(0) => String::new(),
+        Some(over) => format!("{what} over {}", length(over)),
+    }
 }

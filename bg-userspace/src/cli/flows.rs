@@ -3,14 +3,18 @@ use std::{fmt::Write as _, time::Duration};
 use clap::Args;
 
 use super::{Common, service_path, text};
-use crate::api::{self, SCHEMA, Status};
+use crate::{
+    api::{self, SCHEMA, Status},
+    time,
+};
 
 const EXAMPLES: &str = "\
 Examples:
   bgswitch flows llm --colour blue            who is left on the old colour
   bgswitch flows -o json | jq '.flows[].client'
 
-established: TCP, seen from both sides; half_open: TCP, not yet; udp.";
+established: TCP, seen from both sides; half_open: TCP, not yet; udp. A flow that a
+drain will reset has the time of it.";
 
 /// `bgswitch flows [SERVICE]`.
 #[derive(Debug, Args)]
@@ -72,10 +76,15 @@ fn write_flows(out: &mut String, service: &str, flows: &api::Flows, all: bool) {
     for flow in &flows.flows {
         let backend = flow.backend.as_deref().unwrap_or("?");
         let idle = text::measured(Duration::from_millis(flow.idle_ms).as_nanos() as u64);
-        let closing = if flow.closing { "  closing" } else { "" };
+        let end = match (&flow.reset_at, flow) {
+            (_, flow) if flow.closing => "  closing".to_owned(),
+            (_, flow) if flow.resetting => "  reset with its next packet".to_owned(),
+            (Some(at), _) => format!("  until {}", time::local(at)),
+            (None, _) => String::new(),
+        };
         let _ = writeln!(
             out,
-            "  {:<46} {:<5} {:<39} {:<11} generation {}  idle {idle}{closing}",
+            "  {:<46} {:<5} {:<39} {:<11} generation {}  idle {idle}{end}",
             flow.client, flow.colour, backend, flow.table, flow.generation
         );
     }

@@ -1,5 +1,6 @@
 //! The command line: one file per command, and what they share.
 
+mod canary;
 mod check;
 mod detach;
 mod flip;
@@ -51,6 +52,7 @@ Examples:
   bgswitch                                            what is live, what is draining
   bgswitch flip llm -m 'llama@8'                      switch to the standby
   bgswitch rollback llm                               and back; works without the daemon
+  bgswitch canary llm 5                               5 % of new flows to the standby
   bgswitch status -o json | jq '.services[].active'   for scripts
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
@@ -91,6 +93,8 @@ enum Command {
     Flip(flip::Flip),
     /// Switch back at once and reset the bad colour's flows. Never refused; works without the daemon.
     Rollback(rollback::Rollback),
+    /// Send a share of new flows to the standby, sticky by client address.
+    Canary(canary::Canary),
     /// Show remembered flows: who is left on the old colour.
     Flows(flows::Flows),
     /// Show who changed what, when and why.
@@ -122,6 +126,7 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Status(status) => status.run(&common),
         Command::Flip(flip) => flip.run(&common),
         Command::Rollback(rollback) => rollback.run(&common),
+        Command::Canary(canary) => canary.run(&common),
         Command::Flows(flows) => flows.run(&common),
         Command::History(history) => history.run(&common),
         Command::Reload(reload) => reload.run(&common),

@@ -1,14 +1,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bg_common::service::CutoverWord;
+use bg_common::service::{Colour, CutoverWord};
 use clap::Args;
 use nix::unistd::Uid;
 
 use super::{Common, flip, service_path, warn};
 use crate::{
     api::{Flipped, Kind, Refusal, RollbackRequest},
-    config::{Config, FlipMode, Paths},
+    config::{Config, DrainPlan, FlipMode, Paths},
     datapath::{PinnedWords, StoreError},
     journal::{Entry, Journal, actor},
     keeper::{INTENT_WAIT, Keeper, Pending, RESULT_WAIT},
@@ -16,8 +16,6 @@ use crate::{
     switch::{self, Switch},
 };
 
-/// The drain of a service whose configuration cannot be read.
-const DRAIN: Duration = Duration::from_mins(20);
 const FIRST_FLOW_WAIT: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
@@ -25,8 +23,10 @@ Examples:
   bgswitch rollback llm -m 'wrong answers'    back at once, the bad colour's flows are reset
   bgswitch rollback llm --mode drain          back, the bad colour's flows may end
 
-Leaves the colour that is live when the command begins: when somebody else rolls
-back in that moment, it does not flip again. When the daemon does not run, or
+While a canary runs, its colour is the bad one: no new flow goes there any more, and
+all flows of the standby are reset. Leaves the colour that is live (or the canary's) when the
+command begins: when somebody else rolls back in that moment, it does not flip
+again. When the daemon does not run, or
 does not answer within --timeout, the word is stored without it: that needs root.";
 
 /// `bgswitch rollback SERVICE`.
@@ -50,6 +50,10 @@ impl Rollback {
         let pinned = Pinned::open(common, &self.service);
         let request = RollbackRequest {
             mode: self.mode,
+            leave: pinned
+                .as_ref()
+                .ok()
+                .map(|pinned| pinned.leave().as_str().to_owned()),
             why: self.message,
             if_generation: pinned.as_ref().ok().map(|pinned| pinned.from.generation()),
         };
@@ -78,7 +82,7 @@ struct Pinned {
     words: PinnedWords,
     id: u32,
     from: CutoverWord,
-    drain: Duration,
+    drain: DrainPlan,
     state: State,
     journal: Journal,
 }
@@ -106,7 +110,8 @@ impl Pinned {
             from: words.word(id),
             words,
             id,
-            drain: configured.map_or(DRAIN, |known| known.drain),
+            // That of a service whose configuration cannot be read is the usual one.
+            drain: configured.map_or_else(DrainPlan::default, |known| known.drain),
             state,
             journal: Journal::new(&paths.state_dir),
         })
@@ -116,6 +121,25 @@ impl Pinned {
         self.words.word(self.id)
     }
 
+    /// The colour that is to be left, whatever becomes of the word meanwhile.
+    const fn leave(&self) -> Colour {
+        switch::bad_colour(self.from)
+    }
+
+    /// What a rollback makes of a word; `None` when the colour has been left.
+    fn switch(&self, word: CutoverWord, request: &RollbackRequest) -> Option<Switch> {
+        switch::rollback(word, self.leave(), request.mode, self.drain)
+    }
+
+    /// Says that there is nothing to do any more.
+    fn has_left(&self, common: &Common, word: CutoverWord) -> anyhow::Result<()> {
+        let flipped = Flipped {
+            generation_before: self.from.generation(),
+            ..switch::has_left(&self.service, word)
+        };
+        flip::print(common, &flipped)
+    }
+
     /// One store, journalled; a disk that hangs does not keep it from happening.
     fn roll_back(
         mut self,
@@ -123,17 +147,16 @@ impl Pinned {
         request: &RollbackRequest,
         why: &str,
     ) -> anyhow::Result<()> {
-        let mut switch = switch::rollback(self.from, request, self.drain);
+        let Some(mut switch) = self.switch(self.from, request) else {
+            return self.has_left(common, self.from);
+        };
         let mut flipped = switch::describe(&self.service, &switch);
         let actor = actor(Uid::current());
         let entry = |phase, generation, detail| Entry {
             why: request.why.clone(),
             ..Entry::new(&actor, &self.service, "rollback", phase, generation, detail)
         };
-        let detail = format!(
-            "{} -> {}, {}, without the daemon",
-            flipped.from, flipped.to, flipped.mode
-        );
+        let detail = format!("{}, without the daemon", switch::detail(&switch));
         let keeper = Keeper::start(self.journal.clone())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -150,11 +173,15 @@ impl Pinned {
 
         let stored = loop {
             match self.words.store(self.id, switch.from, switch.to) {
-                // Not another flip, only the end of a drain: the same again.
+                // Not another flip, only the end of a drain, or another canary: the
+                // same again.
                 Err(StoreError::Conflict(word))
                     if word.generation() == switch.from.generation() =>
                 {
-                    switch = switch::rollback(word, request, self.drain);
+                    match self.switch(word, request) {
+                        Some(again) => switch = again,
+                        None => return self.has_left(common, word),
+                    }
                 }
                 stored => break stored,
             }
@@ -163,7 +190,8 @@ impl Pinned {
             Ok(stored) => {
                 flipped.at_ns = Some(stored.at_ns);
                 flipped.store_ns = Some(stored.store_ns);
-                flipped.draining_until = drain.map(|drain| drain.rfc3339());
+                flipped.draining_until = drain.and_then(|drain| drain.until());
+                flipped.resets_until = drain.and_then(|drain| drain.resets_until());
                 flipped.first_new_flow_us = first_flow(&self.words, self.id, &switch, stored.at_ns);
                 self.state.saw(&self.service, switch.to);
                 let saved = keeper.state(self.state.clone());
@@ -171,7 +199,7 @@ impl Pinned {
                 flipped.warnings.extend(wait(saved, RESULT_WAIT));
                 flipped.warnings.extend(wait(result, RESULT_WAIT));
                 warn(&format!("{why}: the word was stored without it"));
-                if drain.is_some() {
+                if drain.is_some_and(|drain| drain.until().is_some()) {
                     warn("the deadline of the drain passes unheeded until the daemon runs");
                 }
                 flip::print(common, &flipped)
@@ -195,18 +223,10 @@ impl Pinned {
         word: CutoverWord,
         refusal: Refusal,
     ) -> anyhow::Result<()> {
-        let switch = Switch {
-            to: word,
-            ..switch::rollback(self.from, request, self.drain)
-        };
-        if word.active() == self.from.active() {
-            return Err(refusal.into());
+        match self.switch(word, request) {
+            Some(_) => Err(refusal.into()),
+            None => self.has_left(common, word),
         }
-        let flipped = Flipped {
-            already: true,
-            ..switch::describe(&self.service, &switch)
-        };
-        flip::print(common, &flipped)
     }
 }
 

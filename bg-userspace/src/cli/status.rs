@@ -6,7 +6,10 @@ use std::{
 
 use clap::Args;
 
-use super::{Common, Output, text::flows};
+use super::{
+    Common, Output,
+    text::{flows, percent},
+};
 use crate::{
     api::{self, ColourStatus, InterfaceStatus, Refusal, ServiceStatus},
     plan::ListenerPlan,
@@ -123,16 +126,17 @@ fn announced_text(service: &ServiceStatus) -> String {
 
 fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
     let active = paint(&service.active, &service.active, colours);
-    let draining = |colour: &ColourStatus| colour.draining_until.is_some() && colour.flows > 0;
-    let state = match service.colours.iter().find(|(_, colour)| draining(colour)) {
-        Some((name, _)) => format!("draining {name}"),
-        None => service.state.clone(),
-    };
+    let state = service
+        .colours
+        .iter()
+        .find_map(|(name, colour)| drain_of(name, colour));
     let _ = writeln!(
         out,
-        "{}  {state}  new flows: {active} {} %  generation {}",
+        "{}  {}  new flows: {active} {} %{}  generation {}",
         service.name,
-        100.0 - service.canary_percent,
+        state.unwrap_or_else(|| service.state.clone()),
+        percent(100.0 - service.canary_percent),
+        canary(service, colours),
         service.generation
     );
     let _ = writeln!(out, "  listeners  {}", service.listeners.join(" "));
@@ -152,12 +156,8 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
             "  {label}  {role}  {version:<12}  {}",
             flows(colour.flows)
         );
-        match &colour.draining_until {
-            Some(until) if colour.flows > 0 => {
-                let _ = writeln!(out, ", reset at {}", time::local(until));
-            }
-            _ => out.push('\n'),
-        }
+        out.push_str(&ends(colour));
+        out.push('\n');
         for backend in &colour.backends {
             let trouble = if backend.healthy {
                 ""
@@ -178,6 +178,57 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
         }
     }
     out.push('\n');
+}
+
+/// What a colour's drain is at, if it has flows that it is about.
+fn drain_of(name: &str, colour: &ColourStatus) -> Option<String> {
+    let end = colour.drain_end.as_deref()?;
+    match (end, colour.draining_flows, colour.resetting_flows) {
+        (_, 0, 0) => None,
+        ("reset", _, 1..) => Some(format!("resetting {name}")),
+        _ => Some(format!("draining {name}")),
+    }
+}
+
+/// The standby's share of new flows, if it has one.
+fn canary(service: &ServiceStatus, colours: bool) -> String {
+    let standby = service.colours.keys().find(|name| **name != service.active);
+    match standby.filter(|_| service.canary_percent > 0.0) {
+        None => String::new(),
+        Some(name) => format!(
+            ", {} {} % (canary)",
+            paint(name, name, colours),
+            percent(service.canary_percent)
+        ),
+    }
+}
+
+/// How the flows of a colour will end, where that is not with themselves.
+fn ends(colour: &ColourStatus) -> String {
+    let draining = match (&colour.draining_until, &colour.resets_until) {
+        (Some(from), Some(to)) if from != to => {
+            format!("reset from {} to {}", time::local(from), time::local(to))
+        }
+        (Some(at), _) => format!("reset at {}", time::local(at)),
+        (None, _) => "until they end".to_owned(),
+    };
+    let rest = colour.flows - colour.draining_flows - colour.resetting_flows;
+    let parts = [
+        (colour.resetting_flows, "reset with the next packet"),
+        (colour.draining_flows, draining.as_str()),
+        (rest, "of the canary"),
+    ];
+    let mut out = String::new();
+    if rest == colour.flows {
+        return out;
+    }
+    for (count, what) in parts.into_iter().filter(|(count, _)| *count > 0) {
+        let _ = match count {
+            all if all == colour.flows => write!(out, ", {what}"),
+            some => write!(out, ", {some} {what}"),
+        };
+    }
+    out
 }
 
 fn paint(text: &str, colour: &str, colours: bool) -> String {

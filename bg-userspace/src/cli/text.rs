@@ -19,6 +19,12 @@ pub(super) fn length(seconds: u64) -> String {
     humantime::format_duration(Duration::from_secs(seconds)).to_string()
 }
 
+/// A share of new flows as it is, to a ten-thousandth: `0.1007`, `95`.
+pub(super) fn percent(percent: f64) -> String {
+    let text = format!("{percent:.4}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
 /// `1 flow`, `143 flows`.
 pub(super) fn flows(count: u64) -> String {
     let plural = if count == 1 { "" } else { "s" };
@@ -33,6 +39,19 @@ pub(super) fn verb(count: Option<u64>, one: &'static str, many: &'static str) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_share_is_shown_as_it_is() {
+        for (share, text) in [
+            (0u16, "0"),
+            (66, "0.1007"),
+            (3277, "5.0003"),
+            (32_768, "50"),
+            (65_535, "99.9985"),
+        ] {
+            assert_eq!(percent(crate::switch::percent(share)), text);
+        }
+    }
 
     #[test]
     fn the_unit_suits_the_size() {

@@ -86,6 +86,47 @@ impl FlipMode {
     }
 }
 
+/// What happens to the flows that are left when a drain's deadline passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrainEnd {
+    /// They are reset.
+    Reset,
+    /// There is no deadline: they stay until they end.
+    Keep,
+}
+
+impl DrainEnd {
+    /// `"reset"` or `"keep"`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reset => "reset",
+            Self::Keep => "keep",
+        }
+    }
+}
+
+/// How a service drains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainPlan {
+    /// From the flip to the deadline, whole seconds.
+    pub deadline: Duration,
+    /// What happens then.
+    pub end: DrainEnd,
+    /// From the first reset to the last, whole seconds; zero: all at once.
+    pub reset_over: Duration,
+}
+
+impl Default for DrainPlan {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_mins(20),
+            end: DrainEnd::Reset,
+            reset_over: Duration::from_secs(30),
+        }
+    }
+}
+
 /// A service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -95,8 +136,8 @@ pub struct Service {
     pub versions: [Option<String>; 2],
     /// Default mode of a flip.
     pub on_flip: FlipMode,
-    /// Default drain deadline, whole seconds.
-    pub drain: Duration,
+    /// How it drains, unless a flip says otherwise.
+    pub drain: DrainPlan,
 }
 
 /// What is wrong with a configuration: where, what, and what would be right.

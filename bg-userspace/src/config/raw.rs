@@ -8,7 +8,7 @@ use serde::{
 };
 use toml::Spanned;
 
-use super::FlipMode;
+use super::{DrainEnd, FlipMode};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,7 +38,7 @@ pub(super) struct RawService {
     pub(super) announce: Option<bool>,
     pub(super) on_flip: Option<FlipMode>,
     pub(super) drain: Option<Spanned<String>>,
-    pub(super) drain_end: Option<Spanned<String>>,
+    pub(super) drain_end: Option<DrainEnd>,
     pub(super) reset_over: Option<Spanned<String>>,
     pub(super) udp_idle: Option<Spanned<String>>,
     pub(super) blue: Option<RawColour>,

@@ -11,7 +11,7 @@ use bg_common::{abi::capacity, service::Colour};
 use toml::Spanned;
 
 use super::{
-    ConfigError, FlipMode, Gateway, MAX_DURATION, Paths, Service,
+    ConfigError, DrainPlan, FlipMode, Gateway, MAX_DURATION, Paths, Service,
     raw::{RawBackend, RawColour, RawGateway, RawService},
     text::Text,
 };
@@ -160,6 +160,7 @@ pub(super) fn service(
         return Err(text.error(start, key("listen"), message));
     };
     let listeners = listeners(text, listen, &key("listen"))?;
+    let drain = drain(text, &raw, &key)?;
     let mut versions = [None, None];
     let mut pools = [Vec::new(), Vec::new()];
     let mut places = [Vec::new(), Vec::new()];
@@ -181,15 +182,9 @@ pub(super) fn service(
         pools[index] = pool(text, &list, &key, &listeners)?;
         places[index] = list.get_ref().iter().map(|b| b.span().start).collect();
     }
-    let drain = duration(
-        text,
-        raw.drain.as_ref(),
-        &key("drain"),
-        20 * 60,
-        Duration::ZERO,
-    )?;
-    let second = Duration::from_secs(1);
-    let udp_idle = duration(text, raw.udp_idle.as_ref(), &key("udp_idle"), 30, second)?;
+    let (usual, second) = (Duration::from_secs(30), Duration::from_secs(1));
+    let udp_idle = raw.udp_idle.as_ref();
+    let udp_idle = duration(text, udp_idle, &key("udp_idle"), usual, second)?;
     Ok(Placed {
         listeners: listen.get_ref().iter().map(|l| l.span().start).collect(),
         backends: places,
@@ -232,28 +227,34 @@ fn not_yet(
             return Err(text.wrong(part, key(name), NOT_YET));
         }
     }
-    for (value, name, allowed, later) in [
-        (&raw.forward, "forward", "nat", ["snat", "dsr"].as_slice()),
-        (&raw.drain_end, "drain_end", "reset", &["keep"]),
-    ] {
-        let Some(value) = value.as_ref().filter(|value| value.get_ref() != allowed) else {
-            continue;
-        };
-        let given = value.get_ref();
-        let message = if later.contains(&given.as_str()) {
-            format!("\"{given}\" is not supported by this version yet, only \"{allowed}\"")
-        } else {
-            format!("`{given}` is unknown: \"{allowed}\"")
-        };
-        return Err(text.wrong(value, key(name), message));
-    }
-    match &raw.reset_over {
-        Some(reset_over) => {
-            let message = format!("{NOT_YET} (flows are reset as soon as the deadline passes)");
-            Err(text.wrong(reset_over, key("reset_over"), message))
+    match raw.forward.as_ref().filter(|how| how.get_ref() != "nat") {
+        Some(forward) => {
+            let given = forward.get_ref();
+            let message = if ["snat", "dsr"].contains(&given.as_str()) {
+                format!("\"{given}\" is not supported by this version yet, only \"nat\"")
+            } else {
+                format!("`{given}` is unknown: \"nat\"")
+            };
+            Err(text.wrong(forward, key("forward"), message))
         }
         None => Ok(()),
     }
+}
+
+/// How the service drains.
+fn drain(
+    text: &Text<'_>,
+    raw: &RawService,
+    key: &impl Fn(&str) -> String,
+) -> Result<DrainPlan, ConfigError> {
+    let usual = DrainPlan::default();
+    let duration =
+        |value, name: &str, usual| duration(text, value, &key(name), usual, Duration::ZERO);
+    Ok(DrainPlan {
+        deadline: duration(raw.drain.as_ref(), "drain", usual.deadline)?,
+        end: raw.drain_end.unwrap_or(usual.end),
+        reset_over: duration(raw.reset_over.as_ref(), "reset_over", usual.reset_over)?,
+    })
 }
 
 /// A duration, of whole seconds.
@@ -261,11 +262,11 @@ fn duration(
     text: &Text<'_>,
     value: Option<&Spanned<String>>,
     key: &str,
-    default_s: u64,
+    usual: Duration,
     smallest: Duration,
 ) -> Result<Duration, ConfigError> {
     let Some(value) = value else {
-        return Ok(Duration::from_secs(default_s));
+        return Ok(usual);
     };
     let given = value.get_ref();
     let wrong = |message: String| text.wrong(value, key, message);

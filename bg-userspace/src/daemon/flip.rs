@@ -1,17 +1,17 @@
-//! A flip: decide, journal the intent, store, journal the result, tell what is
-//! true of it.
+//! A flip or a rollback: decide, carry out, tell what is true of it.
 
 use std::{sync::Arc, time::Duration};
 
 use bg_common::service::{Colour, FirstFlow};
 use tokio::sync::MutexGuard;
 
-use super::Daemon;
+use super::{
+    Daemon,
+    change::{Order, WordChange},
+};
 use crate::{
-    api::{FlipRequest, Flipped, Kind, Refusal, RollbackRequest},
-    datapath::{StoreError, now_ns},
-    journal::Entry,
-    keeper::{INTENT_WAIT, RESULT_WAIT},
+    api::{FlipRequest, Flipped, Refusal, RollbackRequest},
+    config::FlipMode,
     switch::{self, Switch, describe},
 };
 
@@ -19,14 +19,6 @@ use crate::{
 const FIRST_FLOW_WAIT: Duration = Duration::from_millis(250);
 /// How much longer it waits for the count of old flows.
 const COUNT_WAIT: Duration = Duration::from_millis(50);
-
-/// Who wants what, why, and until when.
-pub(super) struct Order<'a> {
-    pub(super) actor: &'a str,
-    pub(super) service: &'a str,
-    /// The request is void from then on (`CLOCK_MONOTONIC`, ns).
-    pub(super) deadline_ns: Option<u64>,
-}
 
 impl Daemon {
     pub(super) async fn flip(
@@ -53,7 +45,7 @@ impl Daemon {
             drop(changing);
             let mut flipped = describe(service, &switch);
             flipped.dry_run = true;
-            flipped.old_flows = self.count_flows(service, switch.from.active()).await;
+            flipped.old_flows = self.count_flows(service, switch.left()).await;
             return Ok(flipped);
         }
         let doomed = self.doomed_flows(service, &switch);
@@ -77,7 +69,11 @@ impl Daemon {
             .word(service)
             .ok_or_else(|| self.unknown(service))?;
         switch::at_generation(service, word, request.if_generation)?;
-        let switch = switch::rollback(word, &request, drain);
+        let leave = request.leave.as_deref().map(switch::colour).transpose()?;
+        let leave = leave.unwrap_or_else(|| switch::bad_colour(word));
+        let Some(switch) = switch::rollback(word, leave, request.mode, drain) else {
+            return Ok(switch::has_left(service, word));
+        };
         let doomed = self.doomed_flows(service, &switch);
         let why = request.why.as_ref();
         let stored = self.store("rollback", &order, &switch, why, true, changing);
@@ -85,8 +81,8 @@ impl Daemon {
         Ok(self.watch(flipped, service, doomed).await)
     }
 
-    /// Journals, stores, journals. A journal that cannot be written stops what
-    /// is not `forced`. The next change may begin with the store done.
+    /// Carries a switch out. A journal that cannot be written stops what is not
+    /// `forced`.
     async fn store(
         &self,
         action: &str,
@@ -96,68 +92,25 @@ impl Daemon {
         forced: bool,
         changing: MutexGuard<'_, ()>,
     ) -> Result<Flipped, Refusal> {
-        let service = order.service;
-        // The word was read before: if its owner has given up and stores a word
-        // of its own after this line, the store below finds another word.
-        if order
-            .deadline_ns
-            .is_some_and(|deadline| now_ns() >= deadline)
-        {
-            let message = format!("the {action} of {service} came too late: nothing was changed");
-            tracing::warn!("{message}");
-            return Err(Refusal::new(Kind::TimedOut, message));
-        }
-        let mut flipped = describe(service, switch);
-        let detail = format!("{} -> {}, {}", flipped.from, flipped.to, flipped.mode);
-        let entry = |phase, generation, detail| Entry {
-            why: why.cloned(),
-            ..Entry::new(order.actor, service, action, phase, generation, detail)
+        let change = WordChange {
+            action,
+            from: switch.from,
+            to: switch.to,
+            switch: Some(switch),
+            detail: switch::detail(switch),
+            why,
+            undone: format!("{} was not flipped", order.service),
+            forcing: (!forced).then_some("`bgswitch flip --force` flips"),
         };
-        // A drain is noted before it begins: whoever is killed with the word
-        // stored has left its deadline. What is on its way there in vain is void.
-        let drain = self.state().intend(service, switch);
-        let intent = entry("intent", switch.from.generation(), detail.clone());
-        let intent = self.keeper.entry(intent);
-        let noted = drain.map(|_| self.save());
-        let warning = intent.within(INTENT_WAIT).await;
-        if let Some(warning) = warning.as_ref().filter(|_| !forced) {
-            self.state().withdraw(service, switch);
-            let message = format!(
-                "{service} was not flipped: {warning}. `bgswitch flip --force` flips all the same"
-            );
-            return Err(Refusal::new(Kind::Failed, message));
-        }
-        flipped.warnings.extend(warning);
-        if let Some(noted) = noted {
-            flipped.warnings.extend(noted.within(RESULT_WAIT).await);
-        }
-        let stored = match self.datapath.store(service, switch.from, switch.to) {
-            Ok(stored) => stored,
-            Err(error) => {
-                self.state().withdraw(service, switch);
-                let detail = format!("failed: {error}");
-                let result = entry("result", switch.from.generation(), detail);
-                self.keeper.entry(result).unattended();
-                let kind = match error {
-                    StoreError::Conflict(_) => Kind::Conflict,
-                    StoreError::UnknownService(_) => Kind::NotFound,
-                };
-                let message = format!("{service} was not flipped: {error}");
-                return Err(Refusal::new(kind, message));
-            }
-        };
-        self.state().saw(service, switch.to);
-        drop(changing);
-        flipped.at_ns = Some(stored.at_ns);
-        flipped.store_ns = Some(stored.store_ns);
-        flipped.draining_until = drain.map(|drain| drain.rfc3339());
-        let saved = self.save();
-        let result = self
-            .keeper
-            .entry(entry("result", switch.to.generation(), detail));
-        let (saved, result) = tokio::join!(saved.within(RESULT_WAIT), result.within(RESULT_WAIT));
-        flipped.warnings.extend(saved.into_iter().chain(result));
-        Ok(flipped)
+        let done = self.carry_out(order, change, changing).await?;
+        Ok(Flipped {
+            at_ns: Some(done.stored.at_ns),
+            store_ns: Some(done.stored.store_ns),
+            draining_until: done.drain.and_then(|drain| drain.until()),
+            resets_until: done.drain.and_then(|drain| drain.resets_until()),
+            warnings: done.warnings,
+            ..describe(order.service, switch)
+        })
     }
 
     /// Backends of a colour without a next hop.
@@ -171,7 +124,7 @@ impl Daemon {
     }
 
     /// Live flows of a colour, if they can be counted in time.
-    fn count_flows(
+    pub(super) fn count_flows(
         self: &Arc<Self>,
         service: &str,
         colour: Colour,
@@ -199,8 +152,8 @@ impl Daemon {
         service: &str,
         switch: &Switch,
     ) -> Option<impl Future<Output = Option<u64>> + use<>> {
-        let cut = switch.drain.is_none();
-        cut.then(|| self.count_flows(service, switch.from.active()))
+        let cut = switch.mode == FlipMode::Cut;
+        cut.then(|| self.count_flows(service, switch.left()))
     }
 
     /// Waits a moment for the first new flow, and counts the old ones, unless those

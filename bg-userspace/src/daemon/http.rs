@@ -14,13 +14,13 @@ use axum::{
     serve::IncomingStream,
 };
 use nix::unistd::Uid;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::net::UnixListener;
 
-use super::{Daemon, flip::Order};
+use super::{Daemon, change::Order};
 use crate::{
     api::{
-        DEADLINE, FlipRequest, Flipped, History, Kind, OneService, Refusal, Reloaded,
+        CanaryRequest, DEADLINE, FlipRequest, History, Kind, OneService, Refusal, Reloaded,
         RollbackRequest, SCHEMA,
     },
     journal, switch,
@@ -63,6 +63,7 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         .route("/v1/services/{service}", get(service))
         .route("/v1/services/{service}/flip", post(flip))
         .route("/v1/services/{service}/rollback", post(rollback))
+        .route("/v1/services/{service}/canary", post(canary))
         .route("/v1/services/{service}/flows", get(flows))
         .route("/v1/history", get(history))
         .route("/v1/reload", post(reload))
@@ -117,6 +118,8 @@ async fn service(
     Ok((etag, Json(OneService { schema, service })).into_response())
 }
 
+/// The `ETag` is the generation: it says which colour is active, and of which flip;
+/// a canary does not change it.
 fn etag(generation: u16) -> [(HeaderName, String); 1] {
     [(header::ETAG, format!("\"{generation}\""))]
 }
@@ -131,7 +134,8 @@ async fn flip(
     let mut request: FlipRequest = body(&bytes)?;
     let condition = condition(&headers, &mut request.if_generation)?;
     let order = order(&actor, &service, &headers);
-    answer(condition, daemon.flip(order, request).await)
+    let flipped = daemon.flip(order, request).await;
+    answer(condition, flipped, |flipped| flipped.generation)
 }
 
 async fn rollback(
@@ -144,7 +148,22 @@ async fn rollback(
     let mut request: RollbackRequest = body(&bytes)?;
     let condition = condition(&headers, &mut request.if_generation)?;
     let order = order(&actor, &service, &headers);
-    answer(condition, daemon.rollback(order, request).await)
+    let flipped = daemon.rollback(order, request).await;
+    answer(condition, flipped, |flipped| flipped.generation)
+}
+
+async fn canary(
+    State(daemon): State<Arc<Daemon>>,
+    ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
+    Path(service): Path<String>,
+    headers: HeaderMap,
+    bytes: Bytes,
+) -> Result<Response, Refusal> {
+    let mut request: CanaryRequest = body(&bytes)?;
+    let condition = condition(&headers, &mut request.if_generation)?;
+    let order = order(&actor, &service, &headers);
+    let canary = daemon.canary(order, request).await;
+    answer(condition, canary, |canary| canary.generation)
 }
 
 fn order<'a>(actor: &'a str, service: &'a str, headers: &HeaderMap) -> Order<'a> {
@@ -199,9 +218,13 @@ fn condition(headers: &HeaderMap, if_generation: &mut Option<u16>) -> Result<boo
 
 /// A stale generation is 412 to who asked by `If-Match`, 409 to who asked by the
 /// body.
-fn answer(condition: bool, flipped: Result<Flipped, Refusal>) -> Result<Response, Refusal> {
-    match flipped {
-        Ok(flipped) => Ok((etag(flipped.generation), Json(flipped)).into_response()),
+fn answer<T: Serialize>(
+    condition: bool,
+    done: Result<T, Refusal>,
+    generation: impl FnOnce(&T) -> u16,
+) -> Result<Response, Refusal> {
+    match done {
+        Ok(done) => Ok((etag(generation(&done)), Json(done)).into_response()),
         Err(refusal) if condition && refusal.kind == Kind::StaleGeneration => {
             Ok((StatusCode::PRECONDITION_FAILED, Json(refusal)).into_response())
         }

@@ -1,6 +1,9 @@
 //! The daemon: owns the word of every service, the checks around it, and the
 //! story of each flip. When it stops, forwarding goes on as it is.
 
+mod canary;
+mod change;
+mod drain;
 mod flip;
 mod http;
 mod reload;
@@ -94,6 +97,7 @@ impl Daemon {
         });
         daemon.remember_services(daemon.datapath.noted());
         daemon.compare_words();
+        daemon.adopt_drains();
         Ok(daemon)
     }
 
@@ -205,17 +209,6 @@ impl Daemon {
         self.save().unattended();
     }
 
-    /// Once a second: ends drains, and notices words that somebody else stored.
-    async fn tick(self: Arc<Self>) {
-        let mut every = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            every.tick().await;
-            let _changing = self.changing.lock().await;
-            self.compare_words();
-            self.end_drains();
-        }
-    }
-
     /// Compares the kernel's words with the last ones seen, and believes the
     /// kernel (law 4).
     fn compare_words(&self) {
@@ -248,28 +241,6 @@ impl Daemon {
         }
         if merged {
             self.save().unattended();
-        }
-    }
-
-    fn end_drains(&self) {
-        let over = self.state().drains_over();
-        for (name, generation) in over {
-            let word = self.datapath.word(&name);
-            let Some(word) = word.filter(|word| word.generation() == generation) else {
-                continue;
-            };
-            match self.datapath.store(&name, word, word.drained()) {
-                Ok(_) => {
-                    let detail =
-                        format!("{}'s old flows are reset", word.active().other().as_str());
-                    self.state().saw(&name, word.drained());
-                    self.note("drain_end", &name, generation, detail)
-                        .unattended();
-                    self.save().unattended();
-                }
-                // Somebody flipped in this moment: the drain is void.
-                Err(error) => tracing::info!("{name}: {error}"),
-            }
         }
     }
 

@@ -181,7 +181,10 @@ fn describe(name: &str, service: &Service) -> Vec<String> {
     }
     let duration = humantime::format_duration;
     lines.push(format!("{name} on_flip {}", service.on_flip.as_str()));
-    lines.push(format!("{name} drain {}", duration(service.drain)));
+    let drain = service.drain;
+    lines.push(format!("{name} drain {}", duration(drain.deadline)));
+    lines.push(format!("{name} drain_end {}", drain.end.as_str()));
+    lines.push(format!("{name} reset_over {}", duration(drain.reset_over)));
     lines.push(format!(
         "{name} udp_idle {}",
         duration(service.plan.udp_idle)

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bg_common::{
     flow::FlowTable,
-    service::{Colour, ColourStats},
+    service::{Colour, ColourStats, CutoverWord},
 };
 
 use super::Daemon;
@@ -14,10 +14,34 @@ use crate::{
         InterfaceStatus, Kind, Refusal, SCHEMA, ServiceStatus, Status,
     },
     config::Service,
+    datapath::FlowRecord,
+    drain::Drain,
     plan::{BackendPlan, ListenerPlan, ServicePlan},
+    switch::percent,
 };
 
-type Counts = BTreeMap<(u32, Colour, Option<std::net::IpAddr>), u64>;
+type Counts = BTreeMap<(u32, Colour, Option<std::net::IpAddr>), Count>;
+
+/// Live flows.
+#[derive(Default)]
+struct Count {
+    all: u64,
+    /// Born before the last flip, and not reset yet.
+    draining: u64,
+    /// Reset with their next packet.
+    resetting: u64,
+}
+
+impl Count {
+    fn add(&mut self, flow: &FlowRecord, word: CutoverWord) {
+        self.all += 1;
+        if word.resets(flow.colour_spread, flow.generation) {
+            self.resetting += 1;
+        } else if word.is_old(flow.colour, flow.generation) {
+            self.draining += 1;
+        }
+    }
+}
 
 impl Daemon {
     /// Blocks for as long as it takes to count the flows.
@@ -25,20 +49,24 @@ impl Daemon {
         let failed =
             |error: crate::datapath::Error| Refusal::new(Kind::Datapath, error.to_string());
         let config = self.config().clone();
+        let words: BTreeMap<u32, CutoverWord> = config
+            .services
+            .keys()
+            .filter_map(|name| Some((self.datapath.service_id(name)?, self.datapath.word(name)?)))
+            .collect();
         let mut counts = Counts::new();
         let mut entries = 0;
         self.datapath.flows(|flow| {
             entries += u64::from(flow.table == FlowTable::Established);
-            if flow.is_live() {
-                *counts
-                    .entry((flow.service, flow.colour, flow.backend))
-                    .or_default() += 1;
+            if let Some(word) = words.get(&flow.service).filter(|_| flow.is_live()) {
+                let key = (flow.service, flow.colour, flow.backend);
+                counts.entry(key).or_default().add(flow, *word);
             }
         });
         let services = config
             .services
             .values()
-            .map(|service| self.service_status(service, &counts))
+            .map(|service| self.service_status(service, &words, &counts))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let reasons = self.datapath.reasons().map_err(failed)?;
@@ -75,12 +103,13 @@ impl Daemon {
     fn service_status(
         &self,
         service: &Service,
+        words: &BTreeMap<u32, CutoverWord>,
         counts: &Counts,
     ) -> Result<ServiceStatus, crate::datapath::Error> {
         let name = &service.plan.name;
         let unknown = || crate::datapath::Error::UnknownService(name.clone());
-        let word = self.datapath.word(name).ok_or_else(unknown)?;
         let id = self.datapath.service_id(name).ok_or_else(unknown)?;
+        let word = *words.get(&id).ok_or_else(unknown)?;
         let stats = self.datapath.stats(name)?;
         let unresolved = self.datapath.unresolved();
         let state = self.state();
@@ -97,21 +126,26 @@ impl Daemon {
             let flows_of = |address| {
                 counts
                     .get(&(id, colour, Some(address)))
-                    .copied()
-                    .unwrap_or(0)
+                    .map_or(0, |count| count.all)
             };
             let of_colour = counts
                 .iter()
                 .filter(|((service, of, _), _)| (*service, *of) == (id, colour));
-            let draining = state.draining(name, word, colour);
+            let sum =
+                |part: fn(&Count) -> u64| of_colour.clone().map(|(_, count)| part(count)).sum();
+            let drain = state.draining(name, word, colour);
             let status = ColourStatus {
                 version: service.versions[colour as usize].clone(),
-                flows: of_colour.map(|(_, count)| count).sum(),
+                flows: sum(|count| count.all),
                 packets: forward_packets + return_packets,
                 bytes: forward_bytes + return_bytes,
                 new_flows,
                 resets,
-                draining_until: draining.map(crate::state::Drain::rfc3339),
+                draining_until: drain.and_then(Drain::until),
+                resets_until: drain.and_then(Drain::resets_until),
+                drain_end: drain.map(|drain| drain.end().as_str().to_owned()),
+                draining_flows: sum(|count| count.draining),
+                resetting_flows: sum(|count| count.resetting),
                 backends: service
                     .plan
                     .backends(colour)
@@ -131,7 +165,7 @@ impl Daemon {
             active: word.active().as_str().to_owned(),
             generation: word.generation(),
             state: "STEADY".to_owned(),
-            canary_percent: f64::from(word.canary()) / 655.36,
+            canary_percent: percent(word.canary()),
             listeners: service
                 .plan
                 .listeners
@@ -172,6 +206,14 @@ impl Daemon {
             .datapath
             .service_id(service)
             .ok_or_else(|| self.unknown(service))?;
+        let word = self
+            .datapath
+            .word(service)
+            .ok_or_else(|| self.unknown(service))?;
+        let drain = self
+            .state()
+            .draining(service, word, word.active().other())
+            .copied();
         let mut flows = Flows {
             schema: SCHEMA,
             total: 0,
@@ -190,6 +232,10 @@ impl Daemon {
             }
             flows.total += 1;
             if flows.flows.len() < limit {
+                let resetting = word.resets(flow.colour_spread, flow.generation);
+                let drains = !resetting && word.is_old(flow.colour, flow.generation);
+                let spread = flow.colour_spread >> 1;
+                let reset_at = drain.filter(|_| drains).and_then(|d| d.reset_at(spread));
                 flows.flows.push(FlowLine {
                     service: service.to_owned(),
                     client: flow.client.to_string(),
@@ -199,6 +245,8 @@ impl Daemon {
                     table: flow.table.as_str().to_owned(),
                     idle_ms: flow.idle.as_millis() as u64,
                     closing: flow.closing,
+                    reset_at,
+                    resetting,
                 });
             }
         });

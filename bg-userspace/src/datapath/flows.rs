@@ -30,6 +30,8 @@ pub struct FlowRecord {
     pub backend_id: u32,
     /// Generation it was born in.
     pub generation: u16,
+    /// Its [`bg_common::service::colour_spread`].
+    pub colour_spread: u8,
     /// The table it is in.
     pub table: FlowTable,
     /// Time since its last packet.
@@ -85,6 +87,7 @@ impl Datapath {
                     backend: backends.get(&flow.backend).map(address_of),
                     backend_id: flow.backend,
                     generation: flow.generation,
+                    colour_spread: flow.colour_spread,
                     table,
                     idle: Duration::from_nanos(tick_ns(now.saturating_sub(flow.seen))),
                     closing: flow.is_closing(),

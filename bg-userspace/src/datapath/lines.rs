@@ -59,7 +59,7 @@ fn read(words: &Words, at: usize) -> Option<(FlowKey, Flow)> {
     let client_hop = word(3);
     let ((backend, seen), (proof, service), (client_next, backend_next)) =
         (halves(4), halves(5), halves(6));
-    let [g, h, r, s, colour, from_client, from_backend, zero] = word(7).to_ne_bytes();
+    let [g, h, r, s, colour_spread, from_client, from_backend, zero] = word(7).to_ne_bytes();
     fence(Ordering::Acquire);
     if words.load(at + ID) as u32 != id as u32 {
         return None;
@@ -76,7 +76,7 @@ fn read(words: &Words, at: usize) -> Option<(FlowKey, Flow)> {
         backend_next,
         generation: u16::from_ne_bytes([g, h]),
         routed: u16::from_ne_bytes([r, s]),
-        colour,
+        colour_spread,
         from_client,
         from_backend,
         zero,

@@ -4,6 +4,87 @@
 
 use super::*;
 
+/// The end of a drain: what the word spares, and what it does not any more.
+pub(super) fn drain(world: &World, f: Family, cases: &mut Vec<Case>) {
+    let drain = flipped(world, false);
+    let ends = World {
+        word: drain.word.drained(64),
+        ..drain
+    };
+    let with = |table, spread: u64, generation| {
+        let mut world = ends.clone();
+        let flow = Flow {
+            colour_spread: colour_spread(Colour::Blue, spread),
+            generation,
+            ..Family::flow(&ends, f.blue)
+        };
+        f.add(&mut world, table, flow);
+        world
+    };
+    let to = Macs {
+        to: FROM_CLIENT.from,
+        from: FROM_CLIENT.to,
+    };
+    let segment = Frame::tcp(FROM_CLIENT, f.client, f.service, "A").bytes();
+    let forwarded = Frame::tcp(to_backend(f.blue), f.client, f.blue(), "A")
+        .hops(63)
+        .bytes();
+    for (name, spread, generation) in [
+        ("an old flow that is still spared stays (law 2)", 63, 0),
+        ("a canary's flow is no old one (law 2)", 127, 1),
+    ] {
+        cases.push(Case {
+            name,
+            world: with(FlowTable::Established, spread, generation),
+            frame: segment.clone(),
+            action: TO_BACKEND,
+            reason: Forwarded,
+            out: forwarded.clone(),
+            flow: None,
+        });
+    }
+    cases.push(Case {
+        name: "an old flow that is spared no longer is reset",
+        world: with(FlowTable::Established, 64, 0),
+        frame: segment,
+        action: Transmit,
+        reason: ResetClient,
+        out: Frame::tcp(to, f.service, f.client, "R")
+            .numbers(5000, 0)
+            .window(0)
+            .bytes(),
+        flow: None,
+    });
+    for (name, spread, backend, reason) in [
+        ("UDP that is still spared stays", 63, f.blue, Forwarded),
+        (
+            "UDP that is spared no longer takes the word's colour",
+            64,
+            f.green,
+            ForwardedNew,
+        ),
+    ] {
+        cases.push(Case {
+            name,
+            world: with(FlowTable::Udp, spread, 0),
+            frame: Frame::udp(FROM_CLIENT, f.client, f.udp)
+                .payload(b"who")
+                .bytes(),
+            action: TO_BACKEND,
+            reason,
+            out: Frame::udp(
+                to_backend(backend),
+                f.client,
+                Family::backend(backend, f.udp),
+            )
+            .payload(b"who")
+            .hops(63)
+            .bytes(),
+            flow: None,
+        });
+    }
+}
+
 pub(super) fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
     let mut was_cut = flipped(world, true);
     f.add(

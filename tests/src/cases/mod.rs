@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use bg_common::{
     flow::{Flow, FlowTable, bits},
     reason::Reason::{self, *},
-    service::{Backend, Colour, CutoverWord, NextHop, PoolWord},
+    service::{Backend, Colour, CutoverWord, NextHop, PoolWord, colour_spread},
 };
 use bg_ebpf::pipeline::Action::{self, Drop, Pass, Redirect, Transmit};
 
@@ -114,7 +114,7 @@ impl Family {
             seen: world.tick,
             routed: world.tick as u16,
             generation: world.word.generation(),
-            colour: (backend % 2) as u8,
+            colour_spread: (backend % 2) as u8,
             client_next: 1000,
             backend_next: 5000,
             ..Flow::default()
@@ -158,6 +158,7 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
         flow::back_tcp(&world, family, &mut cases);
         flow::left_over(&world, family, &mut cases);
         cut::cut(&world, family, &mut cases);
+        cut::drain(&world, family, &mut cases);
         flow::udp(&world, family, &mut cases);
         errors::errors(&world, family, &mut cases);
         limits::limits(&world, family, &mut cases);

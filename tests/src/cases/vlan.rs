@@ -374,7 +374,7 @@ fn claimed(world: &World, f: Family, cases: &mut Vec<Case>) {
         (
             "a SYN-ACK with a backend's address from another VLAN asks for no proof (law 7)",
             &QINQ[..],
-            (|flow| flow.state == 0) as fn(&Flow) -> bool,
+            (|flow| sides(flow) == (0, 0)) as fn(&Flow) -> bool,
         ),
         (
             "a SYN-ACK from the backend's VLAN is the proof that is asked for (law 7)",

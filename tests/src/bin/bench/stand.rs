@@ -337,7 +337,7 @@ fn flow(listener: Listener, backend: u32) -> Flow {
         seen: now,
         // The first packet back looks the route up.
         routed: (now as u16).wrapping_sub(u16::MAX / 2),
-        colour: Colour::Blue as u8,
+        colour_spread: Colour::Blue as u8,
         service: listener.service,
         ..Flow::default()
     }
