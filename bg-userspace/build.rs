@@ -40,6 +40,9 @@ fn main() -> Result<()> {
             linker_dir.join("bpf-linker"),
         );
         env::remove_var("RUSTUP_TOOLCHAIN");
+        // An object built incrementally is another one, and one that the kernel may
+        // refuse.
+        env::set_var("CARGO_INCREMENTAL", "0");
     }
 
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);

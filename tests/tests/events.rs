@@ -2,7 +2,7 @@
 //! are made again, servers move to other MAC addresses and routes, sizes change.
 //! Each under real traffic, which goes on, or goes on again, by itself.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, time::Duration};
 
 use bg_tests::{
     conversation::Conversation,
@@ -87,14 +87,13 @@ const BOTH: [fn(u16) -> SocketAddr; 2] = [listener, listener_v6];
 fn a_link_that_goes_down_and_comes_up_carries_its_flows_again() {
     let lab = lab();
     let client = lab.enter(Place::Client).unwrap();
-    for (side, place) in [("blue", Place::Blue), ("clients", Place::Client)] {
+    for (side, place, index) in [("blue", Place::Blue, 1), ("clients", Place::Client, 0)] {
         let mut old = BOTH.map(|to| Conversation::open(&client, to(8000)).unwrap());
         for conversation in &mut old {
             assert_eq!(conversation.ask().unwrap(), "blue");
         }
         // By the gateway's own hand, then by the far end's.
         for (place, link) in [(Place::Gateway, side), (place, "eth0")] {
-            let index = if side == "clients" { 0 } else { 1 };
             let running = || lab.status().unwrap()["interfaces"][index]["running"].clone();
             lab.ip(place, &format!("link set {link} down")).unwrap();
             until("the daemon noticed", || running() == false);
@@ -190,7 +189,7 @@ fn a_servers_neighbour_entry_is_kept_alive_under_traffic() {
         (listener(8000), Reuse::KeepAlive),
         (listener_v6(8000), Reuse::Never),
     ];
-    let load = Load::start(client, clients, std::time::Duration::from_millis(5));
+    let load = Load::start(client, clients, Duration::from_millis(5));
     for server in [SERVERS[0][0], SERVERS[0][2]] {
         for _ in 0..3 {
             until("it ages", || neighbour(&lab, server).0 != "REACHABLE");

@@ -39,7 +39,7 @@ impl Detach {
         let paths = Paths::load(&common.config)?;
         let mut state = State::load(&paths.state_dir);
         let Removed { addresses, pins } = datapath::detach(&paths.bpffs, &state.announced)?;
-        if !pins.is_empty() {
+        if !pins.is_empty() || !addresses.is_empty() {
             let detail = format!("{} pins removed, nothing is forwarded", pins.len());
             let entry = Entry {
                 why: self.message,

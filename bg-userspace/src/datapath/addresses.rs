@@ -53,14 +53,11 @@ pub struct Ours {
 
 impl Ours {
     /// Those of these names that are there.
-    pub fn new(attached: &[String], left: &[String]) -> Self {
-        let there = |names: &[String]| {
-            let index = |name: &String| Some((if_nametoindex(name.as_str()).ok()?, name.clone()));
-            names.iter().filter_map(index).collect()
-        };
+    pub fn new<'a>(attached: &'a [String], left: impl IntoIterator<Item = &'a String>) -> Self {
+        let there = |name: &String| Some((if_nametoindex(name.as_str()).ok()?, name.clone()));
         Self {
-            attached: there(attached),
-            left: there(left),
+            attached: attached.iter().filter_map(there).collect(),
+            left: left.into_iter().filter_map(there).collect(),
         }
     }
 

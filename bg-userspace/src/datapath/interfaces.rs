@@ -83,19 +83,8 @@ impl Interfaces {
             }));
         }
         attach::fill_vlans(&mut slots, &vlans)?;
-        let before = self.statuses();
-        for status in statuses.iter().filter(|status| !before.contains(status)) {
-            match status.program_id {
-                0 => tracing::error!(
-                    "interface {} is gone: nothing is forwarded there",
-                    status.name
-                ),
-                id => tracing::warn!(
-                    "interface {} came again: it runs XDP in {} mode, program {id}",
-                    status.name,
-                    status.mode
-                ),
-            }
+        for (before, now) in self.statuses().iter().zip(&statuses) {
+            tell_of_change(before, now);
         }
         *self.statuses.lock().unwrap_or_else(PoisonError::into_inner) = statuses;
         Ok(())
@@ -116,6 +105,24 @@ impl Interfaces {
         let program = program_of(&mut ebpf)?;
         attach::again(program, name, self.settings.mode, &inner.pins)?;
         let link = attach::link(name)?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
-        Ok(InterfaceStatus::of(name, &link))
+        let status = InterfaceStatus::of(name, &link);
+        tracing::warn!(
+            "interface {name} came again: it runs XDP in {} mode, program {}",
+            status.mode,
+            status.program_id
+        );
+        Ok(status)
+    }
+}
+
+/// Logs what became of an interface.
+fn tell_of_change(before: &InterfaceStatus, now: &InterfaceStatus) {
+    let name = &now.name;
+    match (before.program_id, now.program_id) {
+        (0, 0) => {}
+        (_, 0) => tracing::error!("interface {name} is gone: nothing is forwarded there"),
+        _ if before.running == now.running => {}
+        _ if now.running => tracing::info!("interface {name} is up"),
+        _ => tracing::warn!("interface {name} is down: nothing passes there"),
     }
 }

@@ -189,7 +189,10 @@ impl Datapath {
         };
         pins.make()?;
         let announcer = Announcer::default();
-        let ours = Ours::new(&settings.interfaces, &pins.links());
+        let ours = Ours::new(
+            &settings.interfaces,
+            pins.links().iter().chain(noted.values()),
+        );
         let started = netlink::block_on(|| async {
             addresses::prepare(&Requests::open()?, &ours, &plan.announced(), noted).await
         })
@@ -456,7 +459,7 @@ pub struct Detached {
 /// then links, program, maps, of all layouts.
 pub fn detach(bpffs: &Path, noted: &Noted) -> Result<Detached, Error> {
     let lock = lock(bpffs)?;
-    let ours = Ours::new(&[], &lock.pins().links());
+    let ours = Ours::new(&[], lock.pins().links().iter().chain(noted.values()));
     let addresses = netlink::block_on(|| async {
         addresses::remove_all(&Requests::open()?, &ours, noted).await
     })?;
