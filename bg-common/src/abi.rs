@@ -1,9 +1,9 @@
 //! Names, capacities and sizes that the object and the daemon agree on.
 
 use crate::{
-    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6},
     port::Port,
-    service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Flow, Fragment, Interface, Listener, ReturnPath},
 };
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
@@ -52,6 +52,10 @@ pub mod map {
     pub const UDP_V4: &str = "UDP_V4";
     /// LRU hash like [`FLOWS_V6`]: UDP.
     pub const UDP_V6: &str = "UDP_V6";
+    /// LRU hash: [`crate::key::FragmentKeyV4`] to [`crate::service::Fragment`].
+    pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
+    /// LRU hash: [`crate::key::FragmentKeyV6`] to [`crate::service::Fragment`].
+    pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Per-CPU array of u64; index: [`crate::reason::Reason`].
     pub const REASONS: &str = "REASONS";
     /// Per-CPU array of [`crate::service::ColourStats`]; index: service * 2 + colour.
@@ -81,6 +85,8 @@ pub mod map {
         HALF_OPEN_V6,
         UDP_V4,
         UDP_V6,
+        FRAGMENTS_V4,
+        FRAGMENTS_V6,
         REASONS,
         STATS,
     ];
@@ -111,6 +117,8 @@ pub mod capacity {
     pub const FLOWS: usize = 1_000_000;
     /// TCP flows without proof, per address family.
     pub const HALF_OPEN: usize = 131_072;
+    /// Packets in fragments, on their way at one time, per address family.
+    pub const FRAGMENTS: usize = 16_384;
     /// UDP flows per address family.
     pub const UDP: usize = 131_072;
 }
@@ -124,6 +132,10 @@ pub const fn ticks(ns: u64) -> u32 {
     ticks.saturating_add(1)
 }
 
+/// Later fragments follow their first one for so long, in ticks: 30 seconds, as long
+/// as Linux keeps what it cannot put together.
+pub const FRAGMENT_TICKS: u32 = ticks(30_000_000_000);
+
 /// Nanoseconds in `ticks`.
 pub const fn tick_ns(ticks: u32) -> u64 {
     (ticks as u64) << TICK_SHIFT
@@ -133,6 +145,8 @@ const _: () = {
     assert!(size_of::<EndpointV4>() == 8 && size_of::<EndpointV6>() == 20);
     assert!(size_of::<FlowKeyV4>() == 8 && size_of::<FlowKeyV6>() == 20);
     assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<FragmentKeyV4>() == 24 && size_of::<FragmentKeyV6>() == 48);
+    assert!(size_of::<Fragment>() == 40);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
     assert!(size_of::<Listener>() == 12);
@@ -143,8 +157,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, ColourStats, EndpointV4, EndpointV6, Flow, FlowKeyV4, FlowKeyV6, Interface,
-        Listener, Port, ReturnPath,
+        Backend, ColourStats, EndpointV4, EndpointV6, Flow, FlowKeyV4, FlowKeyV6, Fragment,
+        FragmentKeyV4, FragmentKeyV6, Interface, Listener, Port, ReturnPath,
     };
 
     macro_rules! pod {
@@ -162,6 +176,9 @@ mod pod {
         Flow,
         FlowKeyV4,
         FlowKeyV6,
+        Fragment,
+        FragmentKeyV4,
+        FragmentKeyV6,
         Interface,
         Listener,
         Port,

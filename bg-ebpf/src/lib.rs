@@ -8,6 +8,7 @@
 
 pub mod checksum;
 pub mod errors;
+mod fragments;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;

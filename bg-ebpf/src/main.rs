@@ -24,12 +24,12 @@ use aya_ebpf::{
 };
 use bg_common::{
     abi::{MAGLEV_ROW, TICK_SHIFT},
-    key::{Endpoint, FlowKey},
+    key::{Endpoint, FlowKey, FragmentKey},
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
-        PoolWord, ReturnPath,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Fragment, Interface, Listener,
+        NextHop, PoolWord, ReturnPath,
     },
 };
 use bg_ebpf::{
@@ -214,6 +214,19 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn plan(&self, fragment: Fragment) {
+        // SAFETY: this CPU's own value, and XDP is not preempted by XDP; no
+        // reference to it lives when it is written.
+        unsafe { (*self.scratch).plan = fragment }
+    }
+
+    #[inline(always)]
+    fn planned(&self) -> &Fragment {
+        // SAFETY: as in `plan`.
+        unsafe { &(*self.scratch).plan }
+    }
+
+    #[inline(always)]
     fn count(&self, reason: Reason) {
         if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
@@ -231,7 +244,7 @@ impl Tables for Kernel {
 }
 
 macro_rules! family {
-    ($address:ty, $segment:ident, $listeners:ident, $returns:ident, $flows:ident, $half_open:ident, $udp:ident, $af:ident, $place:expr) => {
+    ($address:ty, $segment:ident, $listeners:ident, $returns:ident, $flows:ident, $half_open:ident, $udp:ident, $fragments:ident, $af:ident, $place:expr) => {
         impl FamilyTables<$address> for Kernel {
             #[inline(always)]
             fn keep(&self, segment: Segment<$address>) {
@@ -283,6 +296,18 @@ macro_rules! family {
                     FlowTable::Udp => maps::$udp.insert(key, flow, 0),
                 }
                 .is_ok()
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<&Fragment> {
+                // SAFETY: entries are written whole before they are to be found.
+                unsafe { maps::$fragments.get(key) }
+            }
+
+            #[inline(always)]
+            fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
+                // What finds no place is a fragment that passes, and counts as one.
+                let _ = maps::$fragments.insert(key, fragment, 0);
             }
 
             // A function of its own, with a stack of its own: the query is large,
@@ -349,6 +374,7 @@ family!(
     FLOWS_V4,
     HALF_OPEN_V4,
     UDP_V4,
+    FRAGMENTS_V4,
     AF_INET,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 4]| {
         query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(from.as_chunks().0[0]);
@@ -363,6 +389,7 @@ family!(
     FLOWS_V6,
     HALF_OPEN_V6,
     UDP_V6,
+    FRAGMENTS_V6,
     AF_INET6,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 16]| {
         query.__bindgen_anon_3.ipv6_src = words(from);

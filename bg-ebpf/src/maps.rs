@@ -9,10 +9,10 @@ use aya_ebpf::{
 };
 use bg_common::{
     abi::{MaglevRow, capacity},
-    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6},
+    key::{EndpointV4, EndpointV6, FlowKeyV4, FlowKeyV6, FragmentKeyV4, FragmentKeyV6},
     port::Port,
     reason::REASONS as REASON_COUNT,
-    service::{Backend, ColourStats, Flow, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Flow, Fragment, Interface, Listener, ReturnPath},
 };
 use bg_ebpf::tables::Scratch;
 
@@ -57,6 +57,13 @@ pub static HALF_OPEN_V6: LruHashMap<FlowKeyV6, Flow, { capacity::HALF_OPEN }> = 
 pub static UDP_V4: LruHashMap<FlowKeyV4, Flow, { capacity::UDP }> = LruHashMap::new();
 #[btf_map]
 pub static UDP_V6: LruHashMap<FlowKeyV6, Flow, { capacity::UDP }> = LruHashMap::new();
+
+#[btf_map]
+pub static FRAGMENTS_V4: LruHashMap<FragmentKeyV4, Fragment, { capacity::FRAGMENTS }> =
+    LruHashMap::new();
+#[btf_map]
+pub static FRAGMENTS_V6: LruHashMap<FragmentKeyV6, Fragment, { capacity::FRAGMENTS }> =
+    LruHashMap::new();
 
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

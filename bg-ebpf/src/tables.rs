@@ -3,13 +3,13 @@
 use core::{cell::Cell, mem::offset_of};
 
 use bg_common::{
-    key::{Endpoint, FlowKey},
+    key::{Endpoint, FlowKey, FragmentKey},
     maglev::mix,
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
-        PoolWord, ReturnPath,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Fragment, Interface, Listener,
+        NextHop, PoolWord, ReturnPath,
     },
 };
 
@@ -23,6 +23,8 @@ pub struct Scratch {
     pub tags: Tags,
     /// The VLAN that they name.
     pub vlan: Tags,
+    /// What later fragments will do, where it is a first one.
+    pub plan: Fragment,
     /// What an IPv4 packet says.
     pub v4: Segment<[u8; 4]>,
     /// What an IPv6 packet says.
@@ -51,6 +53,10 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn tick(&self) -> u32;
     /// The precise clock, `CLOCK_MONOTONIC` nanoseconds.
     fn now_ns(&self) -> u64;
+    /// Notes what later fragments of this packet will do.
+    fn plan(&self, fragment: Fragment);
+    /// What was noted.
+    fn planned(&self) -> &Fragment;
     /// Counts a verdict.
     fn count(&self, reason: Reason);
     /// Adds to the service's statistics of a colour.
@@ -72,6 +78,10 @@ pub trait FamilyTables<A> {
     /// Remembers a flow, in place of an older one of the same key; false when
     /// the table is full.
     fn remember(&self, table: FlowTable, key: &FlowKey<A>, flow: &FlowCell) -> bool;
+    /// What becomes of a packet's later fragments.
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<&Fragment>;
+    /// Remembers that.
+    fn remember_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
     /// The next hop of a packet `from` the service address (as in
     /// [`ReturnPath::address`]) `to` a client, as the host's routes and
     /// neighbours have it; `NONE` when they do not. `device` is the one that the

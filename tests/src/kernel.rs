@@ -20,7 +20,7 @@ use nix::{
     time::{ClockId, clock_gettime},
 };
 
-use crate::world::{Flows, World};
+use crate::world::{Flows, Fragments, World};
 
 /// Runs `work` on a thread of its own in a new network namespace, which is gone
 /// when it returns.
@@ -150,6 +150,8 @@ impl Kernel {
         fill(ebpf, map::LISTENERS_V6, &world.listeners_v6)?;
         fill(ebpf, map::RETURNS_V4, &world.returns_v4)?;
         fill(ebpf, map::RETURNS_V6, &world.returns_v6)?;
+        fill(ebpf, map::FRAGMENTS_V4, &world.fragments_v4)?;
+        fill(ebpf, map::FRAGMENTS_V6, &world.fragments_v6)?;
         for (table, name) in TABLES_V4 {
             fill(ebpf, name, &of_table(&world.flows_v4, table))?;
         }
@@ -198,6 +200,13 @@ impl Kernel {
     /// The IPv6 flows, as the maps have them.
     pub fn flows_v6(&mut self) -> Result<Flows<[u8; 16]>> {
         self.flows(&TABLES_V6)
+    }
+
+    /// What became of first fragments, as the maps of both families have it.
+    pub fn fragments(&mut self) -> Result<(Fragments<[u8; 4]>, Fragments<[u8; 16]>)> {
+        let v4 = entries(&mut self.ebpf, map::FRAGMENTS_V4)?;
+        let v6 = entries(&mut self.ebpf, map::FRAGMENTS_V6)?;
+        Ok((v4, v6))
     }
 
     fn flows<A: Copy + Eq + Hash>(&mut self, tables: &[(FlowTable, &str)]) -> Result<Flows<A>>
@@ -263,6 +272,11 @@ fn fill<K: Pod + Eq + Hash, V: Pod>(
         table.insert(key, value, 0)?;
     }
     Ok(())
+}
+
+fn entries<K: Pod + Eq + Hash, V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Map<K, V>> {
+    let table: HashMap<_, K, V> = map_of(ebpf, name)?;
+    Ok(table.iter().collect::<Result<_, _>>()?)
 }
 
 fn map_of<'a, M>(ebpf: &'a mut Ebpf, name: &str) -> Result<M>

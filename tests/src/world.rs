@@ -9,12 +9,12 @@ use std::{
 };
 
 use bg_common::{
-    key::{Endpoint, EndpointV4, EndpointV6, FlowKey, FlowKeyV4, FlowKeyV6, TCP, UDP},
+    key::{Endpoint, EndpointV4, EndpointV6, FlowKey, FlowKeyV4, FlowKeyV6, FragmentKey, TCP, UDP},
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Interface, Listener, NextHop,
-        PoolWord, ReturnPath,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Flow, Fragment, Interface, Listener,
+        NextHop, PoolWord, ReturnPath,
     },
 };
 use bg_ebpf::{
@@ -73,6 +73,9 @@ pub const fn from_backend(id: u32) -> Macs {
 /// Flows of one address family, in all three tables.
 pub type Flows<A> = HashMap<(FlowTable, FlowKey<A>), Flow>;
 
+/// What became of first fragments of one address family.
+pub type Fragments<A> = HashMap<FragmentKey<A>, Fragment>;
+
 /// One service with two colours of one backend per address family, one of them
 /// on a port of its own, and two interfaces. Cases change it before they run.
 #[derive(Clone, Debug)]
@@ -97,6 +100,10 @@ pub struct World {
     pub flows_v4: Flows<[u8; 4]>,
     /// IPv6 flows.
     pub flows_v6: Flows<[u8; 16]>,
+    /// First fragments over IPv4.
+    pub fragments_v4: Fragments<[u8; 4]>,
+    /// First fragments over IPv6.
+    pub fragments_v6: Fragments<[u8; 16]>,
     /// Established flows that fit, per family.
     pub capacity: usize,
     /// Slot of the interface the packet comes in by.
@@ -159,6 +166,8 @@ impl World {
             returns_v6: HashMap::new(),
             flows_v4: HashMap::new(),
             flows_v6: HashMap::new(),
+            fragments_v4: HashMap::new(),
+            fragments_v6: HashMap::new(),
             capacity: 1000,
             ingress: CLIENTS,
             tick: 1_000_000,
@@ -250,15 +259,18 @@ impl World {
                 &self.listeners_v4,
                 &self.returns_v4,
                 &self.flows_v4,
+                &self.fragments_v4,
                 self.capacity,
             ),
             v6: FamilyTwin::new(
                 &self.listeners_v6,
                 &self.returns_v6,
                 &self.flows_v6,
+                &self.fragments_v6,
                 self.capacity,
             ),
             world: self,
+            plan: RefCell::new(leak(Fragment::default())),
             reasons: RefCell::new(Vec::new()),
         };
         let verdict = process(&mut buffer, &twin);
@@ -268,7 +280,13 @@ impl World {
             "one verdict, one reason (law 6)"
         );
         let (flows_v4, flows_v6) = (twin.v4.snapshot(), twin.v6.snapshot());
+        let fragments = (
+            twin.v4.fragments.take().into_iter(),
+            twin.v6.fragments.take().into_iter(),
+        );
         (self.flows_v4, self.flows_v6) = (flows_v4, flows_v6);
+        self.fragments_v4 = fragments.0.map(|(key, f)| (key, *f)).collect();
+        self.fragments_v6 = fragments.1.map(|(key, f)| (key, *f)).collect();
         (verdict, buffer.bytes)
     }
 }
@@ -360,6 +378,7 @@ struct Twin<'a> {
     world: &'a World,
     v4: FamilyTwin<'a, [u8; 4]>,
     v6: FamilyTwin<'a, [u8; 16]>,
+    plan: RefCell<&'static Fragment>,
     reasons: RefCell<Vec<Reason>>,
 }
 
@@ -369,6 +388,7 @@ struct FamilyTwin<'a, A> {
     /// Entries are leaked: like the kernel's, they outlive their removal while
     /// a packet holds them.
     flows: RefCell<HashMap<(FlowTable, FlowKey<A>), &'static FlowCell>>,
+    fragments: RefCell<HashMap<FragmentKey<A>, &'static Fragment>>,
     capacity: usize,
     kept: OnceCell<Segment<A>>,
 }
@@ -378,16 +398,22 @@ impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
         listeners: &'a HashMap<Endpoint<A>, Listener>,
         returns: &'a HashMap<Endpoint<A>, ReturnPath>,
         flows: &Flows<A>,
+        fragments: &Fragments<A>,
         capacity: usize,
     ) -> Self {
         let flows = flows
             .iter()
             .map(|(key, flow)| (*key, leak(FlowCell::from(*flow))))
             .collect();
+        let fragments = fragments
+            .iter()
+            .map(|(key, fragment)| (*key, leak(*fragment)))
+            .collect();
         Self {
             listeners,
             returns,
             flows: RefCell::new(flows),
+            fragments: RefCell::new(fragments),
             capacity,
             kept: OnceCell::new(),
         }
@@ -412,8 +438,8 @@ impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
     }
 }
 
-fn leak(cell: FlowCell) -> &'static FlowCell {
-    Box::leak(Box::new(cell))
+fn leak<T>(entry: T) -> &'static T {
+    Box::leak(Box::new(entry))
 }
 
 fn copy(cell: &FlowCell) -> Flow {
@@ -475,6 +501,14 @@ impl Tables for Twin<'_> {
         bg_common::abi::tick_ns(self.world.tick)
     }
 
+    fn plan(&self, fragment: Fragment) {
+        self.plan.replace(leak(fragment));
+    }
+
+    fn planned(&self) -> &Fragment {
+        *self.plan.borrow()
+    }
+
     fn count(&self, reason: Reason) {
         self.reasons.borrow_mut().push(reason);
     }
@@ -510,6 +544,15 @@ macro_rules! family {
 
             fn remember(&self, table: FlowTable, key: &FlowKey<$address>, flow: &FlowCell) -> bool {
                 self.$field.remember(table, key, flow)
+            }
+
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<&Fragment> {
+                self.$field.fragments.borrow().get(key).copied()
+            }
+
+            fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
+                let mut fragments = self.$field.fragments.borrow_mut();
+                fragments.insert(*key, leak(*fragment));
             }
 
             fn route(&self, _from: &[u8; 16], _to: &$address, _device: u32) -> NextHop {
