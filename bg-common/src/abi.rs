@@ -2,9 +2,9 @@
 
 use crate::{
     flow::{Flow, Line, TableShape},
-    key::{EndpointV4, EndpointV6},
+    key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
     port::Port,
-    service::{Backend, ColourStats, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
 };
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
@@ -52,6 +52,10 @@ pub mod map {
     /// Array of a spin lock and a count of changes (4 bytes each); index:
     /// [`crate::flow::FlowTable`] times [`crate::flow::REGIONS`] plus region.
     pub const REGIONS: &str = "REGIONS";
+    /// LRU hash: [`crate::key::FragmentKeyV4`] to [`crate::service::Fragment`].
+    pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
+    /// LRU hash: [`crate::key::FragmentKeyV6`] to [`crate::service::Fragment`].
+    pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Per-CPU array of u64; index: [`crate::reason::Reason`].
     pub const REASONS: &str = "REASONS";
     /// Per-CPU array of [`crate::service::ColourStats`]; index: service * 2 + colour.
@@ -89,6 +93,8 @@ pub mod map {
         UDP,
         SHAPES,
         REGIONS,
+        FRAGMENTS_V4,
+        FRAGMENTS_V6,
         REASONS,
         STATS,
     ];
@@ -121,6 +127,8 @@ pub mod capacity {
     pub const HALF_OPEN: usize = 262_144;
     /// UDP flows.
     pub const UDP: usize = 262_144;
+    /// Packets in fragments, on their way at one time, per address family.
+    pub const FRAGMENTS: usize = 16_384;
 }
 
 /// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC_COARSE`: 32 bits last 9 years.
@@ -132,6 +140,10 @@ pub const fn ticks(ns: u64) -> u32 {
     ticks.saturating_add(1)
 }
 
+/// Later fragments follow their first one for so long, in ticks: 30 seconds, as long
+/// as Linux keeps what it cannot put together.
+pub const FRAGMENT_TICKS: u32 = ticks(30_000_000_000);
+
 /// Nanoseconds in `ticks`.
 pub const fn tick_ns(ticks: u32) -> u64 {
     (ticks as u64) << TICK_SHIFT
@@ -141,6 +153,8 @@ const _: () = {
     assert!(size_of::<EndpointV4>() == 8 && size_of::<EndpointV6>() == 20);
     assert!(size_of::<Flow>() == 40 && size_of::<Line>() == 64);
     assert!(size_of::<TableShape>() == 16);
+    assert!(size_of::<FragmentKeyV4>() == 24 && size_of::<FragmentKeyV6>() == 48);
+    assert!(size_of::<Fragment>() == 40);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
     assert!(size_of::<Listener>() == 12);
@@ -151,8 +165,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, ColourStats, EndpointV4, EndpointV6, Interface, Listener, Port, ReturnPath,
-        TableShape,
+        Backend, ColourStats, EndpointV4, EndpointV6, Fragment, FragmentKeyV4, FragmentKeyV6,
+        Interface, Listener, Port, ReturnPath, TableShape,
     };
 
     macro_rules! pod {
@@ -167,6 +181,9 @@ mod pod {
         ColourStats,
         EndpointV4,
         EndpointV6,
+        Fragment,
+        FragmentKeyV4,
+        FragmentKeyV6,
         Interface,
         Listener,
         Port,

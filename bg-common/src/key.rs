@@ -1,5 +1,7 @@
 //! Keys of the lookup tables: endpoints, of one address family each.
 
+use crate::port::Tags;
+
 /// IANA protocol number of TCP.
 pub const TCP: u8 = 6;
 /// IANA protocol number of UDP.
@@ -34,6 +36,29 @@ impl<A> Endpoint<A> {
     }
 }
 
+/// Key of a packet in fragments: what all of them have in common.
+///
+/// 24 bytes for IPv4, 48 for IPv6. The interface is no part of it: fragments of one
+/// packet may come by different ways.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FragmentKey<A> {
+    /// The VLAN that they came by.
+    pub vlan: Tags,
+    /// The packet's identification.
+    pub identification: u32,
+    /// IPv4: the protocol. IPv6: 0 (RFC 8200, section 4.5).
+    pub protocol: u32,
+    /// Where the packet comes from, network byte order.
+    pub source: A,
+    /// Where it goes, network byte order.
+    pub destination: A,
+}
+
+/// [`FragmentKey`] over IPv4.
+pub type FragmentKeyV4 = FragmentKey<[u8; 4]>;
+/// [`FragmentKey`] over IPv6.
+pub type FragmentKeyV6 = FragmentKey<[u8; 16]>;
 /// [`Endpoint`] over IPv4.
 pub type EndpointV4 = Endpoint<[u8; 4]>;
 /// [`Endpoint`] over IPv6.

@@ -68,7 +68,7 @@ reasons! {
     BadHeader = "bad_header",
     /// Three VLAN tags, or a VLAN that the host has no device for: untouched, to the stack.
     Vlan = "vlan",
-    /// IP fragment: untouched, to the stack.
+    /// IP fragment whose first one is not known, or that may hide a header: untouched, to the stack.
     Fragment = "fragment",
     /// IPv6 extension header that cannot be walked over: untouched, to the stack.
     ExtensionHeader = "extension_header",
@@ -88,6 +88,12 @@ reasons! {
     TooBig = "too_big",
     /// The chosen colour has no backend for this address family: dropped.
     NoBackend = "no_backend",
+    /// Later fragment of a client's packet, sent where the first one went.
+    ForwardedFragment = "forwarded_fragment",
+    /// Later fragment of a backend's packet, sent where the first one went.
+    ReturnedFragment = "returned_fragment",
+    /// Later fragment of a packet whose first one was not sent on, or too large for the way out: dropped.
+    FragmentDropped = "fragment_dropped",
     /// The tables contradict each other (a bug, or a change in mid-air): dropped.
     Inconsistent = "inconsistent",
 }

@@ -388,6 +388,36 @@ impl PoolWord {
     }
 }
 
+/// What became of a packet's first fragment, and becomes of the later ones. 40 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Fragment {
+    /// [`NextHop`] word; where it is not resolved the stack takes the fragments.
+    pub next_hop: u64,
+    /// What the rewritten end becomes; IPv4 in the first four bytes, rest zero.
+    pub address: [u8; 16],
+    /// When the first fragment came, in [ticks](crate::abi::TICK_SHIFT).
+    pub seen: u32,
+    /// Service id.
+    pub service: u32,
+    /// [`Colour`] as a bit.
+    pub colour: u32,
+    /// `way::*`.
+    pub way: u32,
+}
+
+/// Values of [`Fragment::way`].
+pub mod way {
+    /// Nowhere.
+    pub const NOWHERE: u32 = 0;
+    /// Nowhere: the flow was cut.
+    pub const CUT: u32 = 1;
+    /// To a backend: the destination is rewritten.
+    pub const FORWARD: u32 = 2;
+    /// To a client: the source is rewritten.
+    pub const BACK: u32 = 3;
+}
+
 /// Per service and colour, per CPU. Index: `service * 2 + colour`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -9,6 +9,7 @@
 pub mod checksum;
 pub mod errors;
 pub mod flows;
+mod fragments;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;

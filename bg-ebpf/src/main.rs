@@ -26,12 +26,12 @@ use aya_ebpf::{
 use bg_common::{
     abi::{MAGLEV_ROW, TICK_SHIFT},
     flow::{FlowKey, FlowTable},
-    key::Endpoint,
+    key::{Endpoint, FragmentKey},
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
-        PoolWord, ReturnPath,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
+        NextHop, PoolWord, ReturnPath,
     },
 };
 use bg_ebpf::{
@@ -237,6 +237,19 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn plan(&self, fragment: Fragment) {
+        // SAFETY: this CPU's own value, and XDP is not preempted by XDP; no
+        // reference to it lives when it is written.
+        unsafe { (*self.scratch).plan = fragment }
+    }
+
+    #[inline(always)]
+    fn planned(&self) -> &Fragment {
+        // SAFETY: as in `plan`.
+        unsafe { &(*self.scratch).plan }
+    }
+
+    #[inline(always)]
     fn count(&self, reason: Reason) {
         if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
@@ -254,7 +267,7 @@ impl Tables for Kernel {
 }
 
 macro_rules! family {
-    ($address:ty, $segment:ident, $listeners:ident, $returns:ident, $af:ident, $place:expr) => {
+    ($address:ty, $segment:ident, $listeners:ident, $returns:ident, $fragments:ident, $af:ident, $place:expr) => {
         impl FamilyTables<$address> for Kernel {
             #[inline(always)]
             fn keep(&self, segment: Segment<$address>) {
@@ -280,6 +293,18 @@ macro_rules! family {
             fn return_path(&self, from: &Endpoint<$address>) -> Option<&ReturnPath> {
                 // SAFETY: as in `listener`.
                 unsafe { maps::$returns.get(from) }
+            }
+
+            #[inline(always)]
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<&Fragment> {
+                // SAFETY: entries are written whole before they are to be found.
+                unsafe { maps::$fragments.get(key) }
+            }
+
+            #[inline(always)]
+            fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
+                // What finds no place is a fragment that passes, and counts as one.
+                let _ = maps::$fragments.insert(key, fragment, 0);
             }
 
             // A function of its own, with a stack of its own: the query is large,
@@ -343,6 +368,7 @@ family!(
     v4,
     LISTENERS_V4,
     RETURNS_V4,
+    FRAGMENTS_V4,
     AF_INET,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 4]| {
         query.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(from.as_chunks().0[0]);
@@ -354,6 +380,7 @@ family!(
     v6,
     LISTENERS_V6,
     RETURNS_V6,
+    FRAGMENTS_V6,
     AF_INET6,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 16]| {
         query.__bindgen_anon_3.ipv6_src = words(from);

@@ -4,16 +4,16 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, bpf_spin_lock},
-    btf_maps::{Array, DevMap, HashMap, PerCpuArray},
+    btf_maps::{Array, DevMap, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use bg_common::{
     abi::{MaglevRow, capacity},
     flow::{Bucket, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
-    key::{EndpointV4, EndpointV6},
+    key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
     port::Port,
     reason::REASONS as REASON_COUNT,
-    service::{Backend, ColourStats, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
 };
 use bg_ebpf::tables::Scratch;
 
@@ -67,6 +67,13 @@ pub static UDP: Array<Bucket, { buckets(capacity::UDP) }, MMAPABLE> = Array::new
 pub static SHAPES: Array<TableShape, TABLES> = Array::new();
 #[btf_map]
 pub static REGIONS: Array<Region, { TABLES * REGION_COUNT as usize }> = Array::new();
+
+#[btf_map]
+pub static FRAGMENTS_V4: LruHashMap<FragmentKeyV4, Fragment, { capacity::FRAGMENTS }> =
+    LruHashMap::new();
+#[btf_map]
+pub static FRAGMENTS_V6: LruHashMap<FragmentKeyV6, Fragment, { capacity::FRAGMENTS }> =
+    LruHashMap::new();
 
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();

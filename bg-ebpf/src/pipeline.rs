@@ -26,16 +26,17 @@ use bg_common::{
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord, ReturnPath,
-        colour_spread,
+        Colour, CutoverWord, FirstFlow, Fragment, Interface, Listener, NextHop, PoolWord,
+        ReturnPath, colour_spread, way,
     },
 };
 
 use crate::{
     errors,
     flows::{Bits as _, FlowCell},
+    fragments,
     packet::{ETHERNET, Ethernet, Packet, tcp_flag},
-    parse::{self, Segment},
+    parse::{self, Segment, part},
     resets,
     rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
@@ -114,6 +115,21 @@ impl Exit {
         }
     }
 
+    /// True when the packet goes to the stack as it came.
+    #[inline(always)]
+    pub(crate) const fn is_untouched(self) -> bool {
+        self.way() == Self::PASS && !self.is_sent()
+    }
+
+    /// True when the packet was one of a cut flow.
+    #[inline(always)]
+    pub(crate) const fn is_cut(self) -> bool {
+        let reason = self.reason();
+        reason == Reason::ResetClient as u32
+            || reason == Reason::ResetBackend as u32
+            || reason == Reason::CutDropped as u32
+    }
+
     /// True when the packet ends here.
     #[inline(always)]
     pub(crate) const fn is_drop(self) -> bool {
@@ -122,7 +138,7 @@ impl Exit {
 
     /// True when the packet is on its way to the other end, by us or by the stack.
     #[inline(always)]
-    const fn is_sent(self) -> bool {
+    pub(crate) const fn is_sent(self) -> bool {
         self.slot().is_some() || self.reason() == Reason::ForwardedByStack as u32
     }
 
@@ -222,12 +238,20 @@ fn family<P: Packet, T: Tables + FamilyTables<A>, A: Network>(packet: &mut P, ta
     if exit.0 != Exit::GO_ON.0 {
         return exit;
     }
-    let segment = tables.kept();
-    if segment.protocol == A::ICMP {
-        errors::translate::<P, T, A>(packet, tables, segment)
-    } else {
-        whose::<P, T, A>(packet, tables, segment)
+    let segment: &Segment<A> = tables.kept();
+    if segment.protocol == A::ICMP && segment.part == part::WHOLE {
+        return errors::translate::<P, T, A>(packet, tables, segment);
     }
+    match segment.part {
+        part::WHOLE => {}
+        part::FIRST => fragments::begin(tables),
+        _ => return fragments::follow(packet, tables, segment),
+    }
+    let exit = whose::<P, T, A>(packet, tables, segment);
+    if segment.part == part::FIRST {
+        return fragments::remember(packet, tables, segment, exit);
+    }
+    exit
 }
 
 /// Parses the packet, and keeps what it says.
@@ -346,6 +370,16 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             stats.forward_packets += 1;
             stats.forward_bytes += u64::from(segment.length);
         });
+        if segment.part == part::FIRST {
+            tables.plan(Fragment {
+                next_hop: backend.next_hop,
+                address: backend.address,
+                seen: now,
+                service: listener.service,
+                colour: colour as u32,
+                way: way::FORWARD,
+            });
+        }
     }
     exit
 }
@@ -703,6 +737,16 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             stats.return_packets += 1;
             stats.return_bytes += u64::from(segment.length);
         });
+        if segment.part == part::FIRST {
+            tables.plan(Fragment {
+                next_hop: hop.0,
+                address: path.address,
+                seen: now,
+                service: path.service,
+                colour: colour as u32,
+                way: way::BACK,
+            });
+        }
     }
     exit
 }

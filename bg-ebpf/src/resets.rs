@@ -8,7 +8,7 @@ use bg_common::{
 use crate::{
     flows::FlowCell,
     packet::{Ethernet, Packet, tcp_flag},
-    parse::Segment,
+    parse::{Segment, part},
     pipeline::{Exit, drop, leave, transmit},
     rewrite::{self, Network, Reset},
     tables::Tables,
@@ -40,6 +40,8 @@ fn turn_round<P: Packet, A: Network>(packet: &mut P, segment: &Segment<A>) -> bo
     let (us, them) = (ethernet.destination, ethernet.source);
     let (sequence, acknowledgement) = if segment.has(tcp_flag::ACK) {
         (segment.tcp.acknowledgement.to_be_bytes(), None)
+    } else if segment.part != part::WHOLE {
+        return false; // how long the segment is, its first fragment does not say
     } else {
         let next = segment.tcp.sequence.wrapping_add(segment.tcp.taken);
         ([0; 4], Some(next.to_be_bytes()))

@@ -87,6 +87,9 @@ pub trait Network: Address {
     /// True when routers may split the packet.
     fn may_fragment<P: Packet>(packet: &P) -> bool;
 
+    /// The protocol in the key of a packet's fragments.
+    fn fragments_of(protocol: u8) -> u32;
+
     /// The packet quoted at `at`, if it is TCP or UDP and shows the ports.
     fn quote<P: Packet>(packet: &P, at: usize) -> Option<Quote<Self>>;
 
@@ -179,6 +182,11 @@ impl Network for [u8; 4] {
     }
 
     #[inline(always)]
+    fn fragments_of(protocol: u8) -> u32 {
+        u32::from(protocol)
+    }
+
+    #[inline(always)]
     fn quote<P: Packet>(packet: &P, at: usize) -> Option<Quote<Self>> {
         let ip = packet.header::<Ipv4Hdr>(at)?;
         let header = usize::from(ip.vihl & 0xf) * 4;
@@ -266,16 +274,30 @@ impl Network for [u8; 16] {
     }
 
     #[inline(always)]
+    fn fragments_of(_protocol: u8) -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn quote<P: Packet>(packet: &P, at: usize) -> Option<Quote<Self>> {
         let ip = packet.header::<Ipv6Hdr>(at)?;
-        if ip.vcf[0] >> 4 != 6 || ip.next_hdr != TCP && ip.next_hdr != UDP {
+        let (mut protocol, mut transport) = (ip.next_hdr, at + Ipv6Hdr::LEN);
+        if protocol == parse::next_header::FRAGMENT {
+            let [next, _, high, low] = *packet.header::<[u8; 4]>(transport)?;
+            if u16::from_be_bytes([high, low]) >> 3 != 0 {
+                return None; // not the first one
+            }
+            protocol = next;
+            transport += 8;
+        }
+        if ip.vcf[0] >> 4 != 6 || protocol != TCP && protocol != UDP {
             return None;
         }
         Some(Quote {
             source: ip.src_addr,
             destination: ip.dst_addr,
-            protocol: ip.next_hdr,
-            transport: at + Ipv6Hdr::LEN,
+            protocol,
+            transport,
         })
     }
 

@@ -2,13 +2,13 @@
 
 use bg_common::{
     flow::{Flow, FlowKey, FlowTable},
-    key::Endpoint,
+    key::{Endpoint, FragmentKey},
     maglev::mix,
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
-        PoolWord, ReturnPath,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
+        NextHop, PoolWord, ReturnPath,
     },
 };
 
@@ -22,6 +22,8 @@ pub struct Scratch {
     pub tags: Tags,
     /// The VLAN that they name.
     pub vlan: Tags,
+    /// What later fragments will do, where it is a first one.
+    pub plan: Fragment,
     /// What an IPv4 packet says.
     pub v4: Segment<[u8; 4]>,
     /// What an IPv6 packet says.
@@ -65,6 +67,10 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     /// Remembers the pending flow under the key that was sought last, in place of
     /// an older one; false when there is no room.
     fn remember(&self, table: FlowTable) -> bool;
+    /// Notes what later fragments of this packet will do.
+    fn plan(&self, fragment: Fragment);
+    /// What was noted.
+    fn planned(&self) -> &Fragment;
     /// Counts a verdict.
     fn count(&self, reason: Reason);
     /// Adds to the service's statistics of a colour.
@@ -81,6 +87,10 @@ pub trait FamilyTables<A> {
     fn listener(&self, to: &Endpoint<A>) -> Option<Listener>;
     /// The way back for a packet from a backend endpoint.
     fn return_path(&self, from: &Endpoint<A>) -> Option<&ReturnPath>;
+    /// What becomes of a packet's later fragments.
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<&Fragment>;
+    /// Remembers that.
+    fn remember_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment);
     /// The next hop of a packet `from` the service address (as in
     /// [`ReturnPath::address`]) `to` a client, as the host's routes and
     /// neighbours have it; `NONE` when they do not. `device` is the one that the

@@ -263,6 +263,45 @@ pub fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
     [macs, &tags.concat(), rest].concat()
 }
 
+/// A frame's IP packet in fragments, `size` bytes of what the IP header carries in
+/// each but the last; a multiple of 8.
+///
+/// # Panics
+/// When the frame is no IP packet: a mistake in the test.
+pub fn fragments(frame: &[u8], size: usize) -> Vec<Vec<u8>> {
+    /// What fragments of one packet have in common.
+    const IDENTIFICATION: u16 = 0xb1e5;
+    let v4 = frame[12..14] == [8, 0];
+    let (headers, payload) = frame.split_at(if v4 { 34 } else { 54 });
+    let pieces: Vec<&[u8]> = payload.chunks(size).collect();
+    let mut at = 0;
+    let mut fragments = Vec::new();
+    for (index, piece) in pieces.iter().enumerate() {
+        let more = index + 1 < pieces.len();
+        let mut fragment = headers.to_vec();
+        if v4 {
+            let mut ip = Ipv4Header::from_slice(&headers[14..]).expect("IPv4").0;
+            ip.identification = IDENTIFICATION;
+            ip.more_fragments = more;
+            ip.fragment_offset = etherparse::IpFragOffset::try_new(at / 8).expect("an offset");
+            ip.set_payload_len(piece.len()).expect("a length");
+            ip.header_checksum = ip.calc_header_checksum();
+            fragment[14..].copy_from_slice(&ip.to_bytes());
+        } else {
+            let length = piece.len() as u16 + 8;
+            fragment[18..20].copy_from_slice(&length.to_be_bytes());
+            let [high, low] = (at | u16::from(more)).to_be_bytes();
+            let next = std::mem::replace(&mut fragment[20], 44);
+            fragment.extend([next, 0, high, low, 0, 0]);
+            fragment.extend(IDENTIFICATION.to_be_bytes());
+        }
+        fragment.extend(*piece);
+        fragments.push(fragment);
+        at += piece.len() as u16;
+    }
+    fragments
+}
+
 /// What is wrong with the checksums of a frame, as the library computes them;
 /// `None` when all are right or there are none.
 pub fn wrong_checksum(frame: &[u8]) -> Option<String> {

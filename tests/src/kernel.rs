@@ -20,7 +20,7 @@ use nix::{
 
 use crate::{
     flow_table::FlowTables,
-    world::{self, Flows, World},
+    world::{self, Flows, Fragments, World},
 };
 
 /// Runs `work` on a thread of its own in a new network namespace, which is gone
@@ -163,6 +163,8 @@ impl Kernel {
         fill(ebpf, map::LISTENERS_V6, &world.listeners_v6)?;
         fill(ebpf, map::RETURNS_V4, &world.returns_v4)?;
         fill(ebpf, map::RETURNS_V6, &world.returns_v6)?;
+        fill(ebpf, map::FRAGMENTS_V4, &world.fragments_v4)?;
+        fill(ebpf, map::FRAGMENTS_V6, &world.fragments_v6)?;
         let mut shapes: Array<_, TableShape> = map_of(ebpf, map::SHAPES)?;
         for (table, shape) in FlowTable::ALL.into_iter().zip(world.shapes()) {
             shapes.set(table as u32, shape, 0)?;
@@ -208,6 +210,13 @@ impl Kernel {
         world::flows(&self.tables)
     }
 
+    /// What became of first fragments, as the maps of both families have it.
+    pub fn fragments(&mut self) -> Result<(Fragments<[u8; 4]>, Fragments<[u8; 16]>)> {
+        let v4 = entries(&mut self.ebpf, map::FRAGMENTS_V4)?;
+        let v6 = entries(&mut self.ebpf, map::FRAGMENTS_V6)?;
+        Ok((v4, v6))
+    }
+
     fn reasons(&mut self) -> Result<Vec<u64>> {
         let counters: PerCpuArray<_, u64> = map_of(&mut self.ebpf, map::REASONS)?;
         Reason::ALL
@@ -237,6 +246,11 @@ fn fill<K: Pod + Eq + Hash, V: Pod>(
         table.insert(key, value, 0)?;
     }
     Ok(())
+}
+
+fn entries<K: Pod + Eq + Hash, V: Pod>(ebpf: &mut Ebpf, name: &str) -> Result<Map<K, V>> {
+    let table: HashMap<_, K, V> = map_of(ebpf, name)?;
+    Ok(table.iter().collect::<Result<_, _>>()?)
 }
 
 fn map_of<'a, M>(ebpf: &'a mut Ebpf, name: &str) -> Result<M>

@@ -4,17 +4,18 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
+    hash::Hash,
     net::SocketAddr,
 };
 
 use bg_common::{
     flow::{Flow, FlowKey, FlowTable, LINES, TableShape},
-    key::{Endpoint, EndpointV4, EndpointV6, TCP, UDP},
+    key::{Endpoint, EndpointV4, EndpointV6, FragmentKey, TCP, UDP},
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Interface, Listener, NextHop,
-        PoolWord, ReturnPath,
+        Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
+        NextHop, PoolWord, ReturnPath,
     },
 };
 use bg_ebpf::{
@@ -77,6 +78,9 @@ pub type Flows = HashMap<(FlowTable, FlowKey), Flow>;
 /// The idle time of the world's UDP listeners, in ticks.
 pub const UDP_IDLE: u32 = 450;
 
+/// What became of first fragments of one address family.
+pub type Fragments<A> = HashMap<FragmentKey<A>, Fragment>;
+
 /// One service with two colours of one backend per address family, one of them
 /// on a port of its own, and two interfaces. Cases change it before they run.
 #[derive(Clone, Debug)]
@@ -99,6 +103,10 @@ pub struct World {
     pub returns_v6: HashMap<EndpointV6, ReturnPath>,
     /// Remembered flows.
     pub flows: Flows,
+    /// First fragments over IPv4.
+    pub fragments_v4: Fragments<[u8; 4]>,
+    /// First fragments over IPv6.
+    pub fragments_v6: Fragments<[u8; 16]>,
     /// The established table is full of strangers.
     pub full: bool,
     /// Slot of the interface the packet comes in by.
@@ -160,6 +168,8 @@ impl World {
             returns_v4: HashMap::new(),
             returns_v6: HashMap::new(),
             flows: HashMap::new(),
+            fragments_v4: HashMap::new(),
+            fragments_v6: HashMap::new(),
             full: false,
             ingress: CLIENTS,
             tick: 1_000_000,
@@ -248,20 +258,13 @@ impl World {
             ingress: self.interfaces[self.ingress as usize].ifindex,
         };
         let twin = Twin {
-            v4: FamilyTwin {
-                listeners: &self.listeners_v4,
-                returns: &self.returns_v4,
-                kept: OnceCell::new(),
-            },
-            v6: FamilyTwin {
-                listeners: &self.listeners_v6,
-                returns: &self.returns_v6,
-                kept: OnceCell::new(),
-            },
+            v4: FamilyTwin::new(&self.listeners_v4, &self.returns_v4, &self.fragments_v4),
+            v6: FamilyTwin::new(&self.listeners_v6, &self.returns_v6, &self.fragments_v6),
             tables: FlowTables::new(self.shapes()),
             sought: Cell::new(FlowKey::new([0; 2], [0; 2], 0)),
             pending: FlowCell::default(),
             world: self,
+            plan: RefCell::new(leak(Fragment::default())),
             reasons: RefCell::new(Vec::new()),
         };
         self.fill(&twin.tables);
@@ -271,7 +274,13 @@ impl World {
             [verdict.reason],
             "one verdict, one reason (law 6)"
         );
+        let fragments = (
+            twin.v4.fragments.take().into_iter(),
+            twin.v6.fragments.take().into_iter(),
+        );
         self.flows = flows(&twin.tables);
+        self.fragments_v4 = fragments.0.map(|(key, f)| (key, *f)).collect();
+        self.fragments_v6 = fragments.1.map(|(key, f)| (key, *f)).collect();
         (verdict, buffer.bytes)
     }
 
@@ -412,13 +421,40 @@ struct Twin<'a> {
     tables: FlowTables,
     sought: Cell<FlowKey>,
     pending: FlowCell,
+    plan: RefCell<&'static Fragment>,
     reasons: RefCell<Vec<Reason>>,
 }
 
 struct FamilyTwin<'a, A> {
     listeners: &'a HashMap<Endpoint<A>, Listener>,
     returns: &'a HashMap<Endpoint<A>, ReturnPath>,
+    /// Entries are leaked: like the kernel's, they outlive their removal while
+    /// a packet holds them.
+    fragments: RefCell<HashMap<FragmentKey<A>, &'static Fragment>>,
     kept: OnceCell<Segment<A>>,
+}
+
+impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
+    fn new(
+        listeners: &'a HashMap<Endpoint<A>, Listener>,
+        returns: &'a HashMap<Endpoint<A>, ReturnPath>,
+        fragments: &Fragments<A>,
+    ) -> Self {
+        let fragments = fragments
+            .iter()
+            .map(|(key, fragment)| (*key, leak(*fragment)))
+            .collect();
+        Self {
+            listeners,
+            returns,
+            fragments: RefCell::new(fragments),
+            kept: OnceCell::new(),
+        }
+    }
+}
+
+fn leak<T>(entry: T) -> &'static T {
+    Box::leak(Box::new(entry))
 }
 
 impl Tables for Twin<'_> {
@@ -481,6 +517,14 @@ impl Tables for Twin<'_> {
             .remember(table, &self.sought.get(), &self.pending, self.world.tick)
     }
 
+    fn plan(&self, fragment: Fragment) {
+        self.plan.replace(leak(fragment));
+    }
+
+    fn planned(&self) -> &Fragment {
+        *self.plan.borrow()
+    }
+
     fn count(&self, reason: Reason) {
         self.reasons.borrow_mut().push(reason);
     }
@@ -508,6 +552,15 @@ macro_rules! family {
 
             fn return_path(&self, from: &Endpoint<$address>) -> Option<&ReturnPath> {
                 self.$field.returns.get(from)
+            }
+
+            fn fragment(&self, key: &FragmentKey<$address>) -> Option<&Fragment> {
+                self.$field.fragments.borrow().get(key).copied()
+            }
+
+            fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
+                let mut fragments = self.$field.fragments.borrow_mut();
+                fragments.insert(*key, leak(*fragment));
             }
 
             fn route(&self, _from: &[u8; 16], _to: &$address, _device: u32) -> NextHop {

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use bg_common::flow::Flow;
+use bg_common::{flow::Flow, service::Fragment};
 use bg_tests::{
     cases::{self, Case},
-    frame::wrong_checksum,
+    frame::{fragments, wrong_checksum},
     kernel::{Kernel, in_new_namespace, tick},
-    world::{Flows, World, key, xdp_action},
+    world::{Flows, Fragments, World, key, xdp_action},
 };
 use proptest::{
     collection::vec,
@@ -18,6 +18,8 @@ use proptest::{
 };
 
 const IFINDEXES: [u32; 2] = [11, 12];
+/// What a fragment carries, bytes: less than an MTU of 1500 over both families.
+const FRAGMENT: usize = 1400;
 
 #[test]
 fn the_case_table_holds_on_the_host() {
@@ -79,6 +81,9 @@ fn both_packet_paths_agree_on_mutated_frames() {
                 );
                 assert_eq!(kernel_out, host_out);
                 assert_eq!(timeless(&kernel.flows()), timeless(&host.flows));
+                let (v4, v6) = kernel.fragments().unwrap();
+                assert_eq!(planned(&v4), planned(&host.fragments_v4));
+                assert_eq!(planned(&v6), planned(&host.fragments_v6));
                 if was_right {
                     assert_eq!(
                         wrong_checksum(&host_out),
@@ -89,6 +94,27 @@ fn both_packet_paths_agree_on_mutated_frames() {
                 Ok(())
             })
             .unwrap();
+    });
+}
+
+#[test]
+fn packets_in_fragments_leave_in_fragments() {
+    in_new_namespace(|| {
+        let mut kernel = Kernel::load().unwrap();
+        for (whole, out) in cases::large(kernel.ifindexes, tick()) {
+            let mut host = whole.world.clone();
+            kernel.set(&whole.world).unwrap();
+            let ingress = kernel.ifindexes[whole.world.ingress as usize];
+            let sent = fragments(&whole.frame, FRAGMENT);
+            for (fragment, out) in sent.iter().zip(fragments(&out, FRAGMENT)) {
+                let (verdict, host_out) = host.run(fragment);
+                assert_eq!(host_out, out, "{}: on the host", whole.name);
+                let (returned, reason, kernel_out) = kernel.run(fragment, ingress).unwrap();
+                assert_eq!(kernel_out, out, "{}: in the kernel", whole.name);
+                let host = (xdp_action(verdict.action), verdict.reason);
+                assert_eq!((returned, reason), host, "{}", whole.name);
+            }
+        }
     });
 }
 
@@ -145,6 +171,22 @@ fn timeless(flows: &Flows) -> BTreeSet<String> {
                     seen: 0,
                     routed: 0,
                     ..*flow
+                }
+            )
+        })
+        .collect()
+}
+
+/// What becomes of fragments, without the times.
+fn planned<A: Copy + std::fmt::Debug>(fragments: &Fragments<A>) -> BTreeSet<String> {
+    fragments
+        .iter()
+        .map(|(key, fragment)| {
+            format!(
+                "{key:?} {:?}",
+                Fragment {
+                    seen: 0,
+                    ..*fragment
                 }
             )
         })

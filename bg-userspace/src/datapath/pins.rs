@@ -9,10 +9,10 @@ use aya::maps::{MapInfo, MapType};
 use bg_common::{
     abi::{LAYOUT, MAGLEV_ROW, capacity, map},
     flow::{Bucket, FlowTable, REGIONS, TableShape, buckets_for},
-    key::{EndpointV4, EndpointV6},
+    key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
     port::Port,
     reason::REASONS,
-    service::{Backend, ColourStats, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -285,6 +285,22 @@ fn shapes() -> Vec<Shape> {
             size_of::<Port>() as u32,
             4,
             2 * slots,
+            0,
+        ),
+        (
+            map::FRAGMENTS_V4,
+            MapType::LruHash,
+            size_of::<FragmentKeyV4>() as u32,
+            of::<Fragment>(),
+            capacity::FRAGMENTS as u32,
+            0,
+        ),
+        (
+            map::FRAGMENTS_V6,
+            MapType::LruHash,
+            size_of::<FragmentKeyV6>() as u32,
+            of::<Fragment>(),
+            capacity::FRAGMENTS as u32,
             0,
         ),
         // The kernel sets BPF_F_RDONLY_PROG on device maps by itself.

@@ -145,12 +145,7 @@ pub(super) fn headers(world: &World, cases: &mut Vec<Case>) {
         BadHeader,
     );
     pass(
-        "IPv4: the first fragment",
-        with(&syn, 20, &[0x20, 0]),
-        Fragment,
-    );
-    pass(
-        "IPv4: a later fragment",
+        "IPv4: a later fragment without a first one",
         with(&syn, 20, &[0, 185]),
         Fragment,
     );

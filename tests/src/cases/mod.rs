@@ -21,6 +21,7 @@ use crate::{
 mod cut;
 mod errors;
 mod flow;
+mod fragments;
 mod limits;
 mod proof;
 mod vlan;
@@ -164,6 +165,7 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
         limits::limits(&world, family, &mut cases);
         limits::untouched(&world, family, &mut cases);
         vlan::vlan(&world, family, &mut cases);
+        fragments::fragments(&world, family, &mut cases);
     }
     limits::headers(&world, &mut cases);
     limits::extensions(&world, &mut cases);
@@ -173,6 +175,16 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
 /// What each side's packets have set.
 const fn sides(flow: &Flow) -> (u8, u8) {
     (flow.from_client, flow.from_backend)
+}
+
+/// Cases of large packets, and the large packets that leave: to be sent in fragments.
+pub fn large(ifindexes: [u32; 2], tick: u32) -> Vec<(Case, Vec<u8>)> {
+    let mut world = World::new(ifindexes);
+    world.tick = tick;
+    Family::both()
+        .into_iter()
+        .flat_map(|family| fragments::large(&world, family))
+        .collect()
 }
 
 /// The world after a flip from blue to green.
