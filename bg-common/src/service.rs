@@ -439,6 +439,7 @@ pub struct ColourStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::flow::Flow;
 
     /// The first flows to be spared, and the last ones.
     const BLUE: u8 = Colour::Blue as u8;
