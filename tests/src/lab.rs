@@ -56,6 +56,8 @@ const SIDES: [(Place, &str, &str, &str); 3] = [
     (Place::Green, "green", "10.0.2", "fd00:2:"),
 ];
 
+/// Room for established flows, unless a scenario needs more.
+const MAX_FLOWS: u32 = 100_000;
 /// Service address over IPv4.
 pub const SERVICE: &str = "203.0.113.10";
 /// Service address over IPv6.
@@ -168,8 +170,13 @@ impl Lab {
     }
 
     /// Adds a service, the usual servers and the daemon.
-    pub fn served_as(mut self, service: &str) -> Result<Self> {
-        self.configure(service)?;
+    pub fn served_as(self, service: &str) -> Result<Self> {
+        self.served_for(MAX_FLOWS, service)
+    }
+
+    /// The same, with room for `max_flows` flows.
+    pub fn served_for(mut self, max_flows: u32, service: &str) -> Result<Self> {
+        self.configure_for(max_flows, service)?;
         for (place, colour, [a, b, v6]) in [
             (Place::Blue, "blue", SERVERS[0]),
             (Place::Green, "green", SERVERS[1]),
@@ -402,7 +409,7 @@ impl Lab {
 
     /// Writes a configuration; `service` is the part after `[gateway]`.
     pub fn configure(&self, service: &str) -> Result<()> {
-        self.configure_for(100_000, service)
+        self.configure_for(MAX_FLOWS, service)
     }
 
     /// Writes a configuration with room for `max_flows` flows.
