@@ -128,7 +128,10 @@ fn both_packet_paths_agree_on_mutated_frames() {
                 let (v4, v6) = (kernel.flows_v4().unwrap(), kernel.flows_v6().unwrap());
                 assert_eq!(timeless(&v4), timeless(&host.flows_v4));
                 assert_eq!(timeless(&v6), timeless(&host.flows_v6));
-                let (v4, v6) = kernel.fragments().unwrap();
+                let (v4, v6) = (
+                    kernel.fragments_v4().unwrap(),
+                    kernel.fragments_v6().unwrap(),
+                );
                 assert_eq!(planned(&v4), planned(&host.fragments_v4));
                 assert_eq!(planned(&v6), planned(&host.fragments_v6));
                 if was_right {
