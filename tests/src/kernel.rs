@@ -210,11 +210,14 @@ impl Kernel {
         world::flows(&self.tables)
     }
 
-    /// What became of first fragments, as the maps of both families have it.
-    pub fn fragments(&mut self) -> Result<(Fragments<[u8; 4]>, Fragments<[u8; 16]>)> {
-        let v4 = entries(&mut self.ebpf, map::FRAGMENTS_V4)?;
-        let v6 = entries(&mut self.ebpf, map::FRAGMENTS_V6)?;
-        Ok((v4, v6))
+    /// What became of first fragments over IPv4, as the map has it.
+    pub fn fragments_v4(&mut self) -> Result<Fragments<[u8; 4]>> {
+        entries(&mut self.ebpf, map::FRAGMENTS_V4)
+    }
+
+    /// What became of first fragments over IPv6, as the map has it.
+    pub fn fragments_v6(&mut self) -> Result<Fragments<[u8; 16]>> {
+        entries(&mut self.ebpf, map::FRAGMENTS_V6)
     }
 
     fn reasons(&mut self) -> Result<Vec<u64>> {
