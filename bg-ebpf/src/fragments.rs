@@ -38,7 +38,16 @@ pub(crate) fn remember<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     segment: &Segment<A>,
     exit: Exit,
 ) -> Exit {
+    let key = key(packet, segment);
     if exit.is_untouched() {
+        if tables.fragment(&key).is_some() {
+            // Of an older packet with the same identification: nobody's any more.
+            tables.plan(Fragment {
+                seen: tables.tick().wrapping_sub(FRAGMENT_TICKS + 1),
+                ..Fragment::default()
+            });
+            tables.remember_fragment(&key, tables.planned());
+        }
         return exit;
     }
     if exit.is_cut() {
@@ -48,7 +57,7 @@ pub(crate) fn remember<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             ..Fragment::default()
         });
     }
-    tables.remember_fragment(&key(packet, segment), tables.planned());
+    tables.remember_fragment(&key, tables.planned());
     exit
 }
 

@@ -75,14 +75,19 @@ fn remembered(
     world
 }
 
-pub(super) fn fragments(world: &World, f: Family, cases: &mut Vec<Case>) {
-    let to = FragmentEntry {
+/// A first fragment that went to blue.
+fn forwarded(world: &World, f: Family) -> FragmentEntry {
+    FragmentEntry {
         next_hop: NextHop::new(to_backend(f.blue).to, BACKENDS as u16).0,
         address: world.backends[f.blue as usize].address,
         seen: world.tick,
         way: way::FORWARD,
         ..FragmentEntry::default()
-    };
+    }
+}
+
+pub(super) fn fragments(world: &World, f: Family, cases: &mut Vec<Case>) {
+    let to = forwarded(world, f);
     let ends = (f.client, f.udp);
     let request = request(f);
     let (first, first_out) = nth(&request, 0);
@@ -293,7 +298,16 @@ pub(super) fn large(world: &World, f: Family) -> Vec<(Case, Vec<u8>)> {
         ingress: BACKENDS,
         ..drained.clone()
     };
+    let (to_service, _) = request(f);
+    let mut elsewhere = remembered(world, (f.client, f.udp), forwarded(world, f));
+    elsewhere.listeners_v4.clear();
+    elsewhere.listeners_v6.clear();
     vec![
+        case(
+            "the host's own datagram, with the identification of one that was sent on",
+            &elsewhere,
+            (to_service.clone(), to_service),
+        ),
         case("a new flow's datagram", world, request(f)),
         case("a drained flow's datagram", &drained, request(f)),
         case("a drained flow's answer", &back, answer(f)),
