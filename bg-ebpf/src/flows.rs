@@ -225,12 +225,40 @@ pub trait Buckets {
     /// A bucket of a table.
     fn bucket(&self, table: FlowTable, index: u32) -> Option<&BucketCell>;
 
-    /// How far the first free line of a bucket lies from its line `from`, if that is
-    /// less than [`NEAR`].
+    /// The free lines of a bucket at tick `now`, for a search that starts at `start`.
     #[inline(always)]
-    fn first_free(&self, table: FlowTable, index: u32, from: u32, now: u32) -> Option<u32> {
-        let bucket = self.bucket(table, index)?;
-        (0..NEAR).find(|distance| line(bucket, from + distance).is_free(table, now))
+    fn room(&self, table: FlowTable, index: u32, start: u32, now: u32) -> Room {
+        let Some(bucket) = self.bucket(table, index) else {
+            return Room::NONE;
+        };
+        let (mut free, mut first) = (0u64, 0u32);
+        for distance in (0..LINES as u32).rev() {
+            if line(bucket, start + distance).is_free(table, now) {
+                (free, first) = (free + 1, distance);
+            }
+        }
+        Room(free << 8 | u64::from(first))
+    }
+}
+
+/// How many lines of a bucket are free, and how far the first of them lies from the
+/// start of the search: in one word, as a BPF function can return it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Room(pub u64);
+
+impl Room {
+    /// No line is free.
+    const NONE: Self = Self(0);
+
+    #[inline(always)]
+    const fn free(self) -> u64 {
+        self.0 >> 8
+    }
+
+    #[inline(always)]
+    const fn first(self) -> u32 {
+        self.0 as u32 & (LINES as u32 - 1)
     }
 }
 
@@ -315,29 +343,31 @@ pub fn find<B: Buckets>(buckets: &B, table: FlowTable, key: &FlowKey, place: &Pl
     Spot::NONE
 }
 
-/// Lines of the home bucket that are tried before the other bucket is: so both
-/// fill up alike.
-pub const NEAR: u32 = LINES as u32 / 2;
+/// A home bucket with so many free lines takes a new flow without a look at the other
+/// one.
+const ROOMY: u64 = 4;
 
-/// Chooses a line for a key that is not there yet, at tick `now`: a free one; in a
-/// table that evicts, else the one of the home bucket that was silent longest.
+/// Chooses a line for a key that is not there yet, at tick `now`. In a table that
+/// evicts, the first free one of the home bucket, or the one that was silent longest.
+/// Else a free one of the emptier of both buckets, so that all of them fill up alike
+/// (the power of two choices; Azar and others, 1999).
 #[inline(always)]
 pub fn choose<B: Buckets>(buckets: &B, table: FlowTable, place: &Place, now: u32) -> Spot {
     if table.evicts() {
         return longest_silent(buckets, table, place, now);
     }
-    let mut from = 0;
-    while from < LINES as u32 {
-        let line = place.start + from;
-        if let Some(distance) = buckets.first_free(table, place.home, line, now) {
-            return Spot::new(place.home, from + distance);
-        }
-        if let Some(distance) = buckets.first_free(table, place.other, line, now) {
-            return Spot::new(place.other, LINES as u32 + from + distance);
-        }
-        from += NEAR;
+    let home = buckets.room(table, place.home, place.start, now);
+    if home.free() >= ROOMY {
+        return Spot::new(place.home, home.first());
     }
-    Spot::NONE
+    let other = buckets.room(table, place.other, place.start, now);
+    if other.free() > home.free() {
+        Spot::new(place.other, LINES as u32 + other.first())
+    } else if home.free() > 0 {
+        Spot::new(place.home, home.first())
+    } else {
+        Spot::NONE
+    }
 }
 
 #[inline(always)]

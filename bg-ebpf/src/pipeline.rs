@@ -341,7 +341,16 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             return resets::sender(packet, tables, segment, of, Reason::ResetClient);
         }
         Forward::New(reason) => match newcomer(packet, tables, segment, &listener, word).get() {
-            Some((backend, colour)) => (backend, colour, reason),
+            Some((backend, colour, remember)) => {
+                if remember {
+                    tables.remember(if segment.protocol == UDP {
+                        FlowTable::Udp
+                    } else {
+                        FlowTable::HalfOpen
+                    });
+                }
+                (backend, colour, reason)
+            }
             None => return drop(Reason::NoBackend),
         },
     };
@@ -555,7 +564,7 @@ fn sender<P: Packet, T: Tables>(packet: &P, tables: &T) -> NextHop {
 }
 
 /// Where a new flow goes, as a BPF function can return it: backend id in the low
-/// half, colour above.
+/// half, above it the colour and whether the pending flow is to be remembered.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Chosen(u64);
@@ -565,21 +574,23 @@ impl Chosen {
     const NOBODY: Self = Self(u64::MAX);
 
     #[inline(always)]
-    const fn new(backend: u32, colour: Colour) -> Self {
-        Self((colour as u64) << 32 | backend as u64)
+    const fn new(backend: u32, colour: Colour, remember: bool) -> Self {
+        Self((remember as u64) << 33 | (colour as u64) << 32 | backend as u64)
     }
 
     #[inline(always)]
-    const fn get(self) -> Option<(u32, Colour)> {
+    const fn get(self) -> Option<(u32, Colour, bool)> {
         if self.0 == Self::NOBODY.0 {
             return None;
         }
-        Some((self.0 as u32, Colour::from_bit((self.0 >> 32) as u8)))
+        let colour = Colour::from_bit((self.0 >> 32) as u8);
+        Some((self.0 as u32, colour, self.0 >> 33 & 1 != 0))
     }
 }
 
-/// Chooses for a new flow, the colour by the word and the backend by the pool,
-/// and remembers it.
+/// Chooses for a new flow, the colour by the word and the backend by the pool, and
+/// writes down what the caller is to remember: this stack and that of remembering do
+/// not fit together.
 #[inline(never)]
 fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     packet: &P,
@@ -597,14 +608,10 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         return Chosen::NOBODY;
     };
 
-    let table = if segment.protocol == UDP {
-        FlowTable::Udp
-    } else {
-        FlowTable::HalfOpen
-    };
     let orphan = segment.protocol != UDP && !segment.opens();
     // A segment that asks for no answer proves nothing later.
-    if !segment.has(tcp_flag::RST) && (!orphan || segment.has(tcp_flag::ACK)) {
+    let remember = !segment.has(tcp_flag::RST) && (!orphan || segment.has(tcp_flag::ACK));
+    if remember {
         let now = tables.tick();
         tables.pending().set(&Flow {
             client_hop: sender(packet, tables).0,
@@ -626,12 +633,11 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             from_backend: 0,
             zero: 0,
         });
-        tables.remember(table);
     }
     if !orphan {
         begin(tables, listener.service, colour, word);
     }
-    Chosen::new(backend, colour)
+    Chosen::new(backend, colour, remember)
 }
 
 /// Counts a new flow, and stamps the first one of a generation.

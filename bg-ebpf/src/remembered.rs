@@ -9,7 +9,7 @@ use core::ptr;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
 use bg_common::flow::{Bucket, FlowKey, FlowTable, Place, REGIONS, TableShape, start};
 use bg_ebpf::{
-    flows::{BucketCell, Buckets, FlowCell, NEAR, Spot, choose, find, reach_out},
+    flows::{BucketCell, Buckets, FlowCell, Room, Spot, choose, find, reach_out},
     tables::Scratch,
 };
 
@@ -34,11 +34,8 @@ impl Buckets for Lines {
     }
 
     #[inline(always)]
-    fn first_free(&self, table: FlowTable, index: u32, from: u32, now: u32) -> Option<u32> {
-        match free_line(table as u32, index, from, now) {
-            distance if distance < u64::from(NEAR) => Some(distance as u32),
-            _ => None,
-        }
+    fn room(&self, table: FlowTable, index: u32, start: u32, now: u32) -> Room {
+        Room(room_in(table as u32, index, start, now))
     }
 }
 
@@ -108,11 +105,10 @@ pub extern "C" fn find_line(table: u32) -> u64 {
     }
 }
 
-/// How far the first free line of a bucket lies from its line `from`: less than
-/// [`NEAR`], or anything larger for none.
+/// The free lines of a bucket: a [`Room`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub extern "C" fn free_line(table: u32, index: u32, from: u32, now: u32) -> u64 {
+pub extern "C" fn room_in(table: u32, index: u32, start: u32, now: u32) -> u64 {
     struct Bare;
     impl Buckets for Bare {
         #[inline(always)]
@@ -120,8 +116,7 @@ pub extern "C" fn free_line(table: u32, index: u32, from: u32, now: u32) -> u64 
             Lines.bucket(table, index)
         }
     }
-    Bare.first_free(FlowTable::from_index(table), index, from, now)
-        .map_or(u64::MAX, u64::from)
+    Bare.room(FlowTable::from_index(table), index, start, now).0
 }
 
 /// A [`Spot`] for the sought flow, which is not there yet.
