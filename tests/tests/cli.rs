@@ -164,7 +164,7 @@ fn status_tells_what_the_contract_says() {
         "  blue       active   model@1       0 flows\n",
         "  green      standby  model@2       0 flows\n",
         "10.0.2.10:8443           0 flows  weight 3\n",
-        "\nflow table  0 of 200000 entries\n",
+        "\nflow table  0 of 100000 entries\n",
     ] {
         assert!(text.contains(part), "{part:?} in\n{text}");
     }
