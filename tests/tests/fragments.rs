@@ -58,7 +58,7 @@ fn client(lab: &Lab, to: SocketAddr) -> UdpSocket {
 
 /// Sends a large datagram; the letter of who sent it back whole.
 fn exchange(socket: &UdpSocket) -> u8 {
-    let request: Vec<u8> = (0..LARGE).map(|at| (at * 31 >> 3) as u8).collect();
+    let request: Vec<u8> = (0..LARGE).map(|at| ((at * 31) >> 3) as u8).collect();
     assert_eq!(socket.send(&request).unwrap(), LARGE);
     let mut answer = vec![0; 2 * LARGE];
     let length = socket.recv(&mut answer).unwrap();

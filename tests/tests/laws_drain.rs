@@ -152,7 +152,8 @@ fn resets_at_a_deadline_are_spread() {
         if draining < before && draining > 0 {
             both += 1;
         }
-        if draining > 0 {
+        // The drain may end between the reading of the word and that of the deadline.
+        if draining > 0 && !blue["resets_until"].is_null() {
             assert_eq!(blue["resets_until"], flipped["resets_until"]);
         }
         before = draining;

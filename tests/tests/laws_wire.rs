@@ -120,7 +120,7 @@ fn foreign(sender: &Sender) -> Vec<Foreign> {
         ("bad_header", change(&syn, 14, &[0x44])),
         ("bad_header", change(&syn, 46, &[0x40])),
         ("vlan", tagged),
-        ("fragment", change(&syn, 20, &[0x20, 0])),
+        ("fragment", change(&syn, 20, &[0x20, 9])),
         ("fragment", change(&syn, 20, &[0, 9])),
         ("extension_header", change(&syn_v6, 20, &[51])),
         ("icmp_error", change(&change(&syn, 23, &[1]), 34, &[3, 1])),
