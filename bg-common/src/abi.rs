@@ -5,11 +5,12 @@ use crate::{
     key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
     port::Port,
     service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
+    snat::{Lease, Source},
 };
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
 /// every change of a map's type, key, value or meaning.
-pub const LAYOUT: u32 = 2;
+pub const LAYOUT: u32 = 3;
 
 /// Name of the XDP program in the object.
 pub const PROGRAM: &str = "bgswitch";
@@ -50,8 +51,14 @@ pub mod map {
     /// Array of [`crate::flow::TableShape`]; index: [`crate::flow::FlowTable`].
     pub const SHAPES: &str = "SHAPES";
     /// Array of a spin lock and a count of changes (4 bytes each); index:
-    /// [`crate::flow::FlowTable`] times [`crate::flow::REGIONS`] plus region.
+    /// [`crate::flow::FlowTable`] times [`crate::flow::REGIONS`] plus region, and
+    /// behind all tables those of [`LEASES`], by the low bits of the port.
     pub const REGIONS: &str = "REGIONS";
+    /// Array of maps; index: block. Each is an array of [`crate::snat::Lease`];
+    /// index: [`crate::snat::index`] of the port.
+    pub const LEASES: &str = "LEASES";
+    /// Array of [`crate::snat::Source`]; index: block.
+    pub const SOURCES: &str = "SOURCES";
     /// LRU hash: [`crate::key::FragmentKeyV4`] to [`crate::service::Fragment`].
     pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
     /// LRU hash: [`crate::key::FragmentKeyV6`] to [`crate::service::Fragment`].
@@ -93,6 +100,8 @@ pub mod map {
         UDP,
         SHAPES,
         REGIONS,
+        LEASES,
+        SOURCES,
         FRAGMENTS_V4,
         FRAGMENTS_V6,
         REASONS,
@@ -127,6 +136,8 @@ pub mod capacity {
     pub const HALF_OPEN: usize = 262_144;
     /// UDP flows.
     pub const UDP: usize = 262_144;
+    /// Blocks of source ports, 0 being nobody's: backend addresses with `snat`.
+    pub const BLOCKS: usize = 4096;
     /// Packets in fragments, on their way at one time, per address family.
     pub const FRAGMENTS: usize = 16_384;
 }
@@ -154,19 +165,20 @@ const _: () = {
     assert!(size_of::<Flow>() == 40 && size_of::<Line>() == 64);
     assert!(size_of::<TableShape>() == 16);
     assert!(size_of::<FragmentKeyV4>() == 24 && size_of::<FragmentKeyV6>() == 48);
-    assert!(size_of::<Fragment>() == 40);
+    assert!(size_of::<Fragment>() == 56);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
     assert!(size_of::<Listener>() == 12);
     assert!(size_of::<ReturnPath>() == 24);
     assert!(size_of::<ColourStats>() == 48);
+    assert!(size_of::<Lease>() == 32 && size_of::<Source>() == 16);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
         Backend, ColourStats, EndpointV4, EndpointV6, Fragment, FragmentKeyV4, FragmentKeyV6,
-        Interface, Listener, Port, ReturnPath, TableShape,
+        Interface, Lease, Listener, Port, ReturnPath, Source, TableShape,
     };
 
     macro_rules! pod {
@@ -185,9 +197,11 @@ mod pod {
         FragmentKeyV4,
         FragmentKeyV6,
         Interface,
+        Lease,
         Listener,
         Port,
         ReturnPath,
+        Source,
         TableShape
     );
 }

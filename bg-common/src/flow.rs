@@ -88,6 +88,16 @@ impl FlowKey {
         }
     }
 
+    /// The key of a line.
+    #[inline(always)]
+    pub const fn of(client: [u64; 2], id: u32) -> Self {
+        Self {
+            client,
+            id,
+            zero: 0,
+        }
+    }
+
     /// A client's IPv4 address as the words of a key.
     #[inline(always)]
     pub const fn client_v4(address: [u8; 4]) -> [u64; 2] {
@@ -115,12 +125,14 @@ impl FlowKey {
     }
 
     /// The client's port, network byte order.
+    #[inline(always)]
     pub const fn port(&self) -> [u8; 2] {
         let [a, b, ..] = self.id.to_ne_bytes();
         [a, b]
     }
 
     /// The listener's id.
+    #[inline(always)]
     pub const fn listener(&self) -> u16 {
         let [_, _, a, b] = self.id.to_ne_bytes();
         u16::from_ne_bytes([a, b])
@@ -153,7 +165,9 @@ pub struct Flow {
     /// order). UDP: the listener's [idle time](crate::service::Listener::idle).
     pub proof: u32,
     /// Service id.
-    pub service: u32,
+    pub service: u16,
+    /// How the backend sees the client: see [`crate::snat::via`].
+    pub via: u16,
     /// TCP: the backend's last acknowledgement, the next byte it expects (host order).
     pub client_next: u32,
     /// TCP: the client's last acknowledgement, the next byte it expects (host order).

@@ -16,3 +16,4 @@ pub mod maglev;
 pub mod port;
 pub mod reason;
 pub mod service;
+pub mod snat;

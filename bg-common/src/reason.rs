@@ -88,6 +88,10 @@ reasons! {
     TooBig = "too_big",
     /// The chosen colour has no backend for this address family: dropped.
     NoBackend = "no_backend",
+    /// snat: every port towards the chosen backend that was looked at is taken: dropped.
+    NoPort = "no_port",
+    /// snat and dsr: the backend's next hop, or the gateway's own address, is not known: dropped.
+    ForwardUnreachable = "forward_unreachable",
     /// Later fragment of a client's packet, sent where the first one went.
     ForwardedFragment = "forwarded_fragment",
     /// Later fragment of a backend's packet, sent where the first one went.

@@ -314,7 +314,9 @@ pub struct Backend {
     /// [`Colour`] as a bit.
     pub colour: u8,
     /// Service id.
-    pub service: u32,
+    pub service: u16,
+    /// Block of source ports towards its address: see [`crate::snat`]; 0 = none.
+    pub block: u16,
 }
 
 /// What a listener endpoint belongs to.
@@ -325,8 +327,8 @@ pub struct Listener {
     pub service: u32,
     /// Listener id: part of every [`crate::flow::FlowKey`]; unique per host, never 0.
     pub id: u16,
-    /// Zero.
-    pub zero: u16,
+    /// How packets are forwarded: `forward::*`.
+    pub forward: u16,
     /// UDP: a flow silent for longer is new again. In [ticks](crate::abi::TICK_SHIFT).
     pub idle: u32,
 }
@@ -342,7 +344,20 @@ pub struct ReturnPath {
     /// The listener's id.
     pub listener: u16,
     /// Service id.
-    pub service: u32,
+    pub service: u16,
+    /// The backend's block of source ports: see [`crate::snat`]; 0 = none.
+    pub block: u16,
+}
+
+/// Values of [`Listener::forward`]: what a backend sees of its clients.
+pub mod forward {
+    /// The destination is rewritten, and replies come back through here.
+    pub const NAT: u16 = 0;
+    /// The source too: replies come back to the gateway's own address.
+    pub const SNAT: u16 = 1;
+    /// Nothing is rewritten: the backend has the listener's address, and replies
+    /// to the client itself (direct server return).
+    pub const DSR: u16 = 2;
 }
 
 /// A pool's slice of the Maglev arena, in one word: rows base in the low half,
@@ -388,7 +403,7 @@ impl PoolWord {
     }
 }
 
-/// What became of a packet's first fragment, and becomes of the later ones. 40 bytes.
+/// What became of a packet's first fragment, and becomes of the later ones. 56 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Fragment {
@@ -396,6 +411,8 @@ pub struct Fragment {
     pub next_hop: u64,
     /// What the rewritten end becomes; IPv4 in the first four bytes, rest zero.
     pub address: [u8; 16],
+    /// What the other end becomes in `snat`; zero in other modes.
+    pub other: [u8; 16],
     /// When the first fragment came, in [ticks](crate::abi::TICK_SHIFT).
     pub seen: u32,
     /// Service id.
@@ -403,19 +420,21 @@ pub struct Fragment {
     /// [`Colour`] as a bit.
     pub colour: u32,
     /// `way::*`.
-    pub way: u32,
+    pub way: u16,
+    /// How the backend sees the client: see [`crate::snat::via`].
+    pub via: u16,
 }
 
 /// Values of [`Fragment::way`].
 pub mod way {
     /// Nowhere.
-    pub const NOWHERE: u32 = 0;
+    pub const NOWHERE: u16 = 0;
     /// Nowhere: the flow was cut.
-    pub const CUT: u32 = 1;
+    pub const CUT: u16 = 1;
     /// To a backend: the destination is rewritten.
-    pub const FORWARD: u32 = 2;
+    pub const FORWARD: u16 = 2;
     /// To a client: the source is rewritten.
-    pub const BACK: u32 = 3;
+    pub const BACK: u16 = 3;
 }
 
 /// Per service and colour, per CPU. Index: `service * 2 + colour`.

@@ -11,13 +11,15 @@ use bg_common::{
     key::{Endpoint, UDP},
     reason::Reason,
     service::{NextHop, ReturnPath},
+    snat::via,
 };
 
 use crate::{
+    checksum::Delta,
     flows::FlowCell,
     packet::{ETHERNET, Ethernet, Icmp, Packet, Tcp},
     parse::Segment,
-    pipeline::{Exit, current, drop, leave, pass, transmit},
+    pipeline::{Exit, current, drop, leave, pass, seek_client, transmit},
     rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
 };
@@ -34,8 +36,12 @@ const QUOTED: usize = 8;
 pub struct Quote<A> {
     /// Where it came from, in the eyes of the error's sender.
     pub source: A,
+    /// Its port there.
+    pub source_port: [u8; 2],
     /// Where it went.
     pub destination: A,
+    /// Its port there.
+    pub destination_port: [u8; 2],
     /// [`bg_common::key::TCP`] or [`UDP`].
     pub protocol: u8,
     /// Offset of its TCP or UDP header in the frame.
@@ -46,8 +52,12 @@ pub struct Quote<A> {
 struct Translation<A> {
     /// The outer end that is rewritten; in the quote it is the other one.
     side: Side,
-    address: A,
-    port: [u8; 2],
+    /// What it becomes, with the port in the quote.
+    end: (A, [u8; 2]),
+    /// How the backend sees the client: see [`via`].
+    via: u16,
+    /// The backend's block of ports.
+    block: u16,
     hop: NextHop,
     reason: Reason,
 }
@@ -69,7 +79,7 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     if quote.source != segment.destination {
         return pass(Reason::IcmpError);
     }
-    let Some(translation) = find(packet, tables, segment, &quote) else {
+    let Some(translation) = find(tables, segment, &quote) else {
         return pass(Reason::IcmpError);
     };
     if segment.hops <= 1 {
@@ -82,11 +92,28 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         Some(interface) if interface.ifindex != 0 => interface,
         _ => return drop(Reason::Inconsistent),
     };
+    let side = translation.side;
+    let edit = Edit::new(side, translation.end, Edit::<A>::ROUTED);
+    if !rewrite_error(packet, segment, &edit) {
+        return drop(Reason::Inconsistent);
+    }
     // Sent back to where it came from, it would meet the router that made it,
     // which takes nothing from its own address: it then comes from the client.
-    let back = interface.port() == packet.port() && translation.side == Side::Destination;
-    if rewrite_error(packet, segment, at, end, &quote, &translation, back).is_none() {
-        return drop(Reason::Inconsistent);
+    let back = interface.port() == packet.port() && side == Side::Destination;
+    let hidden = via::is_port(translation.via);
+    if back || hidden {
+        let Some(end) = other_end(tables, &quote, &translation) else {
+            return drop(Reason::Inconsistent);
+        };
+        let outer = if back || side == Side::Source {
+            Edit::<A>::ADDRESS
+        } else {
+            Edit::<A>::NONE
+        };
+        let edit = Edit::new(side.other(), end, outer);
+        if !rewrite_error(packet, segment, &edit) {
+            return drop(Reason::Inconsistent);
+        }
     }
     leave(
         packet,
@@ -99,14 +126,12 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
 
 /// Which flow the quoted packet belongs to, and so where the error goes.
 #[inline(always)]
-fn find<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
-    packet: &P,
+fn find<T: Tables + FamilyTables<A>, A: Network>(
     tables: &T,
     segment: &Segment<A>,
     quote: &Quote<A>,
 ) -> Option<Translation<A>> {
-    let [a, b, c, d] = *packet.header::<[u8; 4]>(quote.transport)?;
-    let (source_port, destination_port) = ([a, b], [c, d]);
+    let (source_port, destination_port) = (quote.source_port, quote.destination_port);
     // About a packet that we sent a client: to the backend it was from.
     let sender = Endpoint::new(quote.source, source_port, quote.protocol);
     if let Some(listener) = tables.listener(&sender) {
@@ -114,18 +139,22 @@ fn find<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         tables.seek(&key);
         let flow = remembered(tables, quote.protocol)?;
         let backend = tables.backend(flow.backend.get())?;
-        if backend.service != listener.service || backend.family != A::FAMILY {
+        if u32::from(backend.service) != listener.service || backend.family != A::FAMILY {
             return None;
         }
-        let port = if backend.port == [0, 0] {
-            source_port
+        let via = flow.via.get();
+        let (address, port) = if via == via::DSR {
+            (quote.source, source_port)
+        } else if backend.port == [0, 0] {
+            (A::from_wide(&backend.address), source_port)
         } else {
-            backend.port
+            (A::from_wide(&backend.address), backend.port)
         };
         return Some(Translation {
             side: Side::Destination,
-            address: A::from_wide(&backend.address),
-            port,
+            end: (address, port),
+            via,
+            block: backend.block,
             hop: NextHop(backend.next_hop),
             reason: Reason::ForwardedError,
         });
@@ -135,17 +164,17 @@ fn find<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     // client nothing, and its own routers might refuse it.
     let receiver = Endpoint::new(quote.destination, destination_port, quote.protocol);
     let path: &ReturnPath = tables.return_path(&receiver)?;
-    let key = FlowKey::new(segment.destination.client(), source_port, path.listener);
-    tables.seek(&key);
-    let flow = remembered(tables, quote.protocol)?;
+    let via = seek_client(tables, (segment.destination, source_port), path);
+    let flow = remembered(tables, quote.protocol).filter(|flow| flow.via.get() == via)?;
     let backend = tables.backend(flow.backend.get())?;
     if A::from_wide(&backend.address) != quote.destination {
         return None;
     }
     Some(Translation {
         side: Side::Source,
-        address: A::from_wide(&path.address),
-        port: path.port,
+        end: (A::from_wide(&path.address), path.port),
+        via,
+        block: path.block,
         hop: NextHop(flow.client_hop.get()),
         reason: Reason::ReturnedError,
     })
@@ -163,60 +192,125 @@ fn remembered<T: Tables>(tables: &T, protocol: u8) -> Option<&FlowCell> {
     }
 }
 
-/// Rewrites the outer address, with `back` the other one too, and address and port
-/// of the quote at `at`; the packet ends at `end`.
+/// The end of the quote that is the client: itself, or in `snat` the gateway's own
+/// address and port where the backend's side looks, and the client where its own does.
 #[inline(always)]
+fn other_end<T: Tables, A: Network>(
+    tables: &T,
+    quote: &Quote<A>,
+    to: &Translation<A>,
+) -> Option<(A, [u8; 2])> {
+    if !via::is_port(to.via) {
+        return Some((quote.destination, quote.destination_port));
+    }
+    if to.side == Side::Source {
+        let client = tables.sought();
+        return Some((A::from_client(client.client), client.port()));
+    }
+    let source = tables.source(u32::from(to.block))?;
+    Some((A::from_wide(&source.address), to.via.to_be_bytes()))
+}
+
+/// What is rewritten of an error. Aligned like the stores that the compiler makes of
+/// an address, two words at a time.
+#[repr(C, align(8))]
+struct Edit<A> {
+    /// What the end becomes.
+    address: A,
+    /// And its port, in the quote.
+    port: [u8; 2],
+    /// The outer end; in the quote it is the other one.
+    side: Side,
+    /// What of the outer header is rewritten.
+    outer: u32,
+}
+
+impl<A> Edit<A> {
+    const NONE: u32 = 0;
+    const ADDRESS: u32 = 1;
+    /// That, and the TTL or hop limit.
+    const ROUTED: u32 = 2;
+
+    #[inline(always)]
+    fn new(side: Side, (address, port): (A, [u8; 2]), outer: u32) -> Self {
+        Self {
+            address,
+            port,
+            side,
+            outer,
+        }
+    }
+}
+
+/// Rewrites one end of an error, outside and in the quote, and its checksums.
+#[inline(never)]
 fn rewrite_error<P: Packet, A: Network>(
     packet: &mut P,
     segment: &Segment<A>,
-    at: usize,
-    end: usize,
-    quote: &Quote<A>,
-    to: &Translation<A>,
-    back: bool,
+    edit: &Edit<A>,
+) -> bool {
+    requote(packet, segment, edit)
+        .and_then(|quote| readdress(packet, segment, edit, quote))
+        .is_some()
+}
+
+/// Rewrites an error's outer end, `quote` being what changed in its quote.
+#[inline(always)]
+fn readdress<P: Packet, A: Network>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    edit: &Edit<A>,
+    quote: Delta,
 ) -> Option<()> {
-    let mut outer = A::readdress(packet, ETHERNET, to.side, to.address, true)?;
-    if back {
-        let source = A::readdress(packet, ETHERNET, Side::Source, quote.destination, false)?;
-        outer = outer.and(source);
-    }
-    let before = A::header_check(packet, at)?;
-    let address = A::readdress(packet, at, to.side.other(), to.address, false)?;
-    let after = A::header_check(packet, at)?;
-    let whole = quote.protocol == UDP || quote.transport + size_of::<Tcp>() <= end;
-    let transport = if whole {
-        rewrite::transport(
-            packet,
-            quote.transport,
-            quote.protocol,
-            to.side.other(),
-            to.port,
-            address,
-        )?
-    } else {
-        // TCP without its checksum.
-        rewrite::port(packet, quote.transport, to.side.other(), to.port)?
-    };
-    let mut changed = address.and(transport).word(before, after);
-    if A::V6 {
-        changed = changed.and(outer);
+    let mut changed = quote;
+    if edit.outer != Edit::<A>::NONE {
+        let hop = edit.outer == Edit::<A>::ROUTED;
+        let outer = A::readdress(packet, ETHERNET, edit.side, edit.address, hop)?;
+        if A::V6 {
+            changed = changed.and(outer);
+        }
     }
     let icmp = packet.header_mut::<Icmp>(segment.offset())?;
     icmp.check = changed.apply(icmp.check);
     Some(())
 }
 
+/// Rewrites address and port of one end of the quote. Returns what changed for the
+/// checksum over it.
+#[inline(always)]
+fn requote<P: Packet, A: Network>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    edit: &Edit<A>,
+) -> Option<Delta> {
+    let (side, address, port) = (edit.side.other(), edit.address, edit.port);
+    let at = segment.offset() + HEADER;
+    let end = ETHERNET + segment.length as usize;
+    let Quote { transport, protocol, .. } = A::quote(packet, at)?;
+    let before = A::header_check(packet, at)?;
+    let delta = A::readdress(packet, at, side, address, false)?;
+    let after = A::header_check(packet, at)?;
+    let ports = if protocol == UDP || transport + size_of::<Tcp>() <= end {
+        rewrite::transport(packet, transport, protocol, side, port, delta)?
+    } else {
+        // TCP without its checksum.
+        rewrite::port(packet, transport, side, port)?
+    };
+    Some(delta.and(ports).word(before, after))
+}
+
 // ---- our own --------------------------------------------------------------
 
 /// Answers a packet that is too big for the interface it would leave by. `None`
-/// where routers may split it: the stack does.
+/// where routers may split it: the stack does, if it can.
 #[inline(always)]
 pub(crate) fn too_big<P: Packet, A: Network>(
     packet: &mut P,
     segment: &Segment<A>,
     mtu: u32,
+    by_stack: bool,
 ) -> Option<Exit> {
-    if A::may_fragment(packet) {
+    if by_stack && A::may_fragment(packet) {
         return None;
     }
     let (sent, passed) = (Reason::SentTooBig, Reason::TooBig);

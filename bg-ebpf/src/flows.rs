@@ -12,7 +12,7 @@
 use core::{cell::Cell, mem::offset_of, ptr};
 
 use bg_common::{
-    flow::{Flow, FlowKey, FlowTable, LINES, Line, Place, is_silent, patience},
+    flow::{Flow, FlowKey, FlowTable, LINES, Line, Place, bits, is_silent, patience},
     service::{Colour, CutoverWord},
 };
 
@@ -63,7 +63,9 @@ pub struct FlowCell {
     /// See [`Flow::proof`].
     pub proof: Cell<u32>,
     /// See [`Flow::service`].
-    pub service: Cell<u32>,
+    pub service: Cell<u16>,
+    /// See [`Flow::via`].
+    pub via: Cell<u16>,
     /// See [`Flow::client_next`].
     pub client_next: Cell<u32>,
     /// See [`Flow::backend_next`].
@@ -102,6 +104,7 @@ pub type BucketCell = [LineCell; LINES];
 const _: () = {
     assert!(size_of::<FlowCell>() == size_of::<Flow>());
     assert!(offset_of!(FlowCell, proof) == offset_of!(Flow, proof));
+    assert!(offset_of!(FlowCell, via) == offset_of!(Flow, via));
     assert!(offset_of!(FlowCell, backend_next) == offset_of!(Flow, backend_next));
     assert!(offset_of!(FlowCell, from_backend) == offset_of!(Flow, from_backend));
     assert!(size_of::<LineCell>() == size_of::<Line>());
@@ -134,6 +137,20 @@ impl FlowCell {
         is_silent(self.seen.get(), now, patience)
     }
 
+    /// True when its client has proven to be there, in this table.
+    #[inline(always)]
+    pub fn is_proven(&self) -> bool {
+        (self.from_client.get() | self.from_backend.get()) & bits::PROVEN != 0
+    }
+
+    /// Ticks since its last packet, at tick `now`: less than half of what fits.
+    #[inline(always)]
+    pub fn silence(&self, now: u32) -> u32 {
+        let silent = now.wrapping_sub(self.seen.get());
+        // Seen by a CPU whose clock is a tick ahead: not silent at all.
+        if silent > u32::MAX / 2 - 1 { 0 } else { silent }
+    }
+
     /// Takes over another flow, field by field.
     #[inline(always)]
     pub fn copy(&self, from: &Self) {
@@ -142,6 +159,7 @@ impl FlowCell {
         self.seen.set(from.seen.get());
         self.proof.set(from.proof.get());
         self.service.set(from.service.get());
+        self.via.set(from.via.get());
         self.client_next.set(from.client_next.get());
         self.backend_next.set(from.backend_next.get());
         self.generation.set(from.generation.get());
@@ -160,6 +178,7 @@ impl FlowCell {
         self.seen.set(flow.seen);
         self.proof.set(flow.proof);
         self.service.set(flow.service);
+        self.via.set(flow.via);
         self.client_next.set(flow.client_next);
         self.backend_next.set(flow.backend_next);
         self.generation.set(flow.generation);
@@ -178,6 +197,7 @@ impl FlowCell {
             seen: self.seen.get(),
             proof: self.proof.get(),
             service: self.service.get(),
+            via: self.via.get(),
             client_next: self.client_next.get(),
             backend_next: self.backend_next.get(),
             generation: self.generation.get(),
@@ -381,9 +401,9 @@ fn longest_silent<B: Buckets>(buckets: &B, table: FlowTable, place: &Place, now:
         if line.is_free(table, now) {
             return Spot::new(place.home, distance);
         }
-        let silent = now.wrapping_sub(line.flow.seen.get());
-        // Seen by a CPU whose clock is a tick ahead: not silent at all.
-        let silent = if silent > u32::MAX / 2 { 0 } else { silent };
+        // What is proven goes after all that is not.
+        let first = if line.flow.is_proven() { 0 } else { u32::MAX / 2 };
+        let silent = line.flow.silence(now) + first;
         if silent > longest {
             (best, longest) = (distance, silent);
         }

@@ -9,12 +9,13 @@ use bg_common::{
     key::FragmentKey,
     reason::Reason,
     service::{Colour, Fragment, NextHop, way},
+    snat::via,
 };
 
 use crate::{
     packet::{ETHERNET, Packet},
     parse::Segment,
-    pipeline::{Exit, drop, leave, pass},
+    pipeline::{Exit, Out, drop, leave, pass},
     rewrite::{Network, Side},
     tables::{FamilyTables, Tables},
 };
@@ -26,6 +27,34 @@ pub(crate) fn begin<T: Tables>(tables: &T) {
     tables.plan(Fragment {
         seen: tables.tick(),
         ..Fragment::default()
+    });
+}
+
+/// A first fragment is sent on: the later ones go the same way.
+#[inline(never)]
+pub(crate) fn plan<T: Tables, A: Network>(
+    tables: &T,
+    out: &Out<A>,
+    seen: u32,
+    (service, colour): (u32, Colour),
+) {
+    let forward = out.side == Side::Destination;
+    let other = if !via::is_port(out.via) {
+        [0; 16]
+    } else if forward {
+        tables.source(out.block).map_or([0; 16], |s| s.address)
+    } else {
+        A::from_client(tables.sought().client).wide()
+    };
+    tables.plan(Fragment {
+        next_hop: out.hop.0,
+        address: out.address.wide(),
+        other,
+        seen,
+        service,
+        colour: colour as u32,
+        way: if forward { way::FORWARD } else { way::BACK },
+        via: out.via,
     });
 }
 
@@ -103,8 +132,13 @@ pub(crate) fn follow<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         Some(_) => return drop(Reason::Inconsistent),
         None => None,
     };
+    // The stack takes none that is from an address of its own, or for one.
+    let by_stack = first.via == via::NAT || side == Side::Source;
+    if interface.is_none() && !by_stack {
+        return drop(Reason::FragmentDropped);
+    }
     if interface.is_some_and(|interface| segment.length > interface.mtu) {
-        if !A::may_fragment(packet) {
+        if !by_stack || !A::may_fragment(packet) {
             return drop(Reason::FragmentDropped);
         }
         interface = None;
@@ -112,6 +146,12 @@ pub(crate) fn follow<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let address = A::from_wide(&first.address);
     if A::readdress(packet, ETHERNET, side, address, interface.is_some()).is_none() {
         return drop(Reason::Inconsistent);
+    }
+    if via::is_port(first.via) {
+        let other = A::from_wide(&first.other);
+        if A::readdress(packet, ETHERNET, side.other(), other, false).is_none() {
+            return drop(Reason::Inconsistent);
+        }
     }
     let bytes = u64::from(segment.length);
     tables.record(

@@ -10,6 +10,7 @@ pub mod checksum;
 pub mod errors;
 pub mod flows;
 mod fragments;
+pub mod leases;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;

@@ -8,6 +8,7 @@
     reason = "the entry's attribute macro makes an item of its own, and fixes the entry's shape"
 )]
 
+mod lent;
 mod maps;
 mod remembered;
 
@@ -33,6 +34,7 @@ use bg_common::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
         NextHop, PoolWord, ReturnPath,
     },
+    snat::Source,
 };
 use bg_ebpf::{
     flows::FlowCell,
@@ -222,6 +224,12 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn sought(&self) -> &FlowKey {
+        // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
+        unsafe { &(*self.scratch).key }
+    }
+
+    #[inline(always)]
     fn flow(&self, table: FlowTable) -> Option<&FlowCell> {
         remembered::flow(self.scratch, table)
     }
@@ -234,6 +242,31 @@ impl Tables for Kernel {
     #[inline(always)]
     fn remember(&self, table: FlowTable) -> bool {
         remembered::remember(table, self.tick())
+    }
+
+    #[inline(always)]
+    fn source(&self, block: u32) -> Option<&Source> {
+        maps::SOURCES.get(block)
+    }
+
+    #[inline(always)]
+    fn has_port(&self, block: u32, index: u32) -> bool {
+        lent::has_port(block, index) != 0
+    }
+
+    #[inline(always)]
+    fn seek_lessee(&self, block: u32, index: u32, listener: u16) -> bool {
+        lent::seek_lessee(block, index, u32::from(listener)) != 0
+    }
+
+    #[inline(always)]
+    fn lend(&self, block: u32, table: FlowTable) -> u16 {
+        lent::lend_port(block, table as u32, self.tick()) as u16
+    }
+
+    #[inline(always)]
+    fn keep_port(&self, block: u32, index: u32) -> bool {
+        lent::keep_port(block, index) != 0
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, bpf_spin_lock},
-    btf_maps::{Array, DevMap, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use bg_common::{
@@ -14,6 +14,7 @@ use bg_common::{
     port::Port,
     reason::REASONS as REASON_COUNT,
     service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
+    snat::{Lease, PORTS as LEASE_COUNT, Source},
 };
 use bg_ebpf::tables::Scratch;
 
@@ -24,7 +25,7 @@ const fn buckets(flows: usize) -> usize {
     buckets_for(flows as u32) as usize
 }
 
-/// A region of a flow table: who changes it holds the lock, and counts the change.
+/// A region of a flow table, or of the ports: who changes it holds the lock, and counts the change.
 #[repr(C)]
 pub struct Region {
     pub lock: bpf_spin_lock,
@@ -66,7 +67,13 @@ pub static UDP: Array<Bucket, { buckets(capacity::UDP) }, MMAPABLE> = Array::new
 #[btf_map]
 pub static SHAPES: Array<TableShape, TABLES> = Array::new();
 #[btf_map]
-pub static REGIONS: Array<Region, { TABLES * REGION_COUNT as usize }> = Array::new();
+pub static REGIONS: Array<Region, { (TABLES + 1) * REGION_COUNT as usize }> = Array::new();
+
+#[btf_map]
+pub static LEASES: ArrayOfMaps<Array<Lease, { LEASE_COUNT as usize }>, { capacity::BLOCKS }> =
+    ArrayOfMaps::new();
+#[btf_map]
+pub static SOURCES: Array<Source, { capacity::BLOCKS }, MMAPABLE> = Array::new();
 
 #[btf_map]
 pub static FRAGMENTS_V4: LruHashMap<FragmentKeyV4, Fragment, { capacity::FRAGMENTS }> =

@@ -26,16 +26,17 @@ use bg_common::{
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Colour, CutoverWord, FirstFlow, Fragment, Interface, Listener, NextHop, PoolWord,
-        ReturnPath, colour_spread, way,
+        Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord,
+        ReturnPath, colour_spread, forward as mode,
     },
+    snat::{self, via},
 };
 
 use crate::{
     errors,
     flows::{Bits as _, FlowCell},
     fragments,
-    packet::{ETHERNET, Ethernet, Packet, tcp_flag},
+    packet::{Ethernet, Packet, tcp_flag},
     parse::{self, Segment, part},
     resets,
     rewrite::{self, Network, Side},
@@ -297,6 +298,7 @@ enum Forward {
         backend: u32,
         colour: Colour,
         reason: Reason,
+        via: u16,
     },
     /// To nobody: its flow was cut.
     Reset { colour: Colour },
@@ -330,26 +332,33 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     } else {
         forward_tcp(packet, tables, segment, listener, word, now)
     };
-    let (backend, colour, reason) = match decision {
+    let (backend, colour, reason, via) = match decision {
         Forward::To {
             backend,
             colour,
             reason,
-        } => (backend, colour, reason),
+            via,
+        } => (backend, colour, reason, via),
         Forward::Reset { colour } => {
             let of = (listener.service, colour);
             return resets::sender(packet, tables, segment, of, Reason::ResetClient);
         }
         Forward::New(reason) => match newcomer(packet, tables, segment, &listener, word).get() {
             Some((backend, colour, remember)) => {
-                if remember {
-                    tables.remember(if segment.protocol == UDP {
-                        FlowTable::Udp
-                    } else {
-                        FlowTable::HalfOpen
-                    });
+                let table = if segment.protocol == UDP {
+                    FlowTable::Udp
+                } else {
+                    FlowTable::HalfOpen
+                };
+                if listener.forward == mode::SNAT {
+                    // Without an entry nothing would come back.
+                    if !remember || !borrow(tables, table, now) || !tables.remember(table) {
+                        return drop(Reason::NoPort);
+                    }
+                } else if remember {
+                    tables.remember(table);
                 }
-                (backend, colour, reason)
+                (backend, colour, reason, tables.pending().via.get())
             }
             None => return drop(Reason::NoBackend),
         },
@@ -358,19 +367,26 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     // A slot that was given back, or to another service, is nobody's backend.
     let Some(backend) = tables
         .backend(backend)
-        .filter(|backend| backend.service == listener.service && backend.family == A::FAMILY)
+        .filter(|backend| {
+            u32::from(backend.service) == listener.service && backend.family == A::FAMILY
+        })
     else {
         return drop(Reason::Inconsistent);
+    };
+    let (address, port) = if via == via::DSR {
+        (segment.destination, segment.destination_port)
+    } else if backend.port == [0, 0] {
+        (A::from_wide(&backend.address), segment.destination_port)
+    } else {
+        (A::from_wide(&backend.address), backend.port)
     };
     let out = Out {
         hop: NextHop(backend.next_hop),
         side: Side::Destination,
-        address: A::from_wide(&backend.address),
-        port: if backend.port == [0, 0] {
-            segment.destination_port
-        } else {
-            backend.port
-        },
+        address,
+        port,
+        block: u32::from(backend.block),
+        via,
         reason,
     };
     let exit = send(packet, tables, segment, &out);
@@ -380,14 +396,7 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             stats.forward_bytes += u64::from(segment.length);
         });
         if segment.part == part::FIRST {
-            tables.plan(Fragment {
-                next_hop: backend.next_hop,
-                address: backend.address,
-                seen: now,
-                service: listener.service,
-                colour: colour as u32,
-                way: way::FORWARD,
-            });
+            fragments::plan(tables, &out, now, (listener.service, colour));
         }
     }
     exit
@@ -405,6 +414,7 @@ fn forward_udp<T: Tables>(tables: &T, listener: Listener, word: CutoverWord, now
                 backend: flow.backend.get(),
                 colour: flow.colour(),
                 reason: Reason::Forwarded,
+                via: flow.via.get(),
             }
         }
         _ => Forward::New(Reason::ForwardedNew),
@@ -479,6 +489,9 @@ fn forward_tcp<P: Packet, T: Tables, A>(
         if segment.has(tcp_flag::FIN) {
             flow.from_client.add(bits::FIN);
         }
+        if flow.via.get() == via::DSR {
+            unheard(flow, segment);
+        }
         touch(flow, &flow.from_client, now);
     }
     if flow.from_backend.has(bits::LEARNED) {
@@ -488,17 +501,55 @@ fn forward_tcp<P: Packet, T: Tables, A>(
         backend: flow.backend.get(),
         colour,
         reason,
+        via: flow.via.get(),
     }
+}
+
+/// Notes of a flow whose backend is never heard here what its client's segment says
+/// of both: the client answers a SYN-ACK, and would not go on after both FINs.
+#[inline(always)]
+fn unheard<A>(flow: &FlowCell, segment: &Segment<A>) {
+    flow.client_next.set(segment.tcp.sequence);
+    if segment.has(tcp_flag::ACK) {
+        flow.from_client.add(bits::PROVEN);
+    }
+    if segment.has(tcp_flag::FIN) {
+        flow.from_backend.add(bits::FIN);
+    }
+}
+
+/// Lends the pending flow, which `table` is to hold, a port of the gateway's own;
+/// false when none is to be had. A SYN that is sent again keeps its port.
+#[inline(always)]
+fn borrow<T: Tables>(tables: &T, table: FlowTable, now: u32) -> bool {
+    let pending = tables.pending();
+    let Some(backend) = tables.backend(pending.backend.get()) else {
+        return false;
+    };
+    let block = u32::from(backend.block);
+    let held = current(tables, table, now)
+        .filter(|flow| flow.backend.get() == pending.backend.get())
+        .map_or(via::NAT, |flow| flow.via.get());
+    let port = if via::is_port(held) {
+        held
+    } else if block == 0 {
+        return false;
+    } else {
+        tables.lend(block, table)
+    };
+    pending.via.set(port);
+    port != 0
 }
 
 /// A remembered flow of this service that is not over. One of another service is
 /// left from a listener that had the same id before.
 #[inline(always)]
 fn flow_of<T: Tables>(tables: &T, table: FlowTable, service: u32, now: u32) -> Option<&FlowCell> {
-    current(tables, table, now).filter(|flow| flow.service.get() == service)
+    current(tables, table, now).filter(|flow| u32::from(flow.service.get()) == service)
 }
 
-/// A remembered flow that is not over.
+/// A remembered flow that is not over. One without proof may have lost its port to
+/// another one: it is over, too.
 #[inline(always)]
 pub(crate) fn current<T: Tables>(tables: &T, table: FlowTable, now: u32) -> Option<&FlowCell> {
     // TCP's shortest patience is known without a look at the flow.
@@ -511,8 +562,20 @@ pub(crate) fn current<T: Tables>(tables: &T, table: FlowTable, now: u32) -> Opti
         if table == FlowTable::HalfOpen && moved {
             return false;
         }
-        now.wrapping_sub(flow.seen.get()) <= fresh || !flow.is_over(table, now)
+        let over = now.wrapping_sub(flow.seen.get()) > fresh && flow.is_over(table, now);
+        !over && (table == FlowTable::Established || has_its_port(tables, flow))
     })
+}
+
+/// True unless the flow has a port of the gateway's own no longer.
+#[inline(always)]
+fn has_its_port<T: Tables>(tables: &T, flow: &FlowCell) -> bool {
+    let Some(index) = snat::index(flow.via.get()) else {
+        return true;
+    };
+    tables
+        .backend(flow.backend.get())
+        .is_some_and(|backend| tables.has_port(u32::from(backend.block), index))
 }
 
 /// True for the acknowledgement that only a host which got the backend's
@@ -527,9 +590,18 @@ fn proves<A>(half: &FlowCell, segment: &Segment<A>) -> bool {
 
 /// Copies a proven flow into the established table. Its half-open entry is left to
 /// whoever needs the line, marked by the caller: no flow is ever without an entry.
-/// False when the table is full.
+/// False when the table is full, or its port went to another flow in this moment.
 #[inline(always)]
 fn promote<T: Tables>(tables: &T, half: &FlowCell) -> bool {
+    if let Some(index) = snat::index(half.via.get()) {
+        // First proven, then kept: who takes ports away looks at both the other
+        // way round.
+        half.from_client.add(bits::PROVEN);
+        let block = tables.backend(half.backend.get()).map_or(0, |b| b.block);
+        if !tables.keep_port(u32::from(block), index) {
+            return false;
+        }
+    }
     let flow = tables.pending();
     flow.copy(half);
     flow.from_client.remove(bits::ORPHAN | bits::PROVEN);
@@ -622,7 +694,12 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             } else {
                 0
             },
-            service: listener.service,
+            service: listener.service as u16,
+            via: if listener.forward == mode::DSR {
+                via::DSR
+            } else {
+                via::NAT
+            },
             client_next: segment.tcp.sequence,
             backend_next: segment.tcp.acknowledgement,
             generation: word.generation(),
@@ -686,24 +763,22 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     segment: &Segment<A>,
     path: &ReturnPath,
 ) -> Exit {
-    let Some(word) = tables.word(path.service) else {
+    let service = u32::from(path.service);
+    let Some(word) = tables.word(service) else {
         return drop(Reason::Inconsistent);
     };
-    tables.seek(&FlowKey::new(
-        segment.destination.client(),
-        segment.destination_port,
-        path.listener,
-    ));
+    let own = (segment.destination, segment.destination_port);
+    let via = seek_client(tables, own, path);
     let now = tables.tick();
     let decision = if segment.protocol == UDP {
-        back_udp(tables, segment, word, now)
+        back_udp(tables, segment, word, now, via)
     } else {
-        back_tcp(tables, segment, word, now, packet.port())
+        back_tcp(tables, segment, word, (now, via), packet.port())
     };
     let flow = match decision {
         Back::Leave(exit) => return exit,
         Back::ResetBackend(colour) => {
-            let of = (path.service, colour);
+            let of = (service, colour);
             return resets::sender(packet, tables, segment, of, Reason::ResetBackend);
         }
         Back::ResetClient(flow) => return resets::receiver(packet, tables, segment, path, flow),
@@ -717,7 +792,8 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let mut hop = NextHop(flow.client_hop.get());
     if (now as u16).wrapping_sub(flow.routed.get()) > ROUTE_TICKS {
         flow.routed.set(now as u16);
-        let routed = tables.route(&path.address, &segment.destination, device(packet, tables));
+        let client = A::from_client(tables.sought().client);
+        let routed = tables.route(&path.address, &client, device(packet, tables));
         if routed == NextHop::NONE {
             flow.from_backend.add(bits::LEARNED);
         } else {
@@ -735,26 +811,43 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         side: Side::Source,
         address,
         port: path.port,
+        block: u32::from(path.block),
+        via,
         reason: Reason::Returned,
     };
     let exit = send(packet, tables, segment, &out);
     if exit.is_sent() {
-        tables.record(path.service, colour, |stats| {
+        tables.record(service, colour, |stats| {
             stats.return_packets += 1;
             stats.return_bytes += u64::from(segment.length);
         });
         if segment.part == part::FIRST {
-            tables.plan(Fragment {
-                next_hop: hop.0,
-                address: path.address,
-                seen: now,
-                service: path.service,
-                colour: colour as u32,
-                way: way::BACK,
-            });
+            fragments::plan(tables, &out, now, (service, colour));
         }
     }
     exit
+}
+
+/// Seeks the flow that a backend's packet may belong to: by the port that its client
+/// was lent, and where it was lent none, by the client that the packet is for.
+/// Returns what [`Flow::via`] must then be.
+#[inline(always)]
+pub(crate) fn seek_client<T: Tables, A: Network>(
+    tables: &T,
+    (address, port): (A, [u8; 2]),
+    path: &ReturnPath,
+) -> u16 {
+    let via = u16::from_be_bytes(port);
+    if path.block != 0
+        && let Some(index) = snat::index(via)
+        && let Some(source) = tables.source(u32::from(path.block))
+        && A::from_wide(&source.address) == address
+        && tables.seek_lessee(u32::from(path.block), index, path.listener)
+    {
+        return via;
+    }
+    tables.seek(&FlowKey::new(address.client(), port, path.listener));
+    via::NAT
 }
 
 #[inline(always)]
@@ -763,8 +856,9 @@ fn back_udp<'a, T: Tables, A: Network>(
     segment: &Segment<A>,
     word: CutoverWord,
     now: u32,
+    via: u16,
 ) -> Back<'a> {
-    match current(tables, FlowTable::Udp, now) {
+    match current(tables, FlowTable::Udp, now).filter(|flow| flow.via.get() == via) {
         Some(flow) if flow.is_reset(word) => Back::Leave(drop(Reason::CutDropped)),
         Some(flow) if origin(tables, flow, segment, Port::default()) != Origin::Other => {
             touch(flow, &flow.from_backend, now);
@@ -780,11 +874,12 @@ fn back_tcp<'a, T: Tables, A: Network>(
     tables: &'a T,
     segment: &Segment<A>,
     word: CutoverWord,
-    now: u32,
+    (now, via): (u32, u16),
     ingress: Port,
 ) -> Back<'a> {
     let rst = segment.has(tcp_flag::RST);
-    let established = current(tables, FlowTable::Established, now);
+    let known = |table| current(tables, table, now).filter(|flow| flow.via.get() == via);
+    let established = known(FlowTable::Established);
     if let Some(flow) = established
         && !segment.has(tcp_flag::SYN)
         && let from @ (Origin::Backend | Origin::Claimed) = origin(tables, flow, segment, ingress)
@@ -817,7 +912,7 @@ fn back_tcp<'a, T: Tables, A: Network>(
         return Back::To(flow);
     }
 
-    let Some(half) = current(tables, FlowTable::HalfOpen, now) else {
+    let Some(half) = known(FlowTable::HalfOpen) else {
         return Back::Leave(match established {
             Some(_) => drop(Reason::ReturnStale),
             None => pass(Reason::ReturnUnknown),
@@ -897,15 +992,28 @@ fn origin<T: Tables, A: Network>(
 // ---- out ------------------------------------------------------------------
 
 /// How a packet leaves: what its one end becomes, and where it goes.
-struct Out<A> {
-    hop: NextHop,
-    side: Side,
-    address: A,
-    port: [u8; 2],
+pub(crate) struct Out<A> {
+    pub(crate) hop: NextHop,
+    pub(crate) side: Side,
+    pub(crate) address: A,
+    pub(crate) port: [u8; 2],
+    /// The backend's block of ports.
+    pub(crate) block: u32,
+    /// How the backend sees the client: [`Flow::via`].
+    pub(crate) via: u16,
     reason: Reason,
 }
 
-/// Rewrites one end of the packet and sends it to the next hop.
+impl<A> Out<A> {
+    /// False when the stack could not send the packet on: it takes none that is
+    /// from an address of its own, or for one.
+    #[inline(always)]
+    fn by_stack(&self) -> bool {
+        self.via == via::NAT || self.side == Side::Source
+    }
+}
+
+/// Rewrites one end of the packet, in `snat` both, and sends it to the next hop.
 #[inline(always)]
 fn send<P: Packet, T: Tables, A: Network>(
     packet: &mut P,
@@ -919,34 +1027,61 @@ fn send<P: Packet, T: Tables, A: Network>(
     let mut interface = match slot.map(|slot| tables.interface(slot)) {
         Some(Some(interface)) if interface.ifindex != 0 => Some(interface),
         Some(_) => return drop(Reason::Inconsistent),
-        None => None,
+        None if out.by_stack() => None,
+        None => return drop(Reason::ForwardUnreachable),
     };
     if let Some(small) = interface.filter(|interface| segment.length > interface.mtu) {
-        match errors::too_big(packet, segment, small.mtu) {
+        match errors::too_big(packet, segment, small.mtu, out.by_stack()) {
             Some(exit) => return exit,
             None => interface = None,
         }
     }
-    let Some(delta) = A::readdress(packet, ETHERNET, out.side, out.address, interface.is_some())
-    else {
-        return drop(Reason::Inconsistent);
-    };
-    if rewrite::transport(
-        packet,
-        segment.offset(),
-        segment.protocol,
-        out.side,
-        out.port,
-        delta,
-    )
-    .is_none()
-    {
+    if via::is_port(out.via) {
+        let done = match out.side {
+            Side::Destination => hide_client(packet, tables, segment, out.block, out.via),
+            Side::Source => reveal_client(packet, tables, segment),
+        };
+        if !done {
+            return drop(Reason::ForwardUnreachable);
+        }
+    }
+    let end = (out.address, out.port);
+    if rewrite::end(packet, segment, out.side, end, interface.is_some()).is_none() {
         return drop(Reason::Inconsistent);
     }
     match interface {
         Some(interface) => leave(packet, out.hop, slot.unwrap_or(0), interface, out.reason),
         None => pass(Reason::ForwardedByStack),
     }
+}
+
+/// Puts the gateway's own address and a port of it in the client's place; false when
+/// the address is not known.
+#[inline(never)]
+fn hide_client<P: Packet, T: Tables, A: Network>(
+    packet: &mut P,
+    tables: &T,
+    segment: &Segment<A>,
+    block: u32,
+    via: u16,
+) -> bool {
+    let Some(source) = tables.source(block).filter(|source| source.is_known()) else {
+        return false;
+    };
+    let end = (A::from_wide(&source.address), via.to_be_bytes());
+    rewrite::end(packet, segment, Side::Source, end, false).is_some()
+}
+
+/// Puts the client back, whose flow was sought last.
+#[inline(never)]
+fn reveal_client<P: Packet, T: Tables, A: Network>(
+    packet: &mut P,
+    tables: &T,
+    segment: &Segment<A>,
+) -> bool {
+    let key = tables.sought();
+    let end = (A::from_client(key.client), key.port());
+    rewrite::end(packet, segment, Side::Destination, end, false).is_some()
 }
 
 #[inline(always)]

@@ -39,8 +39,9 @@ impl Buckets for Lines {
     }
 }
 
+/// This CPU's memory for the packet at hand.
 #[inline(always)]
-fn scratch() -> Option<*mut Scratch> {
+pub fn scratch() -> Option<*mut Scratch> {
     maps::SCRATCH.get_ptr_mut(0)
 }
 

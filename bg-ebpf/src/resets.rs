@@ -1,6 +1,7 @@
 //! What a cut flow's ends hear: TCP resets made of the packet at hand.
 
 use bg_common::{
+    flow::FlowKey,
     reason::Reason,
     service::{Colour, NextHop, ReturnPath},
 };
@@ -75,10 +76,10 @@ pub(crate) fn receiver<P: Packet, T: Tables, A: Network>(
         return drop(Reason::Inconsistent);
     };
     let sequence = later(segment.tcp.sequence, flow.backend_next.get());
-    if !tell_client(packet, segment, path, sequence) {
+    if !tell_client(packet, segment, path, tables.sought(), sequence) {
         return drop(Reason::CutDropped);
     }
-    tables.record(path.service, flow.colour(), |stats| stats.resets += 1);
+    tables.record(u32::from(path.service), flow.colour(), |stats| stats.resets += 1);
     leave(packet, hop, u32::from(slot), interface, Reason::ResetClient)
 }
 
@@ -88,11 +89,12 @@ fn tell_client<P: Packet, A: Network>(
     packet: &mut P,
     segment: &Segment<A>,
     path: &ReturnPath,
+    client: &FlowKey,
     sequence: u32,
 ) -> bool {
     let reset = Reset {
         from: (A::from_wide(&path.address), path.port),
-        to: (segment.destination, segment.destination_port),
+        to: (A::from_client(client.client), client.port()),
         sequence: sequence.to_be_bytes(),
         acknowledgement: segment
             .has(tcp_flag::ACK)

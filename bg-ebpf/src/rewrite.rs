@@ -17,7 +17,7 @@ use crate::{
     checksum::{Delta, Sum},
     errors::Quote,
     packet::{ETHERNET, Ethernet, Packet, Tcp, tcp_flag},
-    parse::{self, Ip},
+    parse::{self, Ip, Segment},
     tables::Address,
 };
 
@@ -195,12 +195,8 @@ impl Network for [u8; 4] {
         if ip.vihl >> 4 != 4 || header < Ipv4Hdr::LEN || !first || !known {
             return None;
         }
-        Some(Quote {
-            source: ip.src_addr,
-            destination: ip.dst_addr,
-            protocol: ip.proto,
-            transport: at + header,
-        })
+        let (source, destination, protocol) = (ip.src_addr, ip.dst_addr, ip.proto);
+        quoted(packet, source, destination, protocol, at + header)
     }
 
     #[inline(always)]
@@ -293,12 +289,8 @@ impl Network for [u8; 16] {
         if ip.vcf[0] >> 4 != 6 || protocol != TCP && protocol != UDP {
             return None;
         }
-        Some(Quote {
-            source: ip.src_addr,
-            destination: ip.dst_addr,
-            protocol,
-            transport,
-        })
+        let (source, destination) = (ip.src_addr, ip.dst_addr);
+        quoted(packet, source, destination, protocol, transport)
     }
 
     #[inline(always)]
@@ -306,6 +298,26 @@ impl Network for [u8; 16] {
         let words = packet.header::<[[u8; 4]; 12]>(at)?;
         Some(words.iter().fold(Sum::new(), |sum, word| sum.word32(*word)))
     }
+}
+
+/// What a quote says, its TCP or UDP header being at `transport`.
+#[inline(always)]
+fn quoted<P: Packet, A>(
+    packet: &P,
+    source: A,
+    destination: A,
+    protocol: u8,
+    transport: usize,
+) -> Option<Quote<A>> {
+    let [a, b, c, d] = *packet.header::<[u8; 4]>(transport)?;
+    Some(Quote {
+        source,
+        source_port: [a, b],
+        destination,
+        destination_port: [c, d],
+        protocol,
+        transport,
+    })
 }
 
 /// Protocol and length of a pseudo header (RFC 9293, section 3.1; RFC 8200,
@@ -348,6 +360,22 @@ pub fn transport<P: Packet>(
         udp.check = after;
     }
     Some(Delta::new().word(old, port).word(before, after))
+}
+
+/// Replaces address and port of one end of a packet and, with `hop`, takes one from
+/// its TTL or hop limit.
+#[inline(always)]
+pub fn end<P: Packet, A: Network>(
+    packet: &mut P,
+    segment: &Segment<A>,
+    side: Side,
+    (address, port): (A, [u8; 2]),
+    hop: bool,
+) -> Option<()> {
+    let delta = A::readdress(packet, ETHERNET, side, address, hop)?;
+    let (at, protocol) = (segment.offset(), segment.protocol);
+    transport(packet, at, protocol, side, port, delta)?;
+    Some(())
 }
 
 /// Replaces a port of the TCP or UDP header at `offset` that ends before its

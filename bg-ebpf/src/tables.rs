@@ -10,6 +10,7 @@ use bg_common::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
         NextHop, PoolWord, ReturnPath,
     },
+    snat::Source,
 };
 
 use crate::{flows::FlowCell, parse::Segment};
@@ -34,6 +35,9 @@ pub struct Scratch {
     pub hash: u64,
     /// The flow that is to be remembered.
     pub pending: Flow,
+    /// The key of the flow that a port is sought for, while those of other flows are
+    /// looked up.
+    pub lessee: FlowKey,
 }
 
 /// The tables and the clock.
@@ -60,6 +64,8 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn now_ns(&self) -> u64;
     /// The key that [`Tables::flow`] and [`Tables::remember`] are about from now on.
     fn seek(&self, key: &FlowKey);
+    /// That key.
+    fn sought(&self) -> &FlowKey;
     /// The flow of the key that was sought last.
     fn flow(&self, table: FlowTable) -> Option<&FlowCell>;
     /// Room for a flow that is to be remembered.
@@ -67,6 +73,19 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     /// Remembers the pending flow under the key that was sought last, in place of
     /// an older one; false when there is no room.
     fn remember(&self, table: FlowTable) -> bool;
+    /// The gateway's address towards the backend with this block of ports.
+    fn source(&self, block: u32) -> Option<&Source>;
+    /// True when the flow that was sought last has the port with this index.
+    fn has_port(&self, block: u32, index: u32) -> bool;
+    /// Seeks the flow that has the port with this index, if it is one of a listener;
+    /// false, and nothing is sought, where there is none.
+    fn seek_lessee(&self, block: u32, index: u32, listener: u16) -> bool;
+    /// Lends the flow that was sought last, and is to be in `table`, a port of a
+    /// block: the port, host order, or 0 when none is to be had.
+    fn lend(&self, block: u32, table: FlowTable) -> u16;
+    /// Keeps the port with this index for the flow that was sought last, from now on
+    /// proven; false when it was taken from the flow.
+    fn keep_port(&self, block: u32, index: u32) -> bool;
     /// Notes what later fragments of this packet will do.
     fn plan(&self, fragment: Fragment);
     /// What was noted.
@@ -108,8 +127,12 @@ pub trait Address: Copy + Eq {
     fn from_wide(wide: &[u8; 16]) -> Self;
     /// A hash of the address alone: the same client, the same hash.
     fn hash(self) -> u64;
+    /// As the 16 bytes of [`Backend::address`].
+    fn wide(self) -> [u8; 16];
     /// The address as a client's in a [`FlowKey`].
     fn client(self) -> [u64; 2];
+    /// The inverse of [`Address::client`].
+    fn from_client(client: [u64; 2]) -> Self;
 }
 
 impl Address for [u8; 4] {
@@ -127,8 +150,20 @@ impl Address for [u8; 4] {
     }
 
     #[inline(always)]
+    fn wide(self) -> [u8; 16] {
+        let [a, b, c, d] = self;
+        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    }
+
+    #[inline(always)]
     fn client(self) -> [u64; 2] {
         FlowKey::client_v4(self)
+    }
+
+    #[inline(always)]
+    fn from_client(client: [u64; 2]) -> Self {
+        let [_, _, _, _, a, b, c, d] = client[1].to_ne_bytes();
+        [a, b, c, d]
     }
 }
 
@@ -148,8 +183,20 @@ impl Address for [u8; 16] {
     }
 
     #[inline(always)]
+    fn wide(self) -> [u8; 16] {
+        self
+    }
+
+    #[inline(always)]
     fn client(self) -> [u64; 2] {
         let halves = self.as_chunks().0;
         [u64::from_ne_bytes(halves[0]), u64::from_ne_bytes(halves[1])]
+    }
+
+    #[inline(always)]
+    fn from_client(client: [u64; 2]) -> Self {
+        let [a, b, c, d, e, f, g, h] = client[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = client[1].to_ne_bytes();
+        [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
     }
 }

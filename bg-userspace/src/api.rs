@@ -68,6 +68,9 @@ pub struct ServiceStatus {
     pub canary_percent: f64,
     /// Listeners.
     pub listeners: Vec<String>,
+    /// How packets are forwarded: `nat`, `snat` or `dsr`.
+    #[serde(default)]
+    pub forward: String,
     /// Listeners whose address is announced, and the interface that has it; `null`
     /// while none does.
     #[serde(default)]
@@ -303,6 +306,9 @@ pub struct FlowLine {
     pub idle_ms: u64,
     /// It is closed or reset.
     pub closing: bool,
+    /// With `snat`: the gateway's port that the backend sees.
+    #[serde(default)]
+    pub source_port: Option<u16>,
     /// The drain that it is in resets it with its first packet after this, RFC 3339.
     #[serde(default)]
     pub reset_at: Option<String>,

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use bg_common::{key, service::Colour};
+use bg_common::{
+    key,
+    service::{Colour, forward},
+};
 
 /// A transport protocol that can be switched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +36,42 @@ impl Protocol {
         match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+        }
+    }
+}
+
+/// How packets are forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ForwardMode {
+    /// The destination is rewritten; replies come back through the gateway.
+    #[default]
+    Nat,
+    /// The source too: replies come back to the gateway's own address.
+    Snat,
+    /// Nothing is rewritten: backends have the listener's address, and reply to the
+    /// client themselves.
+    Dsr,
+}
+
+impl ForwardMode {
+    /// Every mode.
+    pub const ALL: [Self; 3] = [Self::Nat, Self::Snat, Self::Dsr];
+
+    /// `"nat"`, `"snat"` or `"dsr"`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::Snat => "snat",
+            Self::Dsr => "dsr",
+        }
+    }
+
+    /// Its number in the packet path.
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::Nat => forward::NAT,
+            Self::Snat => forward::SNAT,
+            Self::Dsr => forward::DSR,
         }
     }
 }
@@ -124,6 +163,8 @@ pub struct ServicePlan {
     pub name: String,
     /// Listeners, at least one.
     pub listeners: Vec<ListenerPlan>,
+    /// How packets are forwarded.
+    pub forward: ForwardMode,
     /// The listeners' addresses are put on an interface, and announced.
     pub announce: bool,
     /// UDP: a flow silent for longer is new.

@@ -1,17 +1,20 @@
 //! The packet path in the kernel, fed by test runs (`BPF_PROG_TEST_RUN`).
 
-use std::{collections::HashMap as Map, fs::File, hash::Hash, os::fd::AsFd as _, process::Command};
+use std::{
+    collections::{HashMap as Map, hash_map::Entry},
+    fs::File, hash::Hash, os::fd::AsFd as _, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
-    maps::{Array, DevMap, HashMap, MapData, PerCpuArray},
+    maps::{Array, ArrayOfMaps, DevMap, HashMap, MapData, PerCpuArray},
     programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use bg_common::{
     abi::{MaglevRow, PROGRAM, TICK_SHIFT, map},
     flow::{FlowTable, TableShape, buckets_for},
     reason::Reason,
+    snat::{Lease, PORTS, Source, index},
 };
 use nix::{
     sched::{CloneFlags, setns, unshare},
@@ -58,10 +61,12 @@ pub fn in_namespace<R: Send>(file: &File, work: impl FnOnce() -> R + Send) -> R 
 }
 
 /// The loaded program and its maps, none of it pinned or attached.
-#[derive(Debug)]
 pub struct Kernel {
     ebpf: Ebpf,
     tables: FlowTables,
+    blocks: Map<u32, Array<MapData, Lease>>,
+    /// Indices of the ports that the world has leases of.
+    set: Vec<u32>,
     /// Interface indices of the two test devices.
     pub ifindexes: [u32; 2],
 }
@@ -124,12 +129,15 @@ impl Kernel {
         Ok(Self {
             ebpf,
             tables,
+            blocks: Map::new(),
+            set: Vec::new(),
             ifindexes,
         })
     }
 
     /// Makes the maps say what the world says.
     pub fn set(&mut self, world: &World) -> Result<()> {
+        self.set_leases(world)?;
         let ebpf = &mut self.ebpf;
         map_of::<Array<_, u64>>(ebpf, map::WORDS)?.set(0, world.word.0, 0)?;
         map_of::<Array<_, u64>>(ebpf, map::FIRST_FLOWS)?.set(0, 0, 0)?;
@@ -172,6 +180,43 @@ impl Kernel {
         }
         world.fill(&self.tables);
         Ok(())
+    }
+
+    fn set_leases(&mut self, world: &World) -> Result<()> {
+        let mut sources: Array<_, Source> = map_of(&mut self.ebpf, map::SOURCES)?;
+        for (block, source) in (0..).zip(&world.sources) {
+            sources.set(block, source, 0)?;
+        }
+        let mut outer: ArrayOfMaps<_, Array<MapData, Lease>> =
+            map_of(&mut self.ebpf, map::LEASES)?;
+        for block in 0..world.sources.len() as u32 {
+            if let Entry::Vacant(vacant) = self.blocks.entry(block) {
+                let inner = Array::create(PORTS, 0)?;
+                outer.set(block, &inner, 0)?;
+                vacant.insert(inner);
+            }
+        }
+        // What the run before has lent.
+        let lent: Vec<u32> = self.flows().values().filter_map(|flow| index(flow.via)).collect();
+        let used: Vec<u32> = self.set.drain(..).chain(lent).collect();
+        for (number, block) in &mut self.blocks {
+            for index in used.iter().copied() {
+                block.set(index, Lease::default(), 0)?;
+            }
+            for ((of, index), lease) in &world.leases {
+                if of == number {
+                    block.set(*index, lease, 0)?;
+                }
+            }
+        }
+        self.set = world.leases.keys().map(|(_, index)| *index).collect();
+        Ok(())
+    }
+
+    /// The lease of a port, as the map has it.
+    pub fn lease(&self, block: u32, index: u32) -> Result<Lease> {
+        let block = self.blocks.get(&block).context("no such block of ports")?;
+        Ok(block.get(&index, 0)?)
     }
 
     /// Runs one frame through the program: XDP's return value, the reason that

@@ -15,11 +15,13 @@ use bg_common::{
     reason::Reason,
     service::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
-        NextHop, PoolWord, ReturnPath,
+        NextHop, PoolWord, ReturnPath, forward,
     },
+    snat::{Lease, ROUNDS, Source, TRIES, port},
 };
 use bg_ebpf::{
     flows::FlowCell,
+    leases::{Block, Hold, KEPT, LeaseCell, candidate, choose, hold},
     packet::Packet,
     parse::Segment,
     pipeline::{Action, Verdict, process},
@@ -78,6 +80,9 @@ pub type Flows = HashMap<(FlowTable, FlowKey), Flow>;
 /// The idle time of the world's UDP listeners, in ticks.
 pub const UDP_IDLE: u32 = 450;
 
+/// Leases of ports, by block and index.
+pub type Leases = HashMap<(u32, u32), Lease>;
+
 /// What became of first fragments of one address family.
 pub type Fragments<A> = HashMap<FragmentKey<A>, Fragment>;
 
@@ -107,6 +112,10 @@ pub struct World {
     pub fragments_v4: Fragments<[u8; 4]>,
     /// First fragments over IPv6.
     pub fragments_v6: Fragments<[u8; 16]>,
+    /// The gateway's addresses in `snat`, by block.
+    pub sources: Vec<Source>,
+    /// Who has which port, by block and index.
+    pub leases: Leases,
     /// The established table is full of strangers.
     pub full: bool,
     /// Slot of the interface the packet comes in by.
@@ -133,6 +142,10 @@ pub mod at {
         "[fd00:1::10]:0",
         "[fd00:2::10]:9000",
     ];
+    /// The gateway's own address on the backends' side, in `snat`.
+    pub const OWN: &str = "10.0.0.1:0";
+    /// The same over IPv6.
+    pub const OWN_V6: &str = "[fd00::1]:0";
     /// A client over IPv4.
     pub const CLIENT: &str = "198.51.100.7:40000";
     /// A client over IPv6.
@@ -170,6 +183,8 @@ impl World {
             flows: HashMap::new(),
             fragments_v4: HashMap::new(),
             fragments_v6: HashMap::new(),
+            sources: Vec::new(),
+            leases: HashMap::new(),
             full: false,
             ingress: CLIENTS,
             tick: 1_000_000,
@@ -184,6 +199,7 @@ impl World {
                 family: if address.is_ipv6() { 6 } else { 4 },
                 colour: (id % 2) as u8,
                 service: 0,
+                block: 0,
             });
         }
         for (id, (text, protocol)) in [
@@ -201,11 +217,58 @@ impl World {
         world
     }
 
+    /// The same world with `snat`, every backend having a block of ports.
+    #[must_use]
+    pub fn with_snat(&self) -> Self {
+        let mut world = self.with_mode(forward::SNAT);
+        world.sources = vec![Source::default()];
+        for (block, backend) in (1..).zip(&mut world.backends) {
+            backend.block = block;
+            let own = if backend.family == 4 { at::OWN } else { at::OWN_V6 };
+            world.sources.push(Source {
+                address: wide(addr(own)),
+            });
+        }
+        let blocks: HashMap<[u8; 16], u16> =
+            world.backends.iter().map(|b| (b.address, b.block)).collect();
+        for (from, path) in &mut world.returns_v4 {
+            path.block = blocks[&wide(SocketAddr::from((from.address, 0)))];
+        }
+        for (from, path) in &mut world.returns_v6 {
+            path.block = blocks[&from.address];
+        }
+        world
+    }
+
+    /// The same world with `dsr`.
+    #[must_use]
+    pub fn with_dsr(&self) -> Self {
+        let mut world = self.with_mode(forward::DSR);
+        world.returns_v4.clear();
+        world.returns_v6.clear();
+        world
+    }
+
+    fn with_mode(&self, mode: u16) -> Self {
+        let mut world = self.clone();
+        let listeners = world.listeners_v4.values_mut();
+        for listener in listeners.chain(world.listeners_v6.values_mut()) {
+            listener.forward = mode;
+        }
+        world
+    }
+
+    /// The ports, by index, that are looked at for a flow, in their order.
+    pub fn candidates(key: &FlowKey) -> impl Iterator<Item = u32> + use<> {
+        let hash = key.hash(SEED);
+        (0..ROUNDS).flat_map(move |round| (0..TRIES).map(move |step| candidate(hash, round, step)))
+    }
+
     fn listen(&mut self, id: u16, address: SocketAddr, protocol: u8) {
         let listener = Listener {
             service: 0,
             id,
-            zero: 0,
+            forward: forward::NAT,
             idle: UDP_IDLE,
         };
         let path = ReturnPath {
@@ -213,6 +276,7 @@ impl World {
             port: address.port().to_be_bytes(),
             listener: id,
             service: 0,
+            block: 0,
         };
         let backends = self.backends.clone();
         for backend in backends
@@ -263,6 +327,7 @@ impl World {
             tables: FlowTables::new(self.shapes()),
             sought: Cell::new(FlowKey::new([0; 2], [0; 2], 0)),
             pending: FlowCell::default(),
+            leases: RefCell::new(self.leases.clone()),
             world: self,
             plan: RefCell::new(leak(Fragment::default())),
             reasons: RefCell::new(Vec::new()),
@@ -278,7 +343,9 @@ impl World {
             twin.v4.fragments.take().into_iter(),
             twin.v6.fragments.take().into_iter(),
         );
+        let leases = twin.leases.take();
         self.flows = flows(&twin.tables);
+        self.leases = leases;
         self.fragments_v4 = fragments.0.map(|(key, f)| (key, *f)).collect();
         self.fragments_v6 = fragments.1.map(|(key, f)| (key, *f)).collect();
         (verdict, buffer.bytes)
@@ -421,6 +488,7 @@ struct Twin<'a> {
     tables: FlowTables,
     sought: Cell<FlowKey>,
     pending: FlowCell,
+    leases: RefCell<Leases>,
     plan: RefCell<&'static Fragment>,
     reasons: RefCell<Vec<Reason>>,
 }
@@ -504,6 +572,11 @@ impl Tables for Twin<'_> {
         self.sought.set(*key);
     }
 
+    fn sought(&self) -> &FlowKey {
+        // SAFETY: nobody seeks another flow as long as a caller holds the key.
+        unsafe { &*self.sought.as_ptr() }
+    }
+
     fn flow(&self, table: FlowTable) -> Option<&FlowCell> {
         self.tables.find(table, &self.sought.get())
     }
@@ -515,6 +588,51 @@ impl Tables for Twin<'_> {
     fn remember(&self, table: FlowTable) -> bool {
         self.tables
             .remember(table, &self.sought.get(), &self.pending, self.world.tick)
+    }
+
+    fn source(&self, block: u32) -> Option<&Source> {
+        self.world.sources.get(block as usize)
+    }
+
+    fn has_port(&self, block: u32, index: u32) -> bool {
+        self.lease(block, index).key() == self.sought.get()
+    }
+
+    fn seek_lessee(&self, block: u32, index: u32, listener: u16) -> bool {
+        let key = self.lease(block, index).key();
+        let found = key.listener() == listener;
+        if found {
+            self.sought.set(key);
+        }
+        found
+    }
+
+    fn lend(&self, block: u32, table: FlowTable) -> u16 {
+        let (key, now) = (self.sought.get(), self.world.tick);
+        let hash = key.hash(SEED);
+        let index = (0..ROUNDS).find_map(|round| choose(&Ports(self, block), hash, round, now));
+        let Some(index) = index else {
+            return 0;
+        };
+        let mut lease = self.lease(block, index);
+        assert_ne!(Ports(self, block).hold(index, now), KEPT);
+        lease.client = key.client;
+        lease.id = key.id;
+        lease.turn += 1;
+        lease.since = now;
+        lease.table = table as u32;
+        self.leases.borrow_mut().insert((block, index), lease);
+        port(index)
+    }
+
+    fn keep_port(&self, block: u32, index: u32) -> bool {
+        let mut lease = self.lease(block, index);
+        lease.turn += 1;
+        let ours = lease.key() == self.sought.get();
+        if ours {
+            self.leases.borrow_mut().insert((block, index), lease);
+        }
+        ours
     }
 
     fn plan(&self, fragment: Fragment) {
@@ -531,6 +649,37 @@ impl Tables for Twin<'_> {
 
     fn record(&self, _service: u32, _colour: Colour, add: impl FnOnce(&mut ColourStats)) {
         add(&mut ColourStats::default());
+    }
+}
+
+impl Twin<'_> {
+    fn lease(&self, block: u32, index: u32) -> Lease {
+        let leases = self.leases.borrow();
+        leases.get(&(block, index)).copied().unwrap_or_default()
+    }
+}
+
+/// A block of the twin's ports.
+struct Ports<'a>(&'a Twin<'a>, u32);
+
+impl Block for Ports<'_> {
+    fn hold(&self, index: u32, now: u32) -> Hold {
+        let Lease {
+            client,
+            id,
+            turn,
+            since,
+            table,
+        } = self.0.lease(self.1, index);
+        let lease = LeaseCell {
+            client: client.map(Cell::new),
+            id: Cell::new(id),
+            turn: Cell::new(turn),
+            since: Cell::new(since),
+            table: Cell::new(table),
+        };
+        let find = |table| self.0.tables.find(table, &lease.key());
+        hold(&lease, port(index), now, find)
     }
 }
 

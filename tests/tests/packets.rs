@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use bg_common::{flow::Flow, service::Fragment};
+use bg_common::{flow::Flow, service::Fragment, snat::Lease};
 use bg_tests::{
     cases::{self, Case},
     frame::{fragments, wrong_checksum},
@@ -96,6 +96,10 @@ fn both_packet_paths_agree_on_mutated_frames() {
                 );
                 assert_eq!(kernel_out, host_out);
                 assert_eq!(timeless(&kernel.flows()), timeless(&host.flows));
+                for ((block, index), lease) in &host.leases {
+                    let found = kernel.lease(*block, *index).unwrap();
+                    assert_eq!(Lease { since: lease.since, ..found }, *lease);
+                }
                 let v4 = kernel.fragments_v4().unwrap();
                 let v6 = kernel.fragments_v6().unwrap();
                 assert_eq!(planned(&v4), planned(&host.fragments_v4));

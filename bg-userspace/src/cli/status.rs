@@ -139,7 +139,15 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
         canary(service, colours),
         service.generation
     );
-    let _ = writeln!(out, "  listeners  {}", service.listeners.join(" "));
+    let forward = match service.forward.as_str() {
+        "" | "nat" => String::new(),
+        other => format!("  ({other})"),
+    };
+    let _ = writeln!(
+        out,
+        "  listeners  {}{forward}",
+        service.listeners.join(" ")
+    );
     if !service.announced.is_empty() {
         let _ = writeln!(out, "  announced  {}", announced_text(service));
     }

@@ -8,7 +8,7 @@ use std::{
 use bg_common::{abi::capacity, service::Colour};
 
 use super::{ConfigError, rules::Placed, text::Text};
-use crate::plan::{ListenerPlan, Protocol};
+use crate::plan::{ForwardMode, ListenerPlan, Protocol};
 
 pub(super) fn check(
     text: &Text<'_>,
@@ -63,6 +63,10 @@ fn backends(
                         );
                         return Err(wrong(message));
                     }
+                    // Replies do not come back through here.
+                    if placed.service.plan.forward == ForwardMode::Dsr {
+                        continue;
+                    }
                     match served.insert((address, listener.protocol), *listener) {
                         Some(other) if other != *listener => {
                             let message = format!(
@@ -84,6 +88,7 @@ fn backends(
 fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), ConfigError> {
     let (mut backends, mut families) = (0, [0; 2]);
     let mut returns = [BTreeSet::new(), BTreeSet::new()];
+    let mut blocks = BTreeSet::new();
     for (count, (name, placed)) in services.iter().enumerate() {
         let plan = &placed.service.plan;
         backends += plan.colours.iter().map(Vec::len).sum::<usize>();
@@ -92,12 +97,20 @@ fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), Conf
             families[family] += 1;
             let pools = plan.colours.iter().flatten();
             for backend in pools.filter(|backend| backend.serves(listener)) {
+                if plan.forward == ForwardMode::Dsr {
+                    continue;
+                }
+                if plan.forward == ForwardMode::Snat {
+                    blocks.insert(backend.address);
+                }
                 returns[family].insert((backend.endpoint(listener), listener.protocol));
             }
         }
         for (what, wanted, limit) in [
             ("services", count + 1, capacity::SERVICES),
             ("backends", backends, capacity::BACKENDS),
+            // Block 0 is nobody's.
+            ("backends with snat", blocks.len(), capacity::BLOCKS - 1),
             ("listeners over IPv4", families[0], capacity::LISTENERS),
             ("listeners over IPv6", families[1], capacity::LISTENERS),
             (

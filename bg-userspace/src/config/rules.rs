@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     datapath::AttachMode,
-    plan::{BackendPlan, ListenerPlan, Protocol, ServicePlan},
+    plan::{BackendPlan, ForwardMode, ListenerPlan, Protocol, ServicePlan},
 };
 
 const NOT_YET: &str = "is not supported by this version yet: remove it";
@@ -155,6 +155,7 @@ pub(super) fn service(
         return Err(text.error(start, format!("service.{}", name.escape_debug()), message));
     }
     not_yet(text, &raw, &key)?;
+    let forward = forward(text, raw.forward.as_ref(), &key("forward"))?;
     let Some(listen) = &raw.listen else {
         let message = "is missing: add listen = [\"tcp://203.0.113.10:8000\"]";
         return Err(text.error(start, key("listen"), message));
@@ -179,7 +180,7 @@ pub(super) fn service(
         };
         let index = colour as usize;
         versions[index] = version;
-        pools[index] = pool(text, &list, &key, &listeners)?;
+        pools[index] = pool(text, &list, &key, &listeners, forward)?;
         places[index] = list.get_ref().iter().map(|b| b.span().start).collect();
     }
     let (usual, second) = (Duration::from_secs(30), Duration::from_secs(1));
@@ -194,6 +195,7 @@ pub(super) fn service(
             on_flip: raw.on_flip.unwrap_or(FlipMode::Drain),
             plan: ServicePlan {
                 name: name.clone(),
+                forward,
                 announce: raw.announce.unwrap_or(false),
                 udp_idle,
                 listeners,
@@ -227,18 +229,26 @@ fn not_yet(
             return Err(text.wrong(part, key(name), NOT_YET));
         }
     }
-    match raw.forward.as_ref().filter(|how| how.get_ref() != "nat") {
-        Some(forward) => {
-            let given = forward.get_ref();
-            let message = if ["snat", "dsr"].contains(&given.as_str()) {
-                format!("\"{given}\" is not supported by this version yet, only \"nat\"")
-            } else {
-                format!("`{given}` is unknown: \"nat\"")
-            };
-            Err(text.wrong(forward, key("forward"), message))
-        }
-        None => Ok(()),
-    }
+    Ok(())
+}
+
+/// How packets are forwarded.
+fn forward(
+    text: &Text<'_>,
+    raw: Option<&Spanned<String>>,
+    key: &str,
+) -> Result<ForwardMode, ConfigError> {
+    let Some(raw) = raw else {
+        return Ok(ForwardMode::default());
+    };
+    let given = raw.get_ref();
+    let known = ForwardMode::ALL
+        .into_iter()
+        .find(|mode| mode.as_str() == given);
+    known.ok_or_else(|| {
+        let message = format!("`{given}` is unknown: \"nat\", \"snat\" or \"dsr\"");
+        text.wrong(raw, key, message)
+    })
 }
 
 /// How the service drains.
@@ -372,6 +382,7 @@ fn pool(
     raw: &Spanned<Vec<Spanned<RawBackend>>>,
     key: &str,
     listeners: &[ListenerPlan],
+    forward: ForwardMode,
 ) -> Result<Vec<BackendPlan>, ConfigError> {
     let count = raw.get_ref().len();
     if count == 0 {
@@ -396,6 +407,12 @@ fn pool(
             if endpoint == listener.address {
                 return Err(wrong(format!(
                     "is the service's own listener {listener}: packets would go round in circles"
+                )));
+            }
+            if forward == ForwardMode::Dsr && endpoint.port() != listener.address.port() {
+                return Err(wrong(format!(
+                    "has another port than {listener}: with forward = \"dsr\" nothing is rewritten, \
+                     leave the port out"
                 )));
             }
             if !endpoints.insert((endpoint, *listener)) {

@@ -176,6 +176,7 @@ fn describe(name: &str, service: &Service) -> Vec<String> {
             lines.push(format!("{name} {label} version {version}"));
         }
     }
+    lines.push(format!("{name} forward {}", service.plan.forward.as_str()));
     if service.plan.announce {
         lines.push(format!("{name} announce"));
     }

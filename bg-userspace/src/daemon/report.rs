@@ -172,6 +172,7 @@ impl Daemon {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
+            forward: service.plan.forward.as_str().to_owned(),
             announced: self.announced(&service.plan),
             colours,
         })
@@ -245,6 +246,7 @@ impl Daemon {
                     table: flow.table.as_str().to_owned(),
                     idle_ms: flow.idle.as_millis() as u64,
                     closing: flow.closing,
+                    source_port: flow.source_port,
                     reset_at,
                     resetting,
                 });

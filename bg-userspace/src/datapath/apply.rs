@@ -5,17 +5,27 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bg_common::{
     abi::map,
-    service::{FirstFlow, ReturnPath},
+    service::{Backend, FirstFlow, ReturnPath},
 };
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Applied, Error, Inner,
     layout::{Layout, Tables, address_of, lay_out, listener_of},
+    maps::{Block, new_block},
     naming::Known,
     pools::Changed,
 };
 use crate::plan::{ListenerPlan, Plan};
+
+/// New blocks of source ports.
+struct Blocks(BTreeMap<u16, Block>);
+
+impl std::fmt::Debug for Blocks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}
 
 /// A plan that fits, laid out over what the kernel holds. As long as it lives,
 /// nothing else changes the tables.
@@ -24,12 +34,23 @@ pub struct Change {
     held: Tables,
     layout: Layout,
     pools: Changed,
+    blocks: Blocks,
     _alone: OwnedMutexGuard<()>,
 }
 
 impl Change {
+    /// Ids of the backends to find the way to before the change is applied: those that
+    /// are new, and those that want to know the gateway's own address.
+    pub fn unresolved(&self) -> BTreeSet<u32> {
+        let mut unresolved = self.new_backends();
+        let wanted = &self.layout.tables.backends;
+        let gains = |(_, b): &(_, &Backend)| self.blocks.0.contains_key(&b.block);
+        unresolved.extend(wanted.iter().filter(gains).map(|(id, _)| *id));
+        unresolved
+    }
+
     /// Ids of the backends that are new in the kernel.
-    pub fn new_backends(&self) -> BTreeSet<u32> {
+    fn new_backends(&self) -> BTreeSet<u32> {
         let new = self.layout.tables.backends.keys();
         new.filter(|id| !self.held.backends.contains_key(id))
             .copied()
@@ -49,23 +70,39 @@ impl Inner {
         let held = self.held()?;
         let layout = lay_out(plan, known, &held, &self.in_use())?;
         let pools = self.plan_pools(&layout.pools)?;
+        let of = |tables: &Tables| -> BTreeSet<u16> {
+            tables.backends.values().map(|b| b.block).collect()
+        };
+        let mut new = &of(&layout.tables) - &of(&held);
+        new.remove(&0); // nobody's
+        let blocks = new.into_iter().map(|id| Ok((id, new_block()?)));
+        let blocks = blocks.collect::<Result<_, Error>>()?;
         Ok(Change {
             held,
             layout,
             pools,
+            blocks: Blocks(blocks),
             _alone: alone,
         })
     }
 
-    /// Writes the new backends, which nothing leads to yet, so that their next
-    /// hops can be found before their first packet comes.
+    /// Writes the new backends, which nothing leads to yet, and the blocks of old ones,
+    /// which nothing uses yet, so that their next hops can be found before their first
+    /// packet comes.
     pub(super) fn introduce(&self, change: &Change) {
-        for id in change.new_backends() {
-            self.set_backend(id, &change.layout.tables.backends[&id]);
+        for block in change.blocks.0.keys() {
+            self.set_source(*block, &[0; 16]);
+        }
+        for (id, backend) in &change.layout.tables.backends {
+            match change.held.backends.get(id) {
+                None => self.set_backend(*id, backend),
+                Some(held) if held.block != backend.block => self.describe_backend(*id, backend),
+                Some(_) => {}
+            }
         }
     }
 
-    /// Writes so that no packet meets a listener without a pool: return paths,
+    /// Writes so that no packet meets a listener without a pool: ports, return paths,
     /// pools, words, listeners; then removes what is no longer wanted, listeners
     /// first. The backends have been introduced.
     pub(super) fn apply(&self, change: Change) -> Result<(), Error> {
@@ -73,12 +110,16 @@ impl Inner {
             held,
             layout,
             pools,
+            blocks: Blocks(blocks),
             _alone,
         } = change;
         let wanted = &layout.tables;
         let returns = [map::RETURNS_V4, map::RETURNS_V6];
         let listeners = [map::LISTENERS_V4, map::LISTENERS_V6];
 
+        if !blocks.is_empty() {
+            self.set_blocks(blocks)?;
+        }
         self.write_endpoints(returns, &differing(&wanted.returns, &held.returns), &[])?;
         self.write_pools(&pools);
         for (id, word) in &layout.new_services {
@@ -108,6 +149,7 @@ impl Inner {
             listeners: ids.collect(),
             services: layout.services,
             backends: layout.tables.backends,
+            direct: layout.direct,
         };
         Ok(())
     }
@@ -141,9 +183,11 @@ impl Inner {
         let returns = [map::RETURNS_V4, map::RETURNS_V6];
         self.write_endpoints::<ReturnPath>(returns, &BTreeMap::new(), &stale)?;
         for id in unused {
-            self.set_backend(id, &bg_common::service::Backend::default());
+            self.set_backend(id, &Backend::default());
         }
-        Ok(())
+        let used: BTreeSet<u16> = self.backends().values().map(|b| b.block).collect();
+        let blocks = held.backends.values().map(|b| b.block);
+        self.free_blocks(blocks.filter(|block| !used.contains(block)).collect())
     }
 }
 

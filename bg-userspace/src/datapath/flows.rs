@@ -10,6 +10,7 @@ use bg_common::{
     abi::{TICK_SHIFT, tick_ns},
     flow::{FlowTable, bits},
     service::Colour,
+    snat::via,
 };
 use nix::time::ClockId;
 
@@ -22,6 +23,8 @@ pub struct FlowRecord {
     pub client: SocketAddr,
     /// Service id.
     pub service: u32,
+    /// With `snat`, the gateway's port that the backend sees.
+    pub source_port: Option<u16>,
     /// Its colour.
     pub colour: Colour,
     /// Its backend's address.
@@ -82,7 +85,8 @@ impl Datapath {
                 let client = Ipv6Addr::from(key.address()).to_canonical();
                 visit(&FlowRecord {
                     client: SocketAddr::new(client, u16::from_be_bytes(key.port())),
-                    service: flow.service,
+                    service: u32::from(flow.service),
+                    source_port: via::is_port(flow.via).then_some(flow.via),
                     colour: flow.colour(),
                     backend: backends.get(&flow.backend).map(address_of),
                     backend_id: flow.backend,

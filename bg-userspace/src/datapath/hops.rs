@@ -1,7 +1,10 @@
 //! What is known of routes and neighbours, and the next hops that follow from
 //! it. Pure: what the kernel said comes in, steps go out.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use bg_common::service::NextHop;
 
@@ -19,6 +22,8 @@ pub struct View {
     pub slots: BTreeMap<u32, u32>,
     /// The neighbour that each backend's next hop was taken from.
     taken: BTreeMap<u32, NeighbourKey>,
+    /// Backends that should be neighbours, and are none: they were complained about.
+    far: BTreeSet<u32>,
 }
 
 /// What to do about a next hop.
@@ -56,11 +61,23 @@ impl View {
     /// The next hop of a backend that has `held` now. It is taken away only by a
     /// definite answer: there is no route through our interfaces, or the
     /// neighbour does not answer. What is not known leaves it as it is (law 3).
-    pub fn step(&mut self, backend: u32, address: IpAddr, held: NextHop) -> Step {
+    /// One that is to be reached `direct`ly is not behind a router: that would send
+    /// its packets, which still have the listener's address, back to us.
+    pub fn step(&mut self, backend: u32, address: IpAddr, direct: bool, held: NextHop) -> Step {
         let done = |hop| Step { hop, ask: None };
         let route = match self.routes.get(&address) {
             None => return done(held),
             Some(None) => return done(NextHop::NONE),
+            Some(Some(route)) if direct && route.via != address => {
+                if self.far.insert(backend) {
+                    tracing::error!(
+                        "{address} is behind the router {}: with forward = \"dsr\" a backend must be on \
+                         a network of the gateway's; it gets no packets",
+                        route.via
+                    );
+                }
+                return done(NextHop::NONE);
+            }
             Some(Some(route)) => route,
         };
         let Some(slot) = self.slots.get(&route.ifindex) else {
@@ -108,11 +125,19 @@ mod tests {
         (7, via.parse().unwrap())
     }
 
+    fn route(ifindex: u32, via: IpAddr) -> Route {
+        Route {
+            ifindex,
+            via,
+            source: None,
+        }
+    }
+
     /// The backend's route leads by interface 7, slot 3, to a router.
     fn view(neighbour: Option<Neighbour>) -> View {
         let (ifindex, via) = key("10.0.0.1");
         View {
-            routes: [(address(), Some(Route { ifindex, via }))].into(),
+            routes: [(address(), Some(route(ifindex, via)))].into(),
             neighbours: neighbour
                 .map(|is| (key("10.0.0.1"), is))
                 .into_iter()
@@ -123,13 +148,13 @@ mod tests {
     }
 
     fn hop(view: &mut View, held: NextHop) -> NextHop {
-        view.step(1, address(), held).hop
+        view.step(1, address(), false, held).hop
     }
 
     #[test]
     fn a_usable_neighbour_is_taken() {
         let mut view = view(Some(Neighbour::Usable(MAC, false)));
-        let step = view.step(1, address(), NextHop::NONE);
+        let step = view.step(1, address(), false, NextHop::NONE);
         assert_eq!((step.hop, step.ask), (HELD, Some(key("10.0.0.1"))));
     }
 
@@ -139,7 +164,7 @@ mod tests {
         no_answer.routes.clear();
         assert_eq!(hop(&mut no_answer, HELD), HELD);
         for missing in [None, Some(Neighbour::Asked)] {
-            let step = view(missing).step(1, address(), HELD);
+            let step = view(missing).step(1, address(), false, HELD);
             assert_eq!((step.hop, step.ask), (HELD, Some(key("10.0.0.1"))));
             assert_eq!(hop(&mut view(missing), NextHop::NONE), NextHop::NONE);
         }
@@ -161,8 +186,18 @@ mod tests {
         let mut view = view(Some(Neighbour::Usable(MAC, true)));
         assert_eq!(hop(&mut view, NextHop::NONE), HELD);
         let (ifindex, via) = key("10.0.0.2");
-        view.routes.insert(address(), Some(Route { ifindex, via }));
+        view.routes.insert(address(), Some(route(ifindex, via)));
         assert_eq!(hop(&mut view, HELD), NextHop::NONE);
+    }
+
+    #[test]
+    fn a_direct_backend_is_a_neighbour_or_gets_nothing() {
+        let mut view = view(Some(Neighbour::Usable(MAC, true)));
+        assert_eq!(view.step(1, address(), true, HELD).hop, NextHop::NONE);
+        view.routes.insert(address(), Some(route(7, address())));
+        view.neighbours
+            .insert((7, address()), Neighbour::Usable(MAC, true));
+        assert_eq!(view.step(1, address(), true, NextHop::NONE).hop, HELD);
     }
 
     #[test]

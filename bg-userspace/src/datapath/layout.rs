@@ -2,7 +2,7 @@
 //! holds comes in, what it shall hold goes out (law 8: whole, before any change).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
 };
 
@@ -17,7 +17,7 @@ use super::{
     ids::Ids,
     naming::{InUse, Known, name_services},
 };
-use crate::plan::{ListenerPlan, Plan, Protocol};
+use crate::plan::{ForwardMode, ListenerPlan, Plan, Protocol};
 
 /// What the kernel holds, in the daemon's terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub struct Layout {
     pub services: BTreeMap<String, u32>,
     /// Services that are new in the kernel, and their first words.
     pub new_services: BTreeMap<u32, CutoverWord>,
+    /// Backends that reply to clients themselves.
+    pub direct: BTreeSet<u32>,
     /// Members of each pool, by index of its word.
     pub pools: BTreeMap<u32, Vec<Member>>,
 }
@@ -98,8 +100,28 @@ pub fn lay_out(
         .map(|(id, backend)| (identity(backend), *id))
         .collect();
 
+    // A block, once given, stays with its address as long as a backend has it.
+    let mut blocks: BTreeMap<IpAddr, u16> = held
+        .backends
+        .values()
+        .filter(|backend| backend.block != 0)
+        .map(|backend| (address_of(backend), backend.block))
+        .collect();
+    let mut block_ids = Ids::new(
+        "backends with snat, with those that old flows hold",
+        1, // 0 is nobody's
+        capacity::BLOCKS as u32,
+        blocks.values().copied().map(u32::from),
+    );
+
     for service in &plan.services {
         let id = layout.services[&service.name];
+        let addresses = service.colours.iter().flatten().map(|b| b.address);
+        for address in addresses.filter(|_| service.forward == ForwardMode::Snat) {
+            if let Entry::Vacant(vacant) = blocks.entry(address) {
+                vacant.insert(block_ids.free()? as u16);
+            }
+        }
         for colour in Colour::ALL {
             for backend in service.backends(colour) {
                 let entry = Backend {
@@ -108,13 +130,17 @@ pub fn lay_out(
                     port: backend.port.unwrap_or(0).to_be_bytes(),
                     family: if backend.address.is_ipv4() { 4 } else { 6 },
                     colour: colour as u8,
-                    service: id,
+                    service: id as u16,
+                    block: blocks.get(&backend.address).copied().unwrap_or(0),
                 };
                 let backend_id = match held_backends.get(&identity(&entry)) {
                     Some(id) => *id,
                     None => backend_ids.free()?,
                 };
                 layout.tables.backends.insert(backend_id, entry);
+                if service.forward == ForwardMode::Dsr {
+                    layout.direct.insert(backend_id);
+                }
                 let pool = PoolWord::index(id, colour, backend.address.is_ipv6());
                 layout.pools.entry(pool).or_default().push(Member {
                     id: backend_id,
@@ -131,16 +157,13 @@ pub fn lay_out(
             let entry = Listener {
                 service: id,
                 id: listener_id,
-                zero: 0,
+                forward: service.forward.number(),
                 idle: ticks(service.udp_idle.as_nanos() as u64),
             };
             layout.tables.listeners.insert(*listener, entry);
-            let path = ReturnPath {
-                address: wide(listener.address.ip()),
-                port: listener.address.port().to_be_bytes(),
-                listener: listener_id,
-                service: id,
-            };
+            if service.forward == ForwardMode::Dsr {
+                continue; // replies do not come back through here
+            }
             for backend in service
                 .colours
                 .iter()
@@ -151,6 +174,13 @@ pub fn lay_out(
                     address: backend.endpoint(listener),
                     protocol: listener.protocol,
                 };
+                let path = ReturnPath {
+                    address: wide(listener.address.ip()),
+                    port: listener.address.port().to_be_bytes(),
+                    listener: listener_id,
+                    service: id as u16,
+                    block: blocks.get(&backend.address).copied().unwrap_or(0),
+                };
                 layout.tables.returns.insert(from, path);
             }
         }
@@ -160,7 +190,7 @@ pub fn lay_out(
 }
 
 /// What makes two entries of the backend table the same backend.
-const fn identity(backend: &Backend) -> (u32, u8, u8, [u8; 2], [u8; 16]) {
+const fn identity(backend: &Backend) -> (u16, u8, u8, [u8; 2], [u8; 16]) {
     let Backend {
         service,
         colour,
@@ -265,6 +295,7 @@ mod tests {
         ServicePlan {
             name: name.into(),
             listeners: listeners.iter().map(|text| tcp(text)).collect(),
+            forward: ForwardMode::Nat,
             announce: false,
             udp_idle: Duration::from_secs(30),
             colours: [backends(blue), backends(green)],

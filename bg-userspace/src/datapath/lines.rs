@@ -57,8 +57,10 @@ fn read(words: &Words, at: usize) -> Option<(FlowKey, Flow)> {
     };
     let client = [word(0), word(1)];
     let client_hop = word(3);
-    let ((backend, seen), (proof, service), (client_next, backend_next)) =
-        (halves(4), halves(5), halves(6));
+    let ((backend, seen), (client_next, backend_next)) = (halves(4), halves(6));
+    let [p, q, r, s, t, u, v, w] = word(5).to_ne_bytes();
+    let proof = u32::from_ne_bytes([p, q, r, s]);
+    let (service, via) = (u16::from_ne_bytes([t, u]), u16::from_ne_bytes([v, w]));
     let [g, h, r, s, colour_spread, from_client, from_backend, zero] = word(7).to_ne_bytes();
     fence(Ordering::Acquire);
     if words.load(at + ID) as u32 != id as u32 {
@@ -72,6 +74,7 @@ fn read(words: &Words, at: usize) -> Option<(FlowKey, Flow)> {
         seen,
         proof,
         service,
+        via,
         client_next,
         backend_next,
         generation: u16::from_ne_bytes([g, h]),

@@ -1,7 +1,7 @@
 //! The pinned tables, as the daemon reads and writes them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher as _, RandomState},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use bg_common::{
@@ -17,6 +17,7 @@ use bg_common::{
     flow::{FlowTable, TableShape},
     key::Endpoint,
     service::{Backend, Colour, ColourStats, CutoverWord, Listener, NextHop, ReturnPath},
+    snat::{Lease, PORTS, Source},
 };
 
 use super::{
@@ -32,6 +33,21 @@ use super::{
 use crate::plan::ListenerPlan;
 
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
+const SOURCE_WORDS: usize = size_of::<Source>() / 8;
+
+/// A block of source ports.
+pub type Block = Array<MapData, Lease>;
+
+/// A new block, all of its ports free.
+pub fn new_block() -> Result<Block, Error> {
+    Array::create(PORTS, 0).map_err(|e| Error::bpf("making a block of ports", &e))
+}
+
+/// 16 bytes as two words.
+fn halves(bytes: &[u8; 16]) -> [u64; 2] {
+    let halves = bytes.as_chunks().0;
+    [u64::from_ne_bytes(halves[0]), u64::from_ne_bytes(halves[1])]
+}
 
 impl Inner {
     pub(super) fn open(pins: &Pins) -> Result<Self, Error> {
@@ -45,6 +61,7 @@ impl Inner {
             first_flows: words(map::FIRST_FLOWS, capacity::SERVICES)?,
             pools: words(map::POOLS, capacity::SERVICES * 4)?,
             arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
+            sources: words(map::SOURCES, capacity::BLOCKS * SOURCE_WORDS)?,
             backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
             lines: Lines::new([
                 lines(FlowTable::Established)?,
@@ -104,7 +121,8 @@ impl Inner {
                 port: [last[0], last[1]],
                 family: last[2],
                 colour: last[3],
-                service: u32::from_ne_bytes([last[4], last[5], last[6], last[7]]),
+                service: u16::from_ne_bytes([last[4], last[5]]),
+                block: u16::from_ne_bytes([last[6], last[7]]),
             }
         };
         (0..capacity::BACKENDS)
@@ -115,17 +133,65 @@ impl Inner {
 
     pub(super) fn set_backend(&self, id: u32, backend: &Backend) {
         let at = id as usize * BACKEND_WORDS;
-        let (low, high) = backend.address.split_at(8);
-        let word = |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().unwrap_or_default());
-        let [p, q] = backend.port;
-        let [a, b, c, d] = backend.service.to_ne_bytes();
+        let [low, high] = halves(&backend.address);
         self.backend_words.store(at, backend.next_hop);
-        self.backend_words.store(at + 1, word(low));
-        self.backend_words.store(at + 2, word(high));
+        self.backend_words.store(at + 1, low);
+        self.backend_words.store(at + 2, high);
+        self.describe_backend(id, backend);
+    }
+
+    /// Writes all of a backend but its next hop and its address, in one store.
+    pub(super) fn describe_backend(&self, id: u32, backend: &Backend) {
+        let ([p, q], [a, b]) = (backend.port, backend.service.to_ne_bytes());
+        let [c, d] = backend.block.to_ne_bytes();
         self.backend_words.store(
-            at + 3,
+            id as usize * BACKEND_WORDS + 3,
             u64::from_ne_bytes([p, q, backend.family, backend.colour, a, b, c, d]),
         );
+    }
+
+    /// The gateway's address towards the backends of a block, 16 bytes wide; all zero
+    /// while it is not known.
+    pub(super) fn source(&self, block: u16) -> [u8; 16] {
+        let at = usize::from(block) * SOURCE_WORDS;
+        let mut address = [0; 16];
+        for (part, word) in address.chunks_exact_mut(8).zip(at..) {
+            part.copy_from_slice(&self.sources.load(word).to_ne_bytes());
+        }
+        address
+    }
+
+    /// Sets that address: the half that tells IPv4 addresses apart first.
+    pub(super) fn set_source(&self, block: u16, address: &[u8; 16]) {
+        let at = usize::from(block) * SOURCE_WORDS;
+        for (word, half) in (at..).zip(halves(address)) {
+            self.sources.store(word, half);
+        }
+    }
+
+    /// Sets blocks of ports.
+    pub(super) fn set_blocks(
+        &self,
+        blocks: impl IntoIterator<Item = (u16, Block)>,
+    ) -> Result<(), Error> {
+        let mut leases: ArrayOfMaps<_, Block> = self.open_map(map::LEASES, Map::ArrayOfMaps)?;
+        for (id, block) in blocks {
+            leases
+                .set(u32::from(id), &block, 0)
+                .map_err(|e| Error::bpf("setting a block of ports in LEASES", &e))?;
+        }
+        Ok(())
+    }
+
+    /// Gives the memory of blocks back that no backend has any more.
+    pub(super) fn free_blocks(&self, blocks: BTreeSet<u16>) -> Result<(), Error> {
+        let leases = self.pinned(map::LEASES)?;
+        for block in blocks {
+            self.set_source(block, &[0; 16]);
+            batch::remove_map(leases.fd(), u32::from(block))
+                .map_err(Error::io("freeing a block of ports in LEASES"))?;
+        }
+        Ok(())
     }
 
     pub(super) fn held(&self) -> Result<Tables, Error> {
@@ -214,7 +280,7 @@ impl Inner {
             self.lines.each(table, |key, flow| {
                 if !flow.is_over(table, now) {
                     in_use.listeners.insert(key.listener());
-                    in_use.services.insert(flow.service);
+                    in_use.services.insert(u32::from(flow.service));
                 }
             });
         }

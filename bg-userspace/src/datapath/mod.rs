@@ -125,6 +125,7 @@ struct Inner {
     first_flows: Words,
     pools: Words,
     arena: Words,
+    sources: Words,
     backend_words: Words,
     lines: Lines,
     tables: Mutex<Applied>,
@@ -137,6 +138,8 @@ struct Applied {
     services: BTreeMap<String, u32>,
     /// Backends of the plan.
     backends: BTreeMap<u32, Backend>,
+    /// Backends of the plan that reply to clients themselves.
+    direct: BTreeSet<u32>,
     /// Ids of the plan's listeners.
     listeners: BTreeSet<u16>,
 }
@@ -252,7 +255,7 @@ impl Datapath {
         let change = inner.prepare(plan, known)?;
         let added = attach::add(program, settings, pins)?;
         inner.introduce(&change);
-        let new = change.new_backends();
+        let new = change.unresolved();
         let resolved = netlink::block_on(|| inner.resolve_now(&new, FIRST_RESOLVE));
         if let Err(error) = resolved {
             tracing::error!("{error}");
@@ -287,7 +290,7 @@ impl Datapath {
     /// moment, longer when one does not answer.
     pub async fn introduce(&self, change: &Change) {
         self.inner.introduce(&change.tables);
-        let new = change.tables.new_backends();
+        let new = change.tables.unresolved();
         if let Err(error) = self.inner.resolve_now(&new, FIRST_RESOLVE).await {
             tracing::error!("{error}");
         }
@@ -437,7 +440,7 @@ impl Datapath {
             .filter(|(id, _)| self.inner.next_hop(**id) == NextHop::NONE)
             .map(|(_, backend)| {
                 (
-                    backend.service,
+                    u32::from(backend.service),
                     Colour::from_bit(backend.colour),
                     address_of(backend),
                 )

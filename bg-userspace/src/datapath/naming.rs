@@ -75,7 +75,7 @@ pub fn name_services(
         held.listeners
             .values()
             .map(|listener| listener.service)
-            .chain(held.backends.values().map(|backend| backend.service))
+            .chain(held.backends.values().map(|b| u32::from(b.service)))
             .chain(in_use.services.iter().copied()),
     );
     for service in &plan.services {

@@ -65,6 +65,8 @@ pub struct Route {
     pub ifindex: u32,
     /// The neighbour it goes to.
     pub via: IpAddr,
+    /// The host's own address for packets that go there.
+    pub source: Option<IpAddr>,
 }
 
 /// An entry of the neighbour table.
@@ -238,7 +240,7 @@ fn is_no_route(code: i32) -> bool {
 }
 
 fn route_of(to: IpAddr, attributes: &[RouteAttribute]) -> Option<Route> {
-    let (mut ifindex, mut via) = (None, to);
+    let (mut ifindex, mut via, mut source) = (None, to, None);
     for attribute in attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
@@ -246,12 +248,15 @@ fn route_of(to: IpAddr, attributes: &[RouteAttribute]) -> Option<Route> {
             | RouteAttribute::Via(RouteVia::Inet(ip)) => via = IpAddr::V4(*ip),
             RouteAttribute::Gateway(RouteAddress::Inet6(ip))
             | RouteAttribute::Via(RouteVia::Inet6(ip)) => via = IpAddr::V6(*ip),
+            RouteAttribute::PrefSource(RouteAddress::Inet(ip)) => source = Some(IpAddr::V4(*ip)),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(ip)) => source = Some(IpAddr::V6(*ip)),
             _ => {}
         }
     }
     Some(Route {
         ifindex: ifindex?,
         via,
+        source,
     })
 }
 

@@ -13,6 +13,7 @@ use bg_common::{
     port::Port,
     reason::REASONS,
     service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
+    snat::Source,
 };
 use nix::{
     fcntl::{Flock, FlockArg},
@@ -250,6 +251,7 @@ fn shapes() -> Vec<Shape> {
     let udp = buckets_for(capacity::UDP as u32);
     let bucket = of::<Bucket>();
     let tables = FlowTable::ALL.len() as u32;
+    let blocks = capacity::BLOCKS as u32;
     let (end4, end6) = (of::<EndpointV4>(), of::<EndpointV6>());
     vec![
         (map::WORDS, MapType::Array, 4, 8, services, MMAPABLE),
@@ -355,7 +357,23 @@ fn shapes() -> Vec<Shape> {
             tables,
             0,
         ),
-        (map::REGIONS, MapType::Array, 4, 8, tables * REGIONS, 0),
+        (
+            map::REGIONS,
+            MapType::Array,
+            4,
+            8,
+            (tables + 1) * REGIONS,
+            0,
+        ),
+        (map::LEASES, MapType::ArrayOfMaps, 4, 4, blocks, 0),
+        (
+            map::SOURCES,
+            MapType::Array,
+            4,
+            of::<Source>(),
+            blocks,
+            MMAPABLE,
+        ),
         (map::REASONS, MapType::PerCpuArray, 4, 8, REASONS, 0),
         (
             map::STATS,

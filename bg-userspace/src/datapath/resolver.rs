@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use bg_common::service::NextHop;
+use bg_common::service::{Backend, NextHop};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
     announcer::Announcer,
     hops::View,
     interfaces::Interfaces,
-    layout::address_of,
+    layout::{address_of, wide},
     netlink::{Event, Events, Failure, NeighbourKey, Requests},
     slots::Slots,
 };
@@ -30,6 +30,15 @@ const ROUTES: Duration = Duration::from_secs(1);
 const BURST: Duration = Duration::from_millis(20);
 /// Neighbours that are missing, or stale, are asked for this often.
 const ASK: Duration = Duration::from_secs(1);
+
+/// What the way to a backend is asked for by.
+struct End {
+    address: IpAddr,
+    /// Its block of source ports, or 0.
+    block: u16,
+    /// It replies to clients itself, so it must be a neighbour.
+    direct: bool,
+}
 
 /// Keeps every backend's next hop as the kernel has it.
 #[derive(Debug)]
@@ -123,8 +132,8 @@ impl Resolver {
                     next = Due::Routes;
                 }
             }
-            let backends = self.inner.addresses();
-            ask_for_routes(&requests, &mut view, backends.values()).await?;
+            let backends = self.inner.ends();
+            ask_for_routes(&requests, &mut view, backends.values().map(|end| &end.address)).await?;
             let wanted = self.inner.settle(&mut view, &backends);
             if is_due(asked, ASK) {
                 asked = Some(Instant::now());
@@ -167,18 +176,18 @@ impl Inner {
         let requests = Requests::open()?;
         let deadline = Instant::now() + limit;
         let mut view = View::new(self.slots()?);
-        let mut backends = self.addresses();
+        let mut backends = self.ends();
         backends.retain(|id, _| ids.contains(id));
         let mut asked = None;
         loop {
             view.neighbours = requests.neighbours().await?.into_iter().collect();
-            ask_for_routes(&requests, &mut view, backends.values()).await?;
+            ask_for_routes(&requests, &mut view, backends.values().map(|end| &end.address)).await?;
             let wanted = self.settle(&mut view, &backends);
             if is_due(asked, ASK) {
                 asked = Some(Instant::now());
                 ask_for_neighbours(&requests, wanted).await?;
             }
-            backends.retain(|id, _| self.next_hop(*id) == NextHop::NONE);
+            backends.retain(|id, end| self.next_hop(*id) == NextHop::NONE || self.lacks_source(end));
             if backends.is_empty() || Instant::now() >= deadline {
                 return Ok(());
             }
@@ -197,11 +206,12 @@ impl Inner {
 
     /// Stores the next hops that follow from what is known. Returns the neighbours
     /// that the kernel should be asked for.
-    fn settle(&self, view: &mut View, backends: &BTreeMap<u32, IpAddr>) -> BTreeSet<NeighbourKey> {
+    fn settle(&self, view: &mut View, backends: &BTreeMap<u32, End>) -> BTreeSet<NeighbourKey> {
         let mut wanted = BTreeSet::new();
-        for (id, address) in backends {
-            let held = self.next_hop(*id);
-            let step = view.step(*id, *address, held);
+        for (id, end) in backends {
+            self.settle_source(view, end);
+            let (address, held) = (end.address, self.next_hop(*id));
+            let step = view.step(*id, address, end.direct, held);
             wanted.extend(step.ask);
             if step.hop != held {
                 let resolved = step.hop != NextHop::NONE;
@@ -212,9 +222,37 @@ impl Inner {
         wanted
     }
 
-    fn addresses(&self) -> BTreeMap<u32, IpAddr> {
-        let backends = self.backends().into_iter();
-        backends.map(|(id, b)| (id, address_of(&b))).collect()
+    /// Stores the gateway's own address towards a backend, where that wants to know
+    /// it. What is not known leaves it as it is (law 3).
+    fn settle_source(&self, view: &View, end: &End) {
+        let Some(Some(route)) = view.routes.get(&end.address) else {
+            return;
+        };
+        let Some(source) = route.source.filter(|_| end.block != 0).map(wide) else {
+            return;
+        };
+        if self.source(end.block) != source {
+            let from = route.source.unwrap_or(end.address);
+            tracing::info!(backend = %end.address, %from, "source address changed");
+            self.set_source(end.block, &source);
+        }
+    }
+
+    fn lacks_source(&self, end: &End) -> bool {
+        end.block != 0 && self.source(end.block) == [0; 16]
+    }
+
+    fn ends(&self) -> BTreeMap<u32, End> {
+        let direct = self.applied().direct.clone();
+        let end = |(id, backend): (u32, Backend)| {
+            let end = End {
+                address: address_of(&backend),
+                block: backend.block,
+                direct: direct.contains(&id),
+            };
+            (id, end)
+        };
+        self.backends().into_iter().map(end).collect()
     }
 
     fn slots(&self) -> Result<BTreeMap<u32, u32>, Error> {

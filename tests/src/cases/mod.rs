@@ -19,11 +19,13 @@ use crate::{
 };
 
 mod cut;
+mod dsr;
 mod errors;
 mod flow;
 mod fragments;
 mod limits;
 mod proof;
+mod snat;
 mod vlan;
 
 /// One case.
@@ -166,6 +168,8 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
         limits::untouched(&world, family, &mut cases);
         vlan::vlan(&world, family, &mut cases);
         fragments::fragments(&world, family, &mut cases);
+        snat::snat(&world, family, &mut cases);
+        dsr::dsr(&world, family, &mut cases);
     }
     limits::headers(&world, &mut cases);
     limits::extensions(&world, &mut cases);
@@ -183,7 +187,12 @@ pub fn large(ifindexes: [u32; 2], tick: u32) -> Vec<(Case, Vec<u8>)> {
     world.tick = tick;
     Family::both()
         .into_iter()
-        .flat_map(|family| fragments::large(&world, family))
+        .flat_map(|family| {
+            let mut large = fragments::large(&world, family);
+            large.extend(snat::large(&world, family));
+            large.extend(dsr::large(&world, family));
+            large
+        })
         .collect()
 }
 

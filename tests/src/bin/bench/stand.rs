@@ -338,7 +338,7 @@ fn flow(listener: Listener, backend: u32) -> Flow {
         // The first packet back looks the route up.
         routed: (now as u16).wrapping_sub(u16::MAX / 2),
         colour_spread: Colour::Blue as u8,
-        service: listener.service,
+        service: listener.service as u16,
         ..Flow::default()
     }
 }
