@@ -350,15 +350,21 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
                 } else {
                     FlowTable::HalfOpen
                 };
-                if listener.forward == mode::SNAT {
+                let via = match listener.forward {
                     // Without an entry nothing would come back.
-                    if !remember || !borrow(tables, table, now) || !tables.remember(table) {
+                    mode::SNAT
+                        if !remember || !borrow(tables, table, now) || !tables.remember(table) =>
+                    {
                         return drop(Reason::NoPort);
                     }
-                } else if remember {
+                    mode::SNAT => tables.pending().via.get(),
+                    mode::DSR => via::DSR,
+                    _ => via::NAT,
+                };
+                if remember && listener.forward != mode::SNAT {
                     tables.remember(table);
                 }
-                (backend, colour, reason, tables.pending().via.get())
+                (backend, colour, reason, via)
             }
             None => return drop(Reason::NoBackend),
         },

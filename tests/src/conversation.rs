@@ -67,7 +67,19 @@ impl Conversation {
 
     /// Asks who is there: the colour that answers.
     pub fn ask(&mut self) -> io::Result<String> {
-        self.send("/")?;
+        self.get("/")
+    }
+
+    /// Asks who is there, and whom the server sees.
+    pub fn ask_for_peer(&mut self) -> io::Result<(String, SocketAddr)> {
+        let text = self.get("/peer")?;
+        let (colour, peer) = text.split_once(' ').unwrap_or_default();
+        let peer = peer.parse().map_err(io::Error::other)?;
+        Ok((colour.to_owned(), peer))
+    }
+
+    fn get(&mut self, path: &str) -> io::Result<String> {
+        self.send(path)?;
         let head = self.until(b"\r\n\r\n")?;
         let length = head
             .lines()

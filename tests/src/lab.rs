@@ -158,6 +158,19 @@ impl Lab {
         Ok(lab)
     }
 
+    /// Gives a place behind the gateway a second link, to the switch of
+    /// [`Self::switched`], with addresses in the clients' networks: a way to clients
+    /// that passes the gateway by.
+    pub fn beside(&mut self, place: Place, port: &str, host: u8) -> Result<()> {
+        self.link((Place::Router, port), (place, "eth1"))?;
+        self.ip(Place::Router, &format!("link set {port} master switch"))?;
+        let (_, _, v4, v6) = SIDES[0];
+        for address in [format!("{v4}.{host}/24"), format!("{v6}:{host}/64")] {
+            self.ip(place, &format!("addr add {address} dev eth1 nodad"))?;
+        }
+        Ok(())
+    }
+
     /// A lab that serves: the service of most scenarios, its servers and the
     /// daemon.
     pub fn serving() -> Result<Self> {

@@ -78,7 +78,8 @@ pub const STREAM_LINES_PER_SECOND: u64 = 20;
 /// Serves HTTP on TCP ports and echoes UDP datagrams, answering with `colour`,
 /// until the process ends. Returns when it listens.
 ///
-/// `GET /stream/N` sends [`STREAM_LINES_PER_SECOND`] lines for N seconds.
+/// `GET /stream/N` sends [`STREAM_LINES_PER_SECOND`] lines for N seconds, `GET /peer`
+/// the colour and who has asked, in the eyes of the server.
 pub fn serve(namespace: File, colour: &'static str, tcp: &[u16], udp: &[SocketAddr]) -> Result<()> {
     let (ready, listening) = std::sync::mpsc::channel();
     let (tcp, udp) = (tcp.to_vec(), udp.to_vec());
@@ -109,11 +110,11 @@ pub fn serve(namespace: File, colour: &'static str, tcp: &[u16], udp: &[SocketAd
 }
 
 async fn accept(listener: TcpListener, colour: &'static str) {
-    while let Ok((stream, _)) = listener.accept().await {
+    while let Ok((stream, peer)) = listener.accept().await {
         let _ = stream.set_nodelay(true);
         tokio::task::spawn_local(async move {
             let service = service_fn(move |request: Request<Incoming>| async move {
-                Ok::<_, Infallible>(Response::new(answer(request.uri().path(), colour)))
+                Ok::<_, Infallible>(Response::new(answer(request.uri().path(), colour, peer)))
             });
             // A client that goes away is no concern of the server.
             let _ = server::Builder::new()
@@ -123,7 +124,12 @@ async fn accept(listener: TcpListener, colour: &'static str) {
     }
 }
 
-fn answer(path: &str, colour: &'static str) -> Body {
+fn answer(path: &str, colour: &'static str, peer: SocketAddr) -> Body {
+    if path == "/peer" {
+        let address = peer.ip().to_canonical();
+        let text = format!("{colour} {}", SocketAddr::new(address, peer.port()));
+        return http_body_util::Full::new(Bytes::from(text)).boxed();
+    }
     let Some(seconds) = path
         .strip_prefix("/stream/")
         .and_then(|text| text.parse::<u64>().ok())

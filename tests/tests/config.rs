@@ -151,13 +151,14 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "\"nat\"",
-        "\"dsr\"",
-        "11: service.llm.forward: \"dsr\" is not supported by this version yet, only \"nat\"",
+        "\"dnat\"",
+        "11: service.llm.forward: `dnat` is unknown: \"nat\", \"snat\" or \"dsr\"",
     ),
     (
-        "\"nat\"",
-        "\"dnat\"",
-        "11: service.llm.forward: `dnat` is unknown: \"nat\"",
+        "listen = [\"tcp://203.0.113.20:443\"]\n",
+        "listen = [\"tcp://203.0.113.20:443\"]\nforward = \"dsr\"\n",
+        "29: service.web.blue.backends: `10.0.3.10:8443` has another port than tcp://203.0.113.20:443: \
+         with forward = \"dsr\" nothing is rewritten, leave the port out",
     ),
     (
         "announce   = false",

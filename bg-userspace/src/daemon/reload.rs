@@ -38,7 +38,7 @@ impl Daemon {
         let plan = new.plan();
         let applied = beside(move || {
             let applied = daemon.datapath.apply(change);
-            daemon.datapath.warn_of_no_forwarding(&plan);
+            daemon.datapath.warn_of_settings(&plan);
             applied
                 .map(|()| daemon.datapath.noted())
                 .map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))

@@ -65,7 +65,10 @@ use self::{
     addresses::Ours, announcer::Announcer, flows::Unused, interfaces::Interfaces,
     layout::address_of, lines::Lines, mmap::Words, netlink::Requests, pins::Pins,
 };
-use crate::{object::OBJECT, plan::Plan};
+use crate::{
+    object::OBJECT,
+    plan::{ForwardMode, Plan, ServicePlan},
+};
 
 /// How long a change waits for the next hops of its new backends.
 const FIRST_RESOLVE: Duration = Duration::from_secs(2);
@@ -223,7 +226,7 @@ impl Datapath {
             max_flows,
             _lock: lock,
         };
-        datapath.warn_of_no_forwarding(plan);
+        datapath.warn_of_settings(plan);
         Ok(datapath)
     }
 
@@ -321,8 +324,13 @@ impl Datapath {
         self.announcer.noted()
     }
 
-    /// Says loudly when the host's stack would drop what it is to forward (law 6).
-    pub fn warn_of_no_forwarding(&self, plan: &Plan) {
+    /// Says loudly which settings of the host keep the plan from working (law 6).
+    pub fn warn_of_settings(&self, plan: &Plan) {
+        self.warn_of_no_forwarding(plan);
+        warn_of_own_ports(plan);
+    }
+
+    fn warn_of_no_forwarding(&self, plan: &Plan) {
         let uses = |v4| {
             let mut listeners = plan.services.iter().flat_map(|service| &service.listeners);
             listeners.any(|listener| listener.address.is_ipv4() == v4)
@@ -468,6 +476,21 @@ pub fn detach(bpffs: &Path, noted: &Noted) -> Result<Detached, Error> {
     })?;
     let pins = lock.pins().remove()?;
     Ok(Detached { addresses, pins })
+}
+
+/// Says so when the host's own connections may take ports that `snat` lends.
+fn warn_of_own_ports(plan: &Plan) {
+    let snat = |service: &ServicePlan| service.forward == ForwardMode::Snat;
+    if !plan.services.iter().any(snat) {
+        return;
+    }
+    if let Some(first) = forwarding::own_ports_from(Path::new("/proc/sys")) {
+        tracing::warn!(
+            "net.ipv4.ip_local_port_range begins at {first}: replies to the host's own connections \
+             to a backend may be taken for a client's, where snat has lent the same port \
+             (`sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"`)"
+        );
+    }
 }
 
 fn program_of(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
