@@ -12,8 +12,19 @@ use crate::{
 /// every change of a map's type, key, value or meaning.
 pub const LAYOUT: u32 = 3;
 
-/// Name of the XDP program in the object.
+/// Name of the XDP program in the object, for frames in one buffer.
 pub const PROGRAM: &str = "bgswitch";
+
+/// Name of the same program for frames in several buffers (`xdp.frags`).
+pub const PROGRAM_LARGE: &str = "bgswitch_large";
+
+/// Constants in the object that the daemon sets when it loads it: u32, 0 or 1.
+pub mod global {
+    /// The kernel has `bpf_ktime_get_coarse_ns` (5.11). Unless set: 1.
+    pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
+    /// The program is [`super::PROGRAM_LARGE`] (5.18). Unless set: 0.
+    pub const LARGE_FRAMES: &str = "LARGE_FRAMES";
+}
 
 /// Map names, as in the object and as file names of the pins.
 pub mod map {
@@ -142,7 +153,8 @@ pub mod capacity {
     pub const FRAGMENTS: usize = 16_384;
 }
 
-/// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC_COARSE`: 32 bits last 9 years.
+/// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC`, coarse where the kernel has it so:
+/// 32 bits last 9 years.
 pub const TICK_SHIFT: u32 = 26;
 
 /// Ticks in `ns` nanoseconds, rounded up, at least 1.

@@ -15,11 +15,11 @@ mod remembered;
 use core::ptr;
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext as _, Global,
     bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md},
     helpers::generated::{
         bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_xdp_adjust_head,
-        bpf_xdp_adjust_tail,
+        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
     },
     macros::xdp,
     programs::XdpContext,
@@ -44,9 +44,30 @@ use bg_ebpf::{
     tables::{FamilyTables, Scratch, Tables},
 };
 
-/// The XDP entry: a verdict, and what the driver does with it.
+/// The names of these are [`bg_common::abi::global`]'s. The daemon sets them before
+/// the load; the verifier then leaves out the branch that is not taken, and with it
+/// a helper that an old kernel does not have.
+#[unsafe(no_mangle)]
+static COARSE_CLOCK: Global<u32> = Global::new(1);
+#[unsafe(no_mangle)]
+static LARGE_FRAMES: Global<u32> = Global::new(0);
+
+/// The XDP entry.
 #[xdp]
 pub fn bgswitch(context: XdpContext) -> u32 {
+    run(context)
+}
+
+/// The XDP entry for frames in several buffers, of which the packet path reads the
+/// first (kernel 5.18).
+#[xdp(frags)]
+pub fn bgswitch_large(context: XdpContext) -> u32 {
+    run(context)
+}
+
+/// A verdict, and what the driver does with it.
+#[inline(always)]
+fn run(context: XdpContext) -> u32 {
     let context = context.as_ptr().cast();
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
         return xdp_action::XDP_ABORTED; // an array of one has a first value
@@ -88,7 +109,17 @@ impl Packet for Frame {
 
     #[inline(always)]
     fn length(&self) -> usize {
-        self.end() - self.start()
+        if LARGE_FRAMES.load() == 0 {
+            return self.end() - self.start();
+        }
+        // SAFETY: this run's context (kernel 5.18).
+        unsafe { bpf_xdp_get_buff_len(self.context) as usize }
+    }
+
+    // The first buffer has most packets as a whole, and costs no call.
+    #[inline(always)]
+    fn holds(&self, bytes: usize) -> bool {
+        self.end() - self.start() >= bytes || LARGE_FRAMES.load() != 0 && self.length() >= bytes
     }
 
     #[inline(always)]
@@ -208,8 +239,13 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn tick(&self) -> u32 {
-        // SAFETY: the helper takes nothing (kernel 5.11).
-        (unsafe { bpf_ktime_get_coarse_ns() } >> TICK_SHIFT) as u32
+        let now = if COARSE_CLOCK.load() == 0 {
+            self.now_ns()
+        } else {
+            // SAFETY: the helper takes nothing (kernel 5.11).
+            unsafe { bpf_ktime_get_coarse_ns() }
+        };
+        (now >> TICK_SHIFT) as u32
     }
 
     #[inline(always)]

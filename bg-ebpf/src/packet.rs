@@ -83,12 +83,18 @@ pub struct Icmp {
 pub trait Packet {
     /// Address of the first byte.
     fn start(&self) -> usize;
-    /// Address after the last byte.
+    /// Address after the last byte that a view may show: of the first buffer, where
+    /// the frame lies in several.
     fn end(&self) -> usize;
-    /// Length of the frame in bytes. Not for bounds of views: the kernel's
-    /// verifier must see those checked against [`Packet::end`], so this length
-    /// must be opaque to an optimiser that would drop the later check.
+    /// Length of the frame in bytes, those behind [`Packet::end`] too where it lies in
+    /// several buffers. Not for bounds of views: the kernel's verifier must see
+    /// those checked against [`Packet::end`], so this length must be opaque to an
+    /// optimiser that would drop the later check.
     fn length(&self) -> usize;
+    /// True when the frame is at least `bytes` long.
+    fn holds(&self, bytes: usize) -> bool {
+        self.length() >= bytes
+    }
     /// Index of the interface the frame came in by.
     fn ingress(&self) -> u32;
     /// The VLAN tags that were taken off the frame, with their priorities.

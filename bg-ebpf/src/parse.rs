@@ -212,7 +212,7 @@ pub(crate) fn ipv4<P: Packet>(packet: &P) -> Result<Ip<[u8; 4]>, Reason> {
     if ip.vihl >> 4 != 4 || header < Ipv4Hdr::LEN || length < header as u32 {
         return Err(Reason::BadHeader);
     }
-    if ETHERNET + length as usize > packet.length() {
+    if !packet.holds(ETHERNET + length as usize) {
         return Err(Reason::Truncated);
     }
     // Flags in the high three bits, more-fragments the lowest of them; then an
@@ -258,7 +258,7 @@ pub(crate) fn ipv6<P: Packet>(packet: &P) -> Result<Ip<[u8; 16]>, Reason> {
         return Err(Reason::BadHeader);
     }
     let length = u32::from(u16::from_be_bytes(ip.payload_len)) + Ipv6Hdr::LEN as u32;
-    if ETHERNET + length as usize > packet.length() {
+    if !packet.holds(ETHERNET + length as usize) {
         return Err(Reason::Truncated);
     }
     let mut protocol = ip.next_hdr;

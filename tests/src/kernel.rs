@@ -8,22 +8,25 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, ArrayOfMaps, DevMap, HashMap, MapData, PerCpuArray},
-    programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
+    programs::{TestRun as _, TestRunAttrs, TestRunOptions},
 };
 use bg_common::{
-    abi::{MaglevRow, PROGRAM, TICK_SHIFT, map},
+    abi::{MaglevRow, TICK_SHIFT, map},
     flow::{FlowTable, TableShape, buckets_for},
     reason::Reason,
     snat::{Lease, PORTS, Source, index},
 };
+use bg_ebpf::packet::ETHERNET;
+use bg_userspace::datapath::{Features, Loaded};
 use nix::{
     sched::{CloneFlags, setns, unshare},
     time::{ClockId, clock_gettime},
 };
 
 use crate::{
+    cases,
     flow_table::FlowTables,
-    world::{self, Flows, Fragments, World},
+    world::{self, BACKENDS, CLIENTS, Flows, Fragments, World},
 };
 
 /// Runs `work` on a thread of its own in a new network namespace, which is gone
@@ -62,14 +65,20 @@ pub fn in_namespace<R: Send>(file: &File, work: impl FnOnce() -> R + Send) -> R 
 
 /// The loaded program and its maps, none of it pinned or attached.
 pub struct Kernel {
-    ebpf: Ebpf,
+    loaded: Loaded,
     tables: FlowTables,
     blocks: Map<u32, Array<MapData, Lease>>,
     /// Indices of the ports that the world has leases of.
     set: Vec<u32>,
     /// Interface indices of the two test devices.
     pub ifindexes: [u32; 2],
+    /// A test run can say where the frame came in (kernel 5.14). Where it cannot, it
+    /// is always the loopback device.
+    says_ingress: bool,
 }
+
+/// Index of the loopback device, in every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// Layout of the kernel's `struct xdp_md`.
 #[repr(C)]
@@ -101,44 +110,59 @@ impl Context {
 }
 
 impl Kernel {
-    /// Loads the object, in the present network namespace, and makes two devices
-    /// for it.
+    /// Loads the object as the daemon does, in the present network namespace, and
+    /// makes two devices for it.
     pub fn load() -> Result<Self> {
+        Self::load_for(Features::probe()?)
+    }
+
+    /// Loads the object as for a kernel that has these features and no others.
+    pub fn load_for(features: Features) -> Result<Self> {
         ip(&["link", "add", "bg0", "type", "veth", "peer", "name", "bg1"])?;
         ip(&["link", "set", "bg0", "up"])?;
         ip(&["link", "set", "bg1", "up"])?;
         let ifindexes = ["bg0", "bg1"].map(|name| nix::net::if_::if_nametoindex(name).unwrap_or(0));
         ensure!(!ifindexes.contains(&0), "the test devices did not appear");
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries(map::FLOWS, buckets_for(1000))
-            .load(bg_userspace::object::OBJECT)
-            .context("loading the object")?;
-        let program: &mut Xdp = ebpf
-            .program_mut(PROGRAM)
-            .context("no XDP program")?
-            .try_into()?;
-        program.load().context("the verifier refused the program")?;
+        let mut loader = EbpfLoader::new();
+        loader.map_max_entries(map::FLOWS, buckets_for(1000));
+        let loaded = features.load(&mut loader)?;
         let tables = FlowTables::mapped(|name| {
-            let map = ebpf.map(name).with_context(|| format!("no map {name}"))?;
+            let map = loaded
+                .ebpf
+                .map(name)
+                .with_context(|| format!("no map {name}"))?;
             let aya::maps::Map::Array(data) = map else {
                 bail!("{name} is no array");
             };
             let fd = data.fd().as_fd().try_clone_to_owned()?;
             Ok(MapData::from_fd(fd)?)
         })?;
-        Ok(Self {
-            ebpf,
+        let mut kernel = Self {
+            loaded,
             tables,
             blocks: Map::new(),
             set: Vec::new(),
             ifindexes,
-        })
+            says_ingress: true,
+        };
+        let nothing = [0; ETHERNET];
+        kernel.says_ingress = kernel.run(&nothing, LOOPBACK).is_ok();
+        Ok(kernel)
+    }
+
+    /// Interface indices for a world in which frames come in by slot `ingress`.
+    pub fn ifindexes_of(&self, ingress: u32) -> [u32; 2] {
+        let mut ifindexes = self.ifindexes;
+        if !self.says_ingress {
+            ifindexes[ingress as usize] = LOOPBACK;
+        }
+        ifindexes
     }
 
     /// Makes the maps say what the world says.
     pub fn set(&mut self, world: &World) -> Result<()> {
         self.set_leases(world)?;
-        let ebpf = &mut self.ebpf;
+        let ebpf = &mut self.loaded.ebpf;
         map_of::<Array<_, u64>>(ebpf, map::WORDS)?.set(0, world.word.0, 0)?;
         map_of::<Array<_, u64>>(ebpf, map::FIRST_FLOWS)?.set(0, 0, 0)?;
         let mut pools: Array<_, u64> = map_of(ebpf, map::POOLS)?;
@@ -183,12 +207,12 @@ impl Kernel {
     }
 
     fn set_leases(&mut self, world: &World) -> Result<()> {
-        let mut sources: Array<_, Source> = map_of(&mut self.ebpf, map::SOURCES)?;
+        let mut sources: Array<_, Source> = map_of(&mut self.loaded.ebpf, map::SOURCES)?;
         for (block, source) in (0..).zip(&world.sources) {
             sources.set(block, source, 0)?;
         }
         let mut outer: ArrayOfMaps<_, Array<MapData, Lease>> =
-            map_of(&mut self.ebpf, map::LEASES)?;
+            map_of(&mut self.loaded.ebpf, map::LEASES)?;
         for block in 0..world.sources.len() as u32 {
             if let Entry::Vacant(vacant) = self.blocks.entry(block) {
                 let inner = Array::create(PORTS, 0)?;
@@ -224,16 +248,15 @@ impl Kernel {
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> Result<(u32, Reason, Vec<u8>)> {
         let before = self.reasons()?;
         let context = Context::new(frame.len(), ingress);
+        ensure!(
+            self.says_ingress || ingress == LOOPBACK,
+            "this kernel's test runs come in by the loopback device alone"
+        );
         let mut out = vec![0; frame.len() + 256];
-        let program: &mut Xdp = self
-            .ebpf
-            .program_mut(PROGRAM)
-            .context("no XDP program")?
-            .try_into()?;
-        let result = program.test_run(TestRunOptions {
+        let result = self.loaded.program()?.test_run(TestRunOptions {
             data_in: Some(frame),
             data_out: Some(&mut out),
-            ctx_in: Some(context.bytes()),
+            ctx_in: self.says_ingress.then(|| context.bytes()),
             ctx_out: None,
             repeat: 1,
             attrs: TestRunAttrs::new(),
@@ -257,21 +280,45 @@ impl Kernel {
 
     /// What became of first fragments over IPv4, as the map has it.
     pub fn fragments_v4(&mut self) -> Result<Fragments<[u8; 4]>> {
-        entries(&mut self.ebpf, map::FRAGMENTS_V4)
+        entries(&mut self.loaded.ebpf, map::FRAGMENTS_V4)
     }
 
     /// What became of first fragments over IPv6, as the map has it.
     pub fn fragments_v6(&mut self) -> Result<Fragments<[u8; 16]>> {
-        entries(&mut self.ebpf, map::FRAGMENTS_V6)
+        entries(&mut self.loaded.ebpf, map::FRAGMENTS_V6)
     }
 
     fn reasons(&mut self) -> Result<Vec<u64>> {
-        let counters: PerCpuArray<_, u64> = map_of(&mut self.ebpf, map::REASONS)?;
+        let counters: PerCpuArray<_, u64> = map_of(&mut self.loaded.ebpf, map::REASONS)?;
         Reason::ALL
             .iter()
             .map(|reason| Ok(counters.get(&(*reason as u32), 0)?.iter().sum()))
             .collect()
     }
+}
+
+/// Holds the whole case table against a loaded program: how many cases hold, and
+/// what is wrong with the others. The cases are made anew after `fresh` of them.
+pub fn hold_cases(kernel: &mut Kernel, fresh: usize) -> (usize, Vec<String>) {
+    let (mut held, mut wrong) = (0, Vec::new());
+    for ingress in [CLIENTS, BACKENDS] {
+        let mut done = 0;
+        loop {
+            let mut cases = cases::all(kernel.ifindexes_of(ingress), tick());
+            cases.retain(|case| case.world.ingress == ingress);
+            let Some(next) = cases.get(done..).filter(|rest| !rest.is_empty()) else {
+                break;
+            };
+            for case in next.iter().take(fresh) {
+                match case.check_in(kernel) {
+                    Ok(()) => held += 1,
+                    Err(error) => wrong.push(format!("{error:#}")),
+                }
+                done += 1;
+            }
+        }
+    }
+    (held, wrong)
 }
 
 /// The kernel's coarse clock, in ticks.

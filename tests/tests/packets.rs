@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 
 use bg_common::{flow::Flow, service::Fragment, snat::Lease};
 use bg_tests::{
-    cases::{self, Case},
+    cases,
     frame::{fragments, wrong_checksum},
-    kernel::{Kernel, in_new_namespace, tick},
-    world::{Flows, Fragments, World, key, xdp_action},
+    kernel::{Kernel, hold_cases, in_new_namespace, tick},
+    world::{Flows, Fragments, World, xdp_action},
 };
+use bg_userspace::datapath::Features;
 use proptest::{
     collection::vec,
     prelude::{Strategy, any},
@@ -35,30 +36,44 @@ fn the_case_table_holds_on_the_host() {
             "{}",
             case.name
         );
-        assert_out(&case, &out);
-        assert_flow(&case, &world.flows);
+        case.check_out(&out).unwrap();
+        case.check_flow(&world.flows).unwrap();
     }
 }
 
 #[test]
 fn the_case_table_holds_in_the_kernel() {
+    assert_cases_hold(Features::probe().unwrap());
+}
+
+#[test]
+fn the_case_table_holds_in_the_kernel_loaded_as_for_an_old_one() {
+    for features in loads() {
+        assert_cases_hold(features);
+    }
+}
+
+/// The loads that an older kernel than this one would get.
+fn loads() -> Vec<Features> {
+    let has = Features::probe().unwrap();
+    let old = |coarse_clock, large_frames| Features {
+        coarse_clock,
+        large_frames,
+    };
+    let mut loads = vec![old(false, false), old(true, false)];
+    loads.retain(|load| *load != has);
+    loads
+}
+
+fn assert_cases_hold(features: Features) {
     in_new_namespace(|| {
-        let mut kernel = Kernel::load().unwrap();
-        let mut done = 0;
-        loop {
-            let cases: Vec<Case> = cases::all(kernel.ifindexes, tick())
-                .into_iter()
-                .skip(done)
-                .take(FRESH)
-                .collect();
-            if cases.is_empty() {
-                break;
-            }
-            for case in &cases {
-                assert_holds(case, &mut kernel);
-            }
-            done += cases.len();
-        }
+        let mut kernel = Kernel::load_for(features).unwrap();
+        let (held, wrong) = hold_cases(&mut kernel, FRESH);
+        assert!(
+            wrong.is_empty() && held > 0,
+            "{features:?}: {held} cases hold, not these: {}",
+            wrong.join("\n")
+        );
     });
 }
 
@@ -211,33 +226,4 @@ fn planned<A: Copy + std::fmt::Debug>(fragments: &Fragments<A>) -> BTreeSet<Stri
             )
         })
         .collect()
-}
-
-/// Runs a case in the kernel.
-fn assert_holds(case: &Case, kernel: &mut Kernel) {
-    kernel.set(&case.world).unwrap();
-    let ingress = kernel.ifindexes[case.world.ingress as usize];
-    let (returned, reason, out) = kernel.run(&case.frame, ingress).unwrap();
-    assert_eq!(
-        (returned, reason),
-        (xdp_action(case.action), case.reason),
-        "{}",
-        case.name
-    );
-    assert_out(case, &out);
-    assert_flow(case, &kernel.flows());
-}
-
-fn assert_out(case: &Case, out: &[u8]) {
-    assert_eq!(out, case.out, "{}: the frame that leaves", case.name);
-}
-
-fn assert_flow(case: &Case, flows: &Flows) {
-    let Some(check) = &case.flow else { return };
-    let flow = flows.get(&(check.table, key(check.client, check.listener)));
-    match (flow, check.holds) {
-        (None, None) => {}
-        (Some(flow), Some(holds)) => assert!(holds(flow), "{}: {flow:?}", case.name),
-        (found, _) => panic!("{}: in {:?} there is {found:?}", case.name, check.table),
-    }
 }

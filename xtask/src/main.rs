@@ -6,6 +6,7 @@
 mod bench;
 mod command;
 mod demo;
+mod kernels;
 mod lint;
 mod panics;
 mod setup;
@@ -50,6 +51,11 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Run the packet path on other kernels, each in a virtual machine
+    Kernels {
+        /// Which ones; all, unless named
+        kernels: Vec<kernels::Kernel>,
+    },
     /// Formatting, clippy on the host and the BPF target, no reachable panic
     Lint,
 }
@@ -60,6 +66,7 @@ fn main() -> ExitCode {
         Verb::Demo { arguments } => demo::run(&arguments),
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Test { arguments } => test::run(&arguments),
+        Verb::Kernels { kernels } => kernels::run(&kernels),
         Verb::Lint => lint::run(),
     };
     match done {

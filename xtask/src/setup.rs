@@ -69,6 +69,26 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
+/// Installs the packages of programs that are not here.
+pub fn programs(programs: &[(&str, &'static str)]) -> Result<()> {
+    let missing = Missing {
+        packages: lacking(programs),
+        linker: false,
+        bpffs: false,
+    };
+    missing.install()
+}
+
+/// The packages of programs that are not here.
+fn lacking(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let lacks = |program: &&(&str, _)| !toolchain::has_program(program.0);
+    programs
+        .iter()
+        .filter(lacks)
+        .map(|(_, package)| *package)
+        .collect()
+}
+
 /// What this machine lacks.
 struct Missing {
     packages: Vec<&'static str>,
@@ -78,11 +98,7 @@ struct Missing {
 
 impl Missing {
     fn look() -> Self {
-        let mut packages: Vec<_> = PROGRAMS
-            .into_iter()
-            .filter(|(program, _)| !toolchain::has_program(program))
-            .map(|(_, package)| package)
-            .collect();
+        let mut packages = lacking(&PROGRAMS);
         if !Path::new(FONT.0).exists() {
             packages.push(FONT.1);
         }

@@ -45,14 +45,18 @@ pub fn linker() -> Option<(PathBuf, String)> {
     Some((linker, version.trim_start_matches("bpf-linker ").to_owned()))
 }
 
-/// Whether a program is where root would find it.
-pub fn has_program(program: &str) -> bool {
+/// A program, where root would find it.
+pub fn program(name: &str) -> Option<PathBuf> {
     let system = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from);
     find_in(
-        program,
+        name,
         env::split_paths(&env::var_os("PATH").unwrap_or_default()).chain(system),
     )
-    .is_some()
+}
+
+/// Whether root would find a program.
+pub fn has_program(name: &str) -> bool {
+    program(name).is_some()
 }
 
 fn has_core(rustc: &Path) -> bool {

@@ -122,7 +122,8 @@ impl Datapath {
     }
 }
 
-/// The coarse clock in ticks, as the packet path reads it.
+/// The coarse clock in ticks: the packet path's, or, where that reads the precise
+/// one, at most one tick behind.
 pub(super) fn tick() -> u32 {
     (nanoseconds(ClockId::CLOCK_MONOTONIC_COARSE) >> TICK_SHIFT) as u32
 }

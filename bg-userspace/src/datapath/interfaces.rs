@@ -6,30 +6,27 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use aya::Ebpf;
 use bg_common::port::Tags;
 
-use super::{
-    Error, Inner, InterfaceStatus, Settings, attach, netlink::Link, program_of, slots::Slots,
-};
+use super::{Error, Inner, InterfaceStatus, Loaded, Settings, attach, netlink::Link, slots::Slots};
 
 /// The configured interfaces, as they are.
 #[derive(Debug)]
 pub struct Interfaces {
     settings: Settings,
-    ebpf: Mutex<Ebpf>,
+    loaded: Mutex<Loaded>,
     statuses: Mutex<Vec<InterfaceStatus>>,
 }
 
 impl Interfaces {
     pub(super) const fn new(
         settings: Settings,
-        ebpf: Ebpf,
+        loaded: Loaded,
         statuses: Vec<InterfaceStatus>,
     ) -> Self {
         Self {
             settings,
-            ebpf: Mutex::new(ebpf),
+            loaded: Mutex::new(loaded),
             statuses: Mutex::new(statuses),
         }
     }
@@ -101,9 +98,8 @@ impl Interfaces {
         if link.xdp.is_some() {
             return Ok(InterfaceStatus::of(name, link));
         }
-        let mut ebpf = self.ebpf.lock().unwrap_or_else(PoisonError::into_inner);
-        let program = program_of(&mut ebpf)?;
-        attach::again(program, name, self.settings.mode, &inner.pins)?;
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        attach::again(loaded.program()?, name, self.settings.mode, &inner.pins)?;
         let link = attach::link(name)?.ok_or_else(|| Error::NoInterface(name.to_owned()))?;
         let status = InterfaceStatus::of(name, &link);
         tracing::warn!(

@@ -16,6 +16,7 @@ mod ids;
 mod interfaces;
 mod layout;
 mod lines;
+mod load;
 mod maps;
 mod mmap;
 mod naming;
@@ -38,12 +39,11 @@ use std::{
 };
 
 use aya::{
-    Ebpf, EbpfLoader,
+    EbpfLoader,
     maps::{Map, MapData, PerCpuArray},
-    programs::Xdp,
 };
 use bg_common::{
-    abi::{PROGRAM, map},
+    abi::map,
     flow::{buckets_for, flows_for},
     reason::Reason,
     service::{Backend, Colour, ColourStats, CutoverWord, FirstFlow, NextHop},
@@ -56,6 +56,7 @@ pub use self::{
     attach::InterfaceStatus,
     error::{Error, StoreError},
     flows::FlowRecord,
+    load::{Features, Loaded},
     naming::Known,
     pins::Lock,
     resolver::Resolver,
@@ -65,10 +66,7 @@ use self::{
     addresses::Ours, announcer::Announcer, flows::Unused, interfaces::Interfaces,
     layout::address_of, lines::Lines, mmap::Words, netlink::Requests, pins::Pins,
 };
-use crate::{
-    object::OBJECT,
-    plan::{ForwardMode, Plan, ServicePlan},
-};
+use crate::plan::{ForwardMode, Plan, ServicePlan};
 
 /// How long a change waits for the next hops of its new backends.
 const FIRST_RESOLVE: Duration = Duration::from_secs(2);
@@ -217,10 +215,10 @@ impl Datapath {
             // Nothing ran before, so nothing is kept: the next start is clean.
             let _ = pins.remove();
         }
-        let (inner, ebpf, statuses) = started?;
+        let (inner, loaded, statuses) = started?;
         let datapath = Self {
             inner: Arc::new(inner),
-            interfaces: Arc::new(Interfaces::new(settings.clone(), ebpf, statuses)),
+            interfaces: Arc::new(Interfaces::new(settings.clone(), loaded, statuses)),
             announcer: Arc::new(announcer),
             unused: Mutex::default(),
             max_flows,
@@ -238,19 +236,14 @@ impl Datapath {
         flow_buckets: u32,
         addresses: addresses::Change,
         announcer: &Announcer,
-    ) -> Result<(Inner, Ebpf, Vec<InterfaceStatus>), Error> {
+    ) -> Result<(Inner, Loaded, Vec<InterfaceStatus>), Error> {
         let mut loader = EbpfLoader::new();
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
         loader.map_max_entries(map::FLOWS, flow_buckets);
-        let mut ebpf = loader
-            .load(OBJECT)
-            .map_err(|e| Error::bpf("loading the eBPF object", &e))?;
-        let program = program_of(&mut ebpf)?;
-        program
-            .load()
-            .map_err(|e| Error::step("the kernel's verifier", error::describe(&e)))?;
+        let mut loaded = Features::probe()?.load(&mut loader)?;
+        let program = loaded.program()?;
 
         // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
@@ -274,7 +267,8 @@ impl Datapath {
         program
             .pin(pins.program())
             .map_err(|e| Error::bpf("pinning the program", &e))?;
-        Ok((inner, ebpf, interfaces))
+        loaded.features.tell();
+        Ok((inner, loaded, interfaces))
     }
 
     /// What a plan changes; an error says why it cannot be applied, and then
@@ -491,13 +485,6 @@ fn warn_of_own_ports(plan: &Plan) {
              (`sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"`)"
         );
     }
-}
-
-fn program_of(ebpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
-    ebpf.program_mut(PROGRAM)
-        .ok_or_else(|| Error::step("the eBPF object", "has no XDP program"))?
-        .try_into()
-        .map_err(|e| Error::step("the eBPF object", e))
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of [`FirstFlow`].

@@ -1,0 +1,103 @@
+//! Loading: one object, for kernels that have different things.
+
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramType, Xdp},
+    sys::{BpfHelper, is_helper_supported},
+};
+use bg_common::abi::{PROGRAM, PROGRAM_LARGE, global};
+
+use super::{Error, error::describe};
+use crate::object::OBJECT;
+
+/// What the running kernel has, of what not every kernel has that the packet path
+/// runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// `bpf_ktime_get_coarse_ns` (kernel 5.11). Without it the packet path reads
+    /// the precise clock, which costs some nanoseconds a packet.
+    pub coarse_clock: bool,
+    /// XDP on frames in several buffers, `xdp.frags` (kernel 5.18). Without it
+    /// drivers refuse XDP where the MTU does not fit one page.
+    pub large_frames: bool,
+}
+
+impl Features {
+    /// Asks the kernel.
+    pub fn probe() -> Result<Self, Error> {
+        let has = |helper| {
+            is_helper_supported(ProgramType::Xdp, helper)
+                .map_err(|e| Error::bpf("asking the kernel for its BPF helpers", &e))
+        };
+        Ok(Self {
+            coarse_clock: has(BpfHelper::BPF_FUNC_ktime_get_coarse_ns)?,
+            // It came with the flag that such programs are loaded with.
+            large_frames: has(BpfHelper::BPF_FUNC_xdp_get_buff_len)?,
+        })
+    }
+
+    /// Loads the object as the kernel can run it, its program too.
+    pub fn load(self, loader: &mut EbpfLoader<'_>) -> Result<Loaded, Error> {
+        let ebpf = loader
+            .override_global(global::COARSE_CLOCK, number(self.coarse_clock), true)
+            .override_global(global::LARGE_FRAMES, number(self.large_frames), true)
+            .load(OBJECT)
+            .map_err(|e| Error::bpf("loading the eBPF object", &e))?;
+        let mut loaded = Loaded {
+            ebpf,
+            features: self,
+        };
+        loaded
+            .program()?
+            .load()
+            .map_err(|e| Error::step("the kernel's verifier", describe(&e)))?;
+        Ok(loaded)
+    }
+
+    /// Says what this kernel lacks, and what it means.
+    pub fn tell(self) {
+        if !self.coarse_clock {
+            tracing::warn!(
+                "this kernel has no coarse clock for BPF (5.11 has): the packet path reads the \
+                 precise one, which costs some nanoseconds a packet"
+            );
+        }
+        if self.large_frames {
+            tracing::info!("frames may lie in several buffers (xdp.frags): any MTU");
+        } else {
+            tracing::warn!(
+                "this kernel has no XDP on frames in several buffers (5.18 has): the MTU of every \
+                 interface must fit one page, about 3 500 bytes"
+            );
+        }
+    }
+}
+
+const fn number(has: bool) -> &'static u32 {
+    if has { &1 } else { &0 }
+}
+
+/// The object, loaded for this kernel.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Its maps, and its programs.
+    pub ebpf: Ebpf,
+    /// What it was loaded for.
+    pub features: Features,
+}
+
+impl Loaded {
+    /// The program that is in use.
+    pub fn program(&mut self) -> Result<&mut Xdp, Error> {
+        let name = if self.features.large_frames {
+            PROGRAM_LARGE
+        } else {
+            PROGRAM
+        };
+        self.ebpf
+            .program_mut(name)
+            .ok_or_else(|| Error::step("the eBPF object", format!("has no program {name}")))?
+            .try_into()
+            .map_err(|e| Error::step("the eBPF object", describe(&e)))
+    }
+}
