@@ -472,10 +472,12 @@ mod tests {
         let attributes = [
             RouteAttribute::Oif(7),
             RouteAttribute::Via(RouteVia::Inet6(via)),
+            RouteAttribute::PrefSource(RouteAddress::Inet(Ipv4Addr::new(10, 0, 0, 1))),
         ];
         let route = Route {
             ifindex: 7,
             via: via.into(),
+            source: Some(Ipv4Addr::new(10, 0, 0, 1).into()),
         };
         assert_eq!(route_of(to, &attributes), Some(route));
     }
