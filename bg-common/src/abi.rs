@@ -3,6 +3,7 @@
 use crate::{
     flow::{Flow, Line, TableShape},
     key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    monitor::Pressure,
     port::Port,
     service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
 };
@@ -13,6 +14,11 @@ pub const LAYOUT: u32 = 2;
 
 /// Name of the XDP program in the object.
 pub const PROGRAM: &str = "bgswitch";
+
+/// Name of the u32 in the object that is not 0 in a program for dry runs, which changes
+/// no table and counts nothing. Constant from the load on: the kernel removes what it
+/// rules out.
+pub const DRY_RUN: &str = "DRY_RUN";
 
 /// Map names, as in the object and as file names of the pins.
 pub mod map {
@@ -60,10 +66,20 @@ pub mod map {
     pub const REASONS: &str = "REASONS";
     /// Per-CPU array of [`crate::service::ColourStats`]; index: service * 2 + colour.
     pub const STATS: &str = "STATS";
+    /// Per-CPU array of [`crate::monitor::Pressure`]; index: [`crate::flow::FlowTable`].
+    pub const PRESSURE: &str = "PRESSURE";
 
     /// Per-CPU array of one value: the packet path's memory for the packet at hand.
     /// Of no meaning to others, and so not pinned.
     pub const SCRATCH: &str = "SCRATCH";
+    /// Array of one [`crate::monitor::Watch`], mmapable. Like the next two it belongs to
+    /// one loaded program, and is not pinned: a new daemon's program is watched by
+    /// nobody, whatever the one before it left.
+    pub const MONITOR: &str = "MONITOR";
+    /// Ring buffer of [`crate::monitor::Sighting`].
+    pub const SIGHTINGS: &str = "SIGHTINGS";
+    /// Per-CPU array of one u64: sightings that found no room.
+    pub const LOST: &str = "LOST";
 
     /// The map of a flow table.
     pub const fn of(table: crate::flow::FlowTable) -> &'static str {
@@ -97,6 +113,7 @@ pub mod map {
         FRAGMENTS_V6,
         REASONS,
         STATS,
+        PRESSURE,
     ];
 }
 
@@ -160,13 +177,14 @@ const _: () = {
     assert!(size_of::<Listener>() == 12);
     assert!(size_of::<ReturnPath>() == 24);
     assert!(size_of::<ColourStats>() == 48);
+    assert!(size_of::<Pressure>() == 16);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
         Backend, ColourStats, EndpointV4, EndpointV6, Fragment, FragmentKeyV4, FragmentKeyV6,
-        Interface, Listener, Port, ReturnPath, TableShape,
+        Interface, Listener, Port, Pressure, ReturnPath, TableShape,
     };
 
     macro_rules! pod {
@@ -187,6 +205,7 @@ mod pod {
         Interface,
         Listener,
         Port,
+        Pressure,
         ReturnPath,
         TableShape
     );

@@ -12,7 +12,7 @@
 use core::{cell::Cell, mem::offset_of, ptr};
 
 use bg_common::{
-    flow::{Flow, FlowKey, FlowTable, LINES, Line, Place, is_silent, patience},
+    flow::{Flow, FlowKey, FlowTable, LINES, Line, Place, bits, is_silent, patience},
     service::{Colour, CutoverWord},
 };
 
@@ -202,6 +202,15 @@ impl LineCell {
     #[inline(always)]
     fn is_free(&self, table: FlowTable, now: u32) -> bool {
         self.id.get() == 0 || self.flow.is_over(table, now)
+    }
+
+    /// True when the line is that of a flow that is neither over nor moved to another
+    /// table.
+    #[inline(always)]
+    pub fn is_lived_in(&self, table: FlowTable, now: u32) -> bool {
+        let both = self.flow.from_client.get() | self.flow.from_backend.get();
+        let moved = table == FlowTable::HalfOpen && both & bits::MOVED != 0;
+        !moved && !self.is_free(table, now)
     }
 
     /// Makes the line this flow's; a look-up in between finds nobody.

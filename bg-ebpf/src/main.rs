@@ -10,6 +10,7 @@
 
 mod maps;
 mod remembered;
+mod watch;
 
 use core::ptr;
 
@@ -49,14 +50,17 @@ pub fn bgswitch(context: XdpContext) -> u32 {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
         return xdp_action::XDP_ABORTED; // an array of one has a first value
     };
+    let watched = watch::begin(scratch);
     let verdict = process(
         &mut Frame { context, scratch },
         &Kernel { context, scratch },
     );
+    watch::end(watched, &verdict, Frame { context, scratch }.ingress());
     match verdict.action {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
         Action::Transmit => xdp_action::XDP_TX,
+        Action::Redirect(_) if maps::is_dry_run() => xdp_action::XDP_REDIRECT,
         Action::Redirect(slot) => maps::PORTS
             .redirect(slot, u64::from(xdp_action::XDP_DROP))
             .unwrap_or_else(|action| action),
@@ -148,6 +152,7 @@ struct Kernel {
 impl Tables for Kernel {
     #[inline(always)]
     fn word(&self, service: u32) -> Option<CutoverWord> {
+        watch::service(self.scratch, service);
         let word = maps::WORDS.get_ptr(service)?;
         // SAFETY: a valid map value, 8-byte aligned; volatile, so that it is one
         // load and only one, whatever the optimiser thinks.
@@ -166,6 +171,9 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn set_first_flow(&self, service: u32, stamp: FirstFlow) {
+        if maps::is_dry_run() {
+            return;
+        }
         if let Some(value) = maps::FIRST_FLOWS.get_ptr_mut(service) {
             // SAFETY: a valid map value, 8-byte aligned; one store.
             unsafe { ptr::write_volatile(value, stamp.0) }
@@ -223,7 +231,11 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn flow(&self, table: FlowTable) -> Option<&FlowCell> {
-        remembered::flow(self.scratch, table)
+        let flow = remembered::flow(self.scratch, table)?;
+        if maps::is_dry_run() {
+            return Some(remembered::copy(self.scratch, table, flow));
+        }
+        Some(flow)
     }
 
     #[inline(always)]
@@ -233,6 +245,9 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn remember(&self, table: FlowTable) -> bool {
+        if maps::is_dry_run() {
+            return remembered::has_room(table, self.tick());
+        }
         remembered::remember(table, self.tick())
     }
 
@@ -251,6 +266,9 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn count(&self, reason: Reason) {
+        if maps::is_dry_run() {
+            return;
+        }
         if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
             unsafe { *counter += 1 }
@@ -259,6 +277,10 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn record(&self, service: u32, colour: Colour, add: impl FnOnce(&mut ColourStats)) {
+        watch::colour(self.scratch, service, colour);
+        if maps::is_dry_run() {
+            return;
+        }
         if let Some(stats) = maps::STATS.get_ptr_mut(service * 2 + colour as u32) {
             // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
             add(unsafe { &mut *stats });
@@ -271,6 +293,7 @@ macro_rules! family {
         impl FamilyTables<$address> for Kernel {
             #[inline(always)]
             fn keep(&self, segment: Segment<$address>) {
+                watch::family::<$address>(self.scratch);
                 // SAFETY: this CPU's own value, and XDP is not preempted by XDP; no
                 // reference to it exists before this one write.
                 unsafe { (*self.scratch).$segment = segment }
@@ -303,6 +326,9 @@ macro_rules! family {
 
             #[inline(always)]
             fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
+                if maps::is_dry_run() {
+                    return;
+                }
                 // What finds no place is a fragment that passes, and counts as one.
                 let _ = maps::$fragments.insert(key, fragment, 0);
             }

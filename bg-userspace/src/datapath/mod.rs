@@ -8,6 +8,7 @@ mod apply;
 mod attach;
 mod batch;
 mod error;
+mod explain;
 mod flows;
 mod forwarding;
 mod hops;
@@ -16,6 +17,7 @@ mod ids;
 mod interfaces;
 mod layout;
 mod lines;
+mod made;
 mod maps;
 mod mmap;
 mod naming;
@@ -26,6 +28,7 @@ mod pools;
 mod resolver;
 mod slots;
 mod vlans;
+mod watch;
 mod words;
 
 use std::{
@@ -55,10 +58,13 @@ pub use self::{
     announcer::Announced,
     attach::InterfaceStatus,
     error::{Error, StoreError},
+    explain::{Explanation, Fate, Target},
     flows::FlowRecord,
+    made::Made,
     naming::Known,
     pins::Lock,
     resolver::Resolver,
+    watch::{Names, Watcher, end_of},
     words::{PinnedWords, Stored},
 };
 use self::{
@@ -106,6 +112,8 @@ pub struct Datapath {
     inner: Arc<Inner>,
     interfaces: Arc<Interfaces>,
     announcer: Arc<Announcer>,
+    watcher: Watcher,
+    explainer: explain::Explainer,
     unused: Mutex<Unused>,
     max_flows: u32,
     _lock: Lock,
@@ -211,11 +219,13 @@ impl Datapath {
             // Nothing ran before, so nothing is kept: the next start is clean.
             let _ = pins.remove();
         }
-        let (inner, ebpf, statuses) = started?;
+        let (inner, ebpf, watcher, statuses) = started?;
         let datapath = Self {
             inner: Arc::new(inner),
             interfaces: Arc::new(Interfaces::new(settings.clone(), ebpf, statuses)),
             announcer: Arc::new(announcer),
+            watcher,
+            explainer: explain::Explainer::default(),
             unused: Mutex::default(),
             max_flows,
             _lock: lock,
@@ -232,7 +242,7 @@ impl Datapath {
         flow_buckets: u32,
         addresses: addresses::Change,
         announcer: &Announcer,
-    ) -> Result<(Inner, Ebpf, Vec<InterfaceStatus>), Error> {
+    ) -> Result<(Inner, Ebpf, Watcher, Vec<InterfaceStatus>), Error> {
         let mut loader = EbpfLoader::new();
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
@@ -241,6 +251,7 @@ impl Datapath {
         let mut ebpf = loader
             .load(OBJECT)
             .map_err(|e| Error::bpf("loading the eBPF object", &e))?;
+        let watcher = Watcher::take(&mut ebpf)?;
         let program = program_of(&mut ebpf)?;
         program
             .load()
@@ -268,7 +279,7 @@ impl Datapath {
         program
             .pin(pins.program())
             .map_err(|e| Error::bpf("pinning the program", &e))?;
-        Ok((inner, ebpf, interfaces))
+        Ok((inner, ebpf, watcher, interfaces))
     }
 
     /// What a plan changes; an error says why it cannot be applied, and then
