@@ -3,6 +3,7 @@
 use crate::{
     flow::{Flow, Line, TableShape},
     key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    monitor::Pressure,
     port::Port,
     service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
     snat::{Lease, Source},
@@ -24,6 +25,8 @@ pub mod global {
     pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
     /// The program is [`super::PROGRAM_LARGE`] (5.18). Unless set: 0.
     pub const LARGE_FRAMES: &str = "LARGE_FRAMES";
+    /// The program is one for dry runs: it changes no table and counts nothing.
+    pub const DRY_RUN: &str = "DRY_RUN";
 }
 
 /// Map names, as in the object and as file names of the pins.
@@ -78,10 +81,20 @@ pub mod map {
     pub const REASONS: &str = "REASONS";
     /// Per-CPU array of [`crate::service::ColourStats`]; index: service * 2 + colour.
     pub const STATS: &str = "STATS";
+    /// Per-CPU array of [`crate::monitor::Pressure`]; index: [`crate::flow::FlowTable`].
+    pub const PRESSURE: &str = "PRESSURE";
 
     /// Per-CPU array of one value: the packet path's memory for the packet at hand.
     /// Of no meaning to others, and so not pinned.
     pub const SCRATCH: &str = "SCRATCH";
+    /// Array of one [`crate::monitor::Watch`], mmapable. Like the next two it belongs to
+    /// one loaded program, and is not pinned: a new daemon's program is watched by
+    /// nobody, whatever the one before it left.
+    pub const MONITOR: &str = "MONITOR";
+    /// Ring buffer of [`crate::monitor::Sighting`].
+    pub const SIGHTINGS: &str = "SIGHTINGS";
+    /// Per-CPU array of one u64: sightings that found no room.
+    pub const LOST: &str = "LOST";
 
     /// The map of a flow table.
     pub const fn of(table: crate::flow::FlowTable) -> &'static str {
@@ -117,6 +130,7 @@ pub mod map {
         FRAGMENTS_V6,
         REASONS,
         STATS,
+        PRESSURE,
     ];
 }
 
@@ -184,13 +198,14 @@ const _: () = {
     assert!(size_of::<ReturnPath>() == 24);
     assert!(size_of::<ColourStats>() == 48);
     assert!(size_of::<Lease>() == 32 && size_of::<Source>() == 16);
+    assert!(size_of::<Pressure>() == 16);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
         Backend, ColourStats, EndpointV4, EndpointV6, Fragment, FragmentKeyV4, FragmentKeyV6,
-        Interface, Lease, Listener, Port, ReturnPath, Source, TableShape,
+        Interface, Lease, Listener, Port, Pressure, ReturnPath, Source, TableShape,
     };
 
     macro_rules! pod {
@@ -212,6 +227,7 @@ mod pod {
         Lease,
         Listener,
         Port,
+        Pressure,
         ReturnPath,
         Source,
         TableShape

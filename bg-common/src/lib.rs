@@ -13,6 +13,7 @@ pub mod abi;
 pub mod flow;
 pub mod key;
 pub mod maglev;
+pub mod monitor;
 pub mod port;
 pub mod reason;
 pub mod service;

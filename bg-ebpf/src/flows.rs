@@ -224,6 +224,15 @@ impl LineCell {
         self.id.get() == 0 || self.flow.is_over(table, now)
     }
 
+    /// True when the line is that of a flow that is neither over nor moved to another
+    /// table.
+    #[inline(always)]
+    pub fn is_lived_in(&self, table: FlowTable, now: u32) -> bool {
+        let both = self.flow.from_client.get() | self.flow.from_backend.get();
+        let moved = table == FlowTable::HalfOpen && both & bits::MOVED != 0;
+        !moved && !self.is_free(table, now)
+    }
+
     /// Makes the line this flow's; a look-up in between finds nobody.
     #[inline(always)]
     pub fn fill(&self, key: &FlowKey, flow: &FlowCell) {

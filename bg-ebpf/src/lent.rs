@@ -73,7 +73,7 @@ pub extern "C" fn lend_port(block: u32, table: u32, now: u32) -> u64 {
         if hold_of(block, index, now) == u64::from(KEPT) {
             continue;
         }
-        if take_port(block, index, table, turn, now) != 0 {
+        if maps::is_dry_run() || take_port(block, index, table, turn, now) != 0 {
             lent = u64::from(port(index));
             break;
         }

@@ -11,6 +11,7 @@
 mod lent;
 mod maps;
 mod remembered;
+mod watch;
 
 use core::ptr;
 
@@ -72,14 +73,17 @@ fn run(context: XdpContext) -> u32 {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
         return xdp_action::XDP_ABORTED; // an array of one has a first value
     };
+    let watched = watch::begin(scratch);
     let verdict = process(
         &mut Frame { context, scratch },
         &Kernel { context, scratch },
     );
+    watch::end(watched, &verdict, Frame { context, scratch }.ingress());
     match verdict.action {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
         Action::Transmit => xdp_action::XDP_TX,
+        Action::Redirect(_) if maps::is_dry_run() => xdp_action::XDP_REDIRECT,
         Action::Redirect(slot) => maps::PORTS
             .redirect(slot, u64::from(xdp_action::XDP_DROP))
             .unwrap_or_else(|action| action),
@@ -173,6 +177,20 @@ impl Packet for Frame {
     }
 }
 
+/// The coarse clock in ticks, or the precise one where there is no coarse one.
+#[inline(always)]
+fn tick() -> u32 {
+    // SAFETY: the helpers take nothing; the coarse one is in kernel 5.11.
+    let now = unsafe {
+        if COARSE_CLOCK.load() == 0 {
+            bpf_ktime_get_ns()
+        } else {
+            bpf_ktime_get_coarse_ns()
+        }
+    };
+    (now >> TICK_SHIFT) as u32
+}
+
 struct Kernel {
     context: *mut xdp_md,
     scratch: *mut Scratch,
@@ -181,6 +199,7 @@ struct Kernel {
 impl Tables for Kernel {
     #[inline(always)]
     fn word(&self, service: u32) -> Option<CutoverWord> {
+        watch::service(self.scratch, service);
         let word = maps::WORDS.get_ptr(service)?;
         // SAFETY: a valid map value, 8-byte aligned; volatile, so that it is one
         // load and only one, whatever the optimiser thinks.
@@ -199,6 +218,9 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn set_first_flow(&self, service: u32, stamp: FirstFlow) {
+        if maps::is_dry_run() {
+            return;
+        }
         if let Some(value) = maps::FIRST_FLOWS.get_ptr_mut(service) {
             // SAFETY: a valid map value, 8-byte aligned; one store.
             unsafe { ptr::write_volatile(value, stamp.0) }
@@ -239,13 +261,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn tick(&self) -> u32 {
-        let now = if COARSE_CLOCK.load() == 0 {
-            self.now_ns()
-        } else {
-            // SAFETY: the helper takes nothing (kernel 5.11).
-            unsafe { bpf_ktime_get_coarse_ns() }
-        };
-        (now >> TICK_SHIFT) as u32
+        tick()
     }
 
     #[inline(always)]
@@ -267,7 +283,11 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn flow(&self, table: FlowTable) -> Option<&FlowCell> {
-        remembered::flow(self.scratch, table)
+        let flow = remembered::flow(self.scratch, table)?;
+        if maps::is_dry_run() {
+            return Some(remembered::copy(self.scratch, table, flow));
+        }
+        Some(flow)
     }
 
     #[inline(always)]
@@ -277,6 +297,9 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn remember(&self, table: FlowTable) -> bool {
+        if maps::is_dry_run() {
+            return remembered::has_room(table, self.tick());
+        }
         remembered::remember(table, self.tick())
     }
 
@@ -302,6 +325,9 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn keep_port(&self, block: u32, index: u32) -> bool {
+        if maps::is_dry_run() {
+            return self.has_port(block, index);
+        }
         lent::keep_port(block, index) != 0
     }
 
@@ -320,6 +346,9 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn count(&self, reason: Reason) {
+        if maps::is_dry_run() {
+            return;
+        }
         if let Some(counter) = maps::REASONS.get_ptr_mut(reason as u32) {
             // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
             unsafe { *counter += 1 }
@@ -328,6 +357,10 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn record(&self, service: u32, colour: Colour, add: impl FnOnce(&mut ColourStats)) {
+        watch::colour(self.scratch, service, colour);
+        if maps::is_dry_run() {
+            return;
+        }
         if let Some(stats) = maps::STATS.get_ptr_mut(service * 2 + colour as u32) {
             // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
             add(unsafe { &mut *stats });
@@ -340,6 +373,7 @@ macro_rules! family {
         impl FamilyTables<$address> for Kernel {
             #[inline(always)]
             fn keep(&self, segment: Segment<$address>) {
+                watch::family::<$address>(self.scratch);
                 // SAFETY: this CPU's own value, and XDP is not preempted by XDP; no
                 // reference to it exists before this one write.
                 unsafe { (*self.scratch).$segment = segment }
@@ -372,6 +406,9 @@ macro_rules! family {
 
             #[inline(always)]
             fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
+                if maps::is_dry_run() {
+                    return;
+                }
                 // What finds no place is a fragment that passes, and counts as one.
                 let _ = maps::$fragments.insert(key, fragment, 0);
             }

@@ -3,14 +3,16 @@
 //! Their names, types and meaning are [`bg_common::abi::map`]'s.
 
 use aya_ebpf::{
+    Global,
     bindings::{BPF_F_MMAPABLE, bpf_spin_lock},
-    btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LruHashMap, PerCpuArray},
+    btf_maps::{Array, ArrayOfMaps, DevMap, HashMap, LruHashMap, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use bg_common::{
     abi::{MaglevRow, capacity},
     flow::{Bucket, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
     key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    monitor::{Pressure, RING, Sighting, Watch},
     port::Port,
     reason::REASONS as REASON_COUNT,
     service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
@@ -23,6 +25,16 @@ const TABLES: usize = FlowTable::ALL.len();
 
 const fn buckets(flows: usize) -> usize {
     buckets_for(flows as u32) as usize
+}
+
+/// [`bg_common::abi::global::DRY_RUN`].
+#[unsafe(no_mangle)]
+static DRY_RUN: Global<u32> = Global::new(0);
+
+/// True in a program that must change nothing.
+#[inline(always)]
+pub fn is_dry_run() -> bool {
+    DRY_RUN.load() != 0
 }
 
 /// A region of a flow table, or of the ports: who changes it holds the lock, and counts the change.
@@ -88,3 +100,12 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static STATS: PerCpuArray<ColourStats, { capacity::SERVICES * 2 }> = PerCpuArray::new();
+#[btf_map]
+pub static PRESSURE: PerCpuArray<Pressure, TABLES> = PerCpuArray::new();
+
+#[btf_map]
+pub static MONITOR: Array<Watch, 1, MMAPABLE> = Array::new();
+#[btf_map]
+pub static SIGHTINGS: RingBuf<Sighting, RING> = RingBuf::new();
+#[btf_map]
+pub static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();

@@ -7,7 +7,10 @@
 use core::ptr;
 
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
-use bg_common::flow::{Bucket, FlowKey, FlowTable, Place, REGIONS, TableShape, start};
+use bg_common::{
+    flow::{Bucket, FlowKey, FlowTable, Place, REGIONS, TableShape, start},
+    monitor::Pressure,
+};
 use bg_ebpf::{
     flows::{BucketCell, Buckets, FlowCell, Room, Spot, choose, find, reach_out},
     tables::Scratch,
@@ -84,6 +87,26 @@ pub fn pending(scratch: *mut Scratch) -> &'static FlowCell {
     unsafe { &*(&raw mut (*scratch).pending).cast::<FlowCell>() }
 }
 
+/// A copy of a flow that was found, in this CPU's own scratch memory.
+#[inline(always)]
+pub fn copy(scratch: *mut Scratch, table: FlowTable, flow: &FlowCell) -> &'static FlowCell {
+    let index = table as usize;
+    // SAFETY: this CPU's own value; FlowCell has Flow's layout, and tables have indices
+    // 0 to 2.
+    let copy = unsafe {
+        let copies = (&raw mut (*scratch).copies).cast::<FlowCell>();
+        &*copies.add(index)
+    };
+    copy.copy(flow);
+    copy
+}
+
+/// True when the sought flow has a line, or could have one.
+#[inline(always)]
+pub fn has_room(table: FlowTable, now: u32) -> bool {
+    Spot(find_line(table as u32)).is_some() || Spot(choose_line(table as u32, now)).is_some()
+}
+
 /// Remembers the pending flow; false when there is no room.
 #[inline(always)]
 pub fn remember(table: FlowTable, now: u32) -> bool {
@@ -120,7 +143,7 @@ pub extern "C" fn room_in(table: u32, index: u32, start: u32, now: u32) -> u64 {
     Bare.room(FlowTable::from_index(table), index, start, now).0
 }
 
-/// A [`Spot`] for the sought flow, which is not there yet.
+/// A [`Spot`] for the sought flow, which is not there yet. Counts who has to go.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn choose_line(table: u32, now: u32) -> u64 {
@@ -129,10 +152,19 @@ pub extern "C" fn choose_line(table: u32, now: u32) -> u64 {
         return Spot::NONE.0;
     };
     // SAFETY: this CPU's own value.
-    match place(table, unsafe { (*scratch).hash }) {
-        Some(place) => choose(&Lines, table, &place, now).0,
-        None => Spot::NONE.0,
+    let Some(place) = place(table, unsafe { (*scratch).hash }) else {
+        return Spot::NONE.0;
+    };
+    let spot = choose(&Lines, table, &place, now);
+    if !spot.is_some() {
+        press(table, |pressure| pressure.full += 1);
+    } else if table.evicts()
+        && let Some(bucket) = Lines.bucket(table, spot.bucket())
+        && spot.line(bucket, place.start).is_lived_in(table, now)
+    {
+        press(table, |pressure| pressure.evicted += 1);
     }
+    spot.0
 }
 
 /// Remembers the pending flow under the sought key; 0 when there is no room.
@@ -188,4 +220,16 @@ pub extern "C" fn remember_pending(table: u32, now: u32) -> u64 {
         }
     }
     0
+}
+
+/// Counts what befalls a table.
+#[inline(always)]
+fn press(table: FlowTable, count: impl FnOnce(&mut Pressure)) {
+    if maps::is_dry_run() {
+        return;
+    }
+    if let Some(pressure) = maps::PRESSURE.get_ptr_mut(table as u32) {
+        // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
+        count(unsafe { &mut *pressure });
+    }
 }

@@ -4,6 +4,7 @@ use bg_common::{
     flow::{Flow, FlowKey, FlowTable},
     key::{Endpoint, FragmentKey},
     maglev::mix,
+    monitor::Sighting,
     port::{Port, Tags},
     reason::Reason,
     service::{
@@ -38,6 +39,28 @@ pub struct Scratch {
     /// The key of the flow that a port is sought for, while those of other flows are
     /// looked up.
     pub lessee: FlowKey,
+    /// What a watcher is told of it.
+    pub noted: Noted,
+    /// In a dry run: the flows that were found, a table each.
+    pub copies: [Flow; FlowTable::ALL.len()],
+}
+
+/// What is noted of a packet on its way for a watcher, who sets it back before.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Noted {
+    /// 4 or 6: that segment is this packet's; 0: none is.
+    pub family: u32,
+    /// The tick of the packet that was told last.
+    pub tick: u32,
+    /// The service whose word it read, plus 1, and in the high half the colour it was
+    /// counted for, plus 1; 0: none.
+    pub owner: u64,
+    /// How many have been told in that tick.
+    pub told: u32,
+    zero: u32,
+    /// Where a sighting is put together.
+    pub sighting: Sighting,
 }
 
 /// The tables and the clock.

@@ -10,6 +10,42 @@ pub fn now() -> String {
     format!("{:.3}", Timestamp::now())
 }
 
+/// The wall clock beside `CLOCK_MONOTONIC`.
+#[derive(Clone, Copy, Debug)]
+pub struct Wall {
+    /// Nanoseconds from the one to the other.
+    ahead: i128,
+}
+
+impl Wall {
+    /// As both are now.
+    pub fn now() -> Self {
+        let monotonic = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
+            i128::from(now.tv_sec()) * 1_000_000_000 + i128::from(now.tv_nsec())
+        });
+        Self {
+            ahead: Timestamp::now().as_nanosecond() - monotonic,
+        }
+    }
+
+    /// A moment of `CLOCK_MONOTONIC`, ns: RFC 3339, UTC, microseconds.
+    pub fn at(self, ns: u64) -> String {
+        let time = Timestamp::from_nanosecond(self.ahead + i128::from(ns));
+        format!("{:.6}", time.unwrap_or(Timestamp::MAX))
+    }
+}
+
+/// The local time of day of an RFC 3339 time, to the microsecond.
+pub fn local_micros(rfc3339: &str) -> String {
+    rfc3339.parse::<Timestamp>().map_or_else(
+        |_| rfc3339.to_owned(),
+        |time| {
+            let time = time.to_zoned_datetime(TimeZone::system());
+            time.strftime("%H:%M:%S%.6f").to_string()
+        },
+    )
+}
+
 /// Milliseconds since the boot, those of a suspended host included.
 pub fn since_boot_ms() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |now| {

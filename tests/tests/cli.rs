@@ -40,8 +40,8 @@ fn help_explains_every_command_and_option() {
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, 0);
     let commands = [
-        "run", "check", "status", "flip", "rollback", "canary", "flows", "history", "reload",
-        "detach",
+        "run", "check", "status", "flip", "rollback", "canary", "flows", "history", "monitor",
+        "explain", "reload", "detach",
     ];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
@@ -90,7 +90,7 @@ fn usage_errors_end_with_2_and_say_so_on_stderr() {
         &["canary", "llm", "NaN"],
         // Of the contract, but not of this version: unknown, not pretended.
         &["release", "status", "llm"],
-        &["monitor"],
+        &["doctor"],
     ] {
         let (code, out, err) = run(words);
         assert_eq!((code, out.as_str()), (2, ""), "{words:?}: {err}");
@@ -110,7 +110,7 @@ fn status_tells_what_the_contract_says() {
     assert!(status["reasons"]["forwarded"].is_u64() && status["reasons"]["truncated"].is_u64());
     assert_eq!(
         status["flow_table"],
-        json!({"entries": 0, "capacity": 100_000})
+        json!({"entries": 0, "capacity": 100_000, "full": 0, "evicted_half_open": 0, "evicted_udp": 0})
     );
     let [llm, web] = &status["services"].as_array().unwrap()[..] else {
         panic!("two services: {status}");

@@ -3,9 +3,11 @@
 mod canary;
 mod check;
 mod detach;
+mod explain;
 mod flip;
 mod flows;
 mod history;
+mod monitor;
 mod reload;
 mod rollback;
 mod run;
@@ -15,6 +17,7 @@ mod text;
 use std::{
     fmt::Write as _,
     io::{self, Write},
+    ops::ControlFlow,
     path::PathBuf,
     process::ExitCode,
     time::Duration,
@@ -53,6 +56,7 @@ Examples:
   bgswitch flip llm -m 'llama@8'                      switch to the standby
   bgswitch rollback llm                               and back; works without the daemon
   bgswitch canary llm 5                               5 % of new flows to the standby
+  bgswitch monitor --service llm                      its packets, and what becomes of them
   bgswitch status -o json | jq '.services[].active'   for scripts
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
@@ -99,6 +103,10 @@ enum Command {
     Flows(flows::Flows),
     /// Show who changed what, when and why.
     History(history::History),
+    /// Show packets and their verdicts as they come, and flips between them.
+    Monitor(monitor::Monitor),
+    /// Say what would become of a client's packets, and why; changes nothing.
+    Explain(explain::Explain),
     /// Apply the configuration file: whole, or not at all.
     Reload(reload::Reload),
     /// Remove everything from the kernel: forwarding stops, all flows are forgotten.
@@ -129,6 +137,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Canary(canary) => canary.run(&common),
         Command::Flows(flows) => flows.run(&common),
         Command::History(history) => history.run(&common),
+        Command::Monitor(monitor) => monitor.run(&common),
+        Command::Explain(explain) => explain.run(&common),
         Command::Reload(reload) => reload.run(&common),
         Command::Detach(detach) => detach.run(&common),
     };
@@ -196,12 +206,39 @@ impl Common {
         path: &str,
         body: &impl Serialize,
     ) -> Result<T, Refusal> {
+        self.at_the_socket(|socket| client::call(socket, self.timeout, method, path, body))
+    }
+
+    /// Reads a stream of lines.
+    fn stream(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&str) -> anyhow::Result<ControlFlow<()>>,
+    ) -> anyhow::Result<client::End> {
+        // What `take` fails with is no refusal, and needs no advice.
+        let mut taken = Ok(());
+        let end = self.at_the_socket(|socket| {
+            client::stream(socket, self.timeout, path, |lines| {
+                take(lines).unwrap_or_else(|error| {
+                    taken = Err(error);
+                    ControlFlow::Break(())
+                })
+            })
+        })?;
+        taken.map(|()| end)
+    }
+
+    /// Asks the daemon; where it does not run, the refusal says what to do.
+    fn at_the_socket<T>(
+        &self,
+        ask: impl FnOnce(&std::path::Path) -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
         // A broken file is `run`'s and `check`'s business, unless it kept the
         // daemon from being found.
         let (paths, trouble) = Paths::salvage(&self.config);
         let trouble = trouble.filter(|_| self.socket.is_none());
         let socket = self.socket.as_ref().unwrap_or(&paths.socket);
-        client::call(socket, self.timeout, method, path, body).map_err(|refusal| {
+        ask(socket).map_err(|refusal| {
             if refusal.kind != Kind::NoDaemon {
                 return refusal;
             }

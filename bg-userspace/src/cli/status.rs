@@ -64,11 +64,20 @@ fn text(status: &api::Status, colours: bool) -> String {
     let interfaces: Vec<String> = status.interfaces.iter().map(interface_text).collect();
     let _ = writeln!(out, "interfaces  {}", interfaces.join(", "));
     let table = &status.flow_table;
-    let _ = writeln!(
+    let _ = write!(
         out,
         "flow table  {} of {} entries",
         table.entries, table.capacity
     );
+    let pressure = [
+        (table.full, "found no room"),
+        (table.evicted_half_open, "half-open ones gave way"),
+        (table.evicted_udp, "of UDP gave way"),
+    ];
+    for (count, what) in pressure.into_iter().filter(|(count, _)| *count > 0) {
+        let _ = write!(out, "; {count} {what}");
+    }
+    out.push('\n');
     let mut reasons: Vec<_> = status
         .reasons
         .iter()

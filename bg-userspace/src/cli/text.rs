@@ -25,6 +25,19 @@ pub(super) fn percent(percent: f64) -> String {
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
+/// A count, its digits in groups of three: `1 234`.
+pub(super) fn count(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// `1 flow`, `143 flows`.
 pub(super) fn flows(count: u64) -> String {
     let plural = if count == 1 { "" } else { "s" };
@@ -50,6 +63,18 @@ mod tests {
             (65_535, "99.9985"),
         ] {
             assert_eq!(percent(crate::switch::percent(share)), text);
+        }
+    }
+
+    #[test]
+    fn digits_stand_in_groups() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1234, "1 234"),
+            (1_234_567, "1 234 567"),
+        ] {
+            assert_eq!(count(number), text);
         }
     }
 

@@ -3,7 +3,7 @@
 use bg_common::service::CutoverWord;
 use tokio::sync::MutexGuard;
 
-use super::Daemon;
+use super::{Daemon, monitor::Told};
 use crate::{
     api::{Kind, Refusal},
     datapath::{StoreError, Stored, now_ns},
@@ -112,6 +112,13 @@ impl Daemon {
                 return Err(Refusal::new(kind, message));
             }
         };
+        let told = Told {
+            generation: Some(to.generation()),
+            detail: change.detail.clone(),
+            actor: Some(order.actor),
+            why: change.why,
+        };
+        self.tell(stored.at_ns, action, service, told);
         self.state().saw(service, to);
         drop(changing);
         let saved = self.save();

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Daemon;
+use super::{Daemon, monitor::Told};
 use crate::{datapath::StoreError, drain::Drain, journal::Entry, time};
 
 /// How often the daemon looks at its words and drains.
@@ -59,8 +59,8 @@ impl Daemon {
             return true;
         }
         let to = word.drained(spares);
-        match self.datapath.store(name, word, to) {
-            Ok(_) => {}
+        let stored = match self.datapath.store(name, word, to) {
+            Ok(stored) => stored,
             // Somebody changed the word in this moment: the next step, if there is one.
             Err(error @ StoreError::Conflict(_)) => {
                 tracing::info!("{name}: {error}");
@@ -70,12 +70,18 @@ impl Daemon {
                 tracing::info!("{name}: {error}");
                 return false;
             }
-        }
+        };
         self.state().saw(name, to);
         let began = word.floor().is_none();
         let detail = || format!("{}'s old flows are reset", word.active().other().as_str());
-        let note = |phase, detail| {
+        let note = |phase, detail: String| {
             let generation = word.generation();
+            let told = Told {
+                generation: Some(generation),
+                detail: detail.clone(),
+                ..Told::default()
+            };
+            self.tell(stored.at_ns, "drain_end", name, told);
             let entry = Entry::new("bgswitch", name, "drain_end", phase, generation, detail);
             self.keeper.entry(entry).unattended();
         };

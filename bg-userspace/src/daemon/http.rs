@@ -1,10 +1,10 @@
 //! HTTP/JSON on the Unix socket.
 
-use std::{io, sync::Arc};
+use std::{convert::Infallible, io, sync::Arc};
 
 use axum::{
     Json, Router,
-    body::Bytes,
+    body::{Body, Bytes},
     extract::{
         ConnectInfo, Path, Query, State, connect_info::Connected, rejection::QueryRejection,
     },
@@ -13,11 +13,12 @@ use axum::{
     routing::{get, post},
     serve::IncomingStream,
 };
+use bg_common::{monitor::EVERY_REASON, reason::Reason};
 use nix::unistd::Uid;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::net::UnixListener;
 
-use super::{Daemon, change::Order};
+use super::{Daemon, change::Order, explain as explaining, monitor::Filter};
 use crate::{
     api::{
         CanaryRequest, DEADLINE, FlipRequest, History, Kind, OneService, Refusal, Reloaded,
@@ -67,6 +68,8 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         .route("/v1/services/{service}/flows", get(flows))
         .route("/v1/history", get(history))
         .route("/v1/reload", post(reload))
+        .route("/v1/monitor", get(monitor))
+        .route("/v1/explain", get(explain))
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
         .with_state(daemon);
@@ -299,4 +302,80 @@ async fn reload(
         dry_run,
     })
     .into_response())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MonitorQuery {
+    /// Names of reasons, with commas between them.
+    reason: Option<String>,
+    service: Option<String>,
+    sample: Option<u32>,
+}
+
+/// JSON lines, for as long as somebody reads them.
+async fn monitor(
+    State(daemon): State<Arc<Daemon>>,
+    asked: Result<Query<MonitorQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let asked = query(asked)?;
+    let reasons = asked.reason.as_deref().map_or(Ok(EVERY_REASON), reasons)?;
+    let sample = asked.sample.unwrap_or(1);
+    if sample == 0 {
+        let message = "sample: one packet of how many? 1 is every one";
+        return Err(Refusal::new(Kind::Usage, message));
+    }
+    let service = match asked.service {
+        None => None,
+        Some(name) => {
+            let id = daemon.datapath.service_id(&name);
+            Some((id.ok_or_else(|| daemon.unknown(&name))?, name))
+        }
+    };
+    let view = daemon.view(Filter {
+        reasons,
+        sample,
+        service,
+    })?;
+    let lines = futures_util::stream::unfold(view, |mut view| async move {
+        let lines = view.next().await?;
+        Some((Ok::<_, Infallible>(lines), view))
+    });
+    let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
+    Ok((kind, Body::from_stream(lines)).into_response())
+}
+
+/// Bits of the reasons with these names.
+fn reasons(names: &str) -> Result<u64, Refusal> {
+    let bit = |name: &str| {
+        let reason = Reason::ALL.iter().find(|reason| reason.as_str() == name);
+        reason.map(|reason| 1u64 << *reason as u32).ok_or_else(|| {
+            let known: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
+            let message = format!("there is no reason `{name}`, only: {}", known.join(", "));
+            Refusal::new(Kind::Usage, message)
+        })
+    };
+    names
+        .split(',')
+        .try_fold(0, |bits, name| Ok(bits | bit(name)?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExplainQuery {
+    protocol: String,
+    client: String,
+    listener: String,
+}
+
+async fn explain(
+    State(daemon): State<Arc<Daemon>>,
+    asked: Result<Query<ExplainQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let asked = query(asked)?;
+    let client = explaining::client(&asked.client)?;
+    let listener = explaining::listener(&asked.protocol, &asked.listener)?;
+    beside(move || daemon.explain(client, listener))
+        .await
+        .map(|explained| Json(explained).into_response())
 }

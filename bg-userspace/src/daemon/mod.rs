@@ -4,8 +4,10 @@
 mod canary;
 mod change;
 mod drain;
+mod explain;
 mod flip;
 mod http;
+mod monitor;
 mod reload;
 mod report;
 mod socket;
@@ -21,7 +23,10 @@ use anyhow::{Context as _, Result};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::socket::Socket;
+use self::{
+    monitor::{Hub, Told},
+    socket::Socket,
+};
 use crate::{
     api::Refusal,
     config::Config,
@@ -47,6 +52,7 @@ pub struct Daemon {
     reloading: tokio::sync::Mutex<()>,
     socket: Socket,
     started: Instant,
+    hub: Hub,
 }
 
 impl Daemon {
@@ -93,6 +99,7 @@ impl Daemon {
             reloading: tokio::sync::Mutex::new(()),
             socket,
             started: Instant::now(),
+            hub: Hub::default(),
             config: RwLock::new(config),
         });
         daemon.remember_services(daemon.datapath.noted());
@@ -118,6 +125,7 @@ impl Daemon {
         tokio::spawn(self.datapath.resolver().run());
         tokio::spawn(Arc::clone(&self).tick());
         tokio::spawn(Arc::clone(&self).sweep());
+        tokio::spawn(Arc::clone(&self).pass_on());
         let server = tokio::spawn(http::serve(listener, Arc::clone(&self)));
         tell_systemd(&[NotifyState::Ready]);
         for interface in self.datapath.interfaces() {
@@ -142,6 +150,7 @@ impl Daemon {
             }
         }
         tell_systemd(&[NotifyState::Stopping]);
+        self.stop_watching();
         let detail = "forwarding goes on as it is".to_owned();
         self.note("stop", "*", 0, detail).within(RESULT_WAIT).await;
         let _ = fs::remove_file(self.socket.path());
@@ -236,6 +245,12 @@ impl Daemon {
                 word.generation()
             );
             tracing::warn!("{name}: {detail}");
+            let told = Told {
+                generation: Some(word.generation()),
+                detail: detail.clone(),
+                ..Told::default()
+            };
+            self.tell(datapath::now_ns(), "changed_outside", &name, told);
             self.note("changed_outside", &name, word.generation(), detail)
                 .unattended();
         }

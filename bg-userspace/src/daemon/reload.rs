@@ -4,7 +4,7 @@ use std::{fmt::Display, sync::Arc};
 
 use bg_common::service::Colour;
 
-use super::{Daemon, http::beside};
+use super::{Daemon, http::beside, monitor::Told};
 use crate::{
     api::{Kind, Refusal},
     config::{Config, Gateway, Service},
@@ -51,6 +51,12 @@ impl Daemon {
                 return Err(refusal);
             }
         };
+        let told = Told {
+            detail: changes.join("; "),
+            actor: Some(actor),
+            ..Told::default()
+        };
+        self.tell(datapath::now_ns(), "reload", "*", told);
         self.datapath.advertise().await;
         *self.config_mut() = new;
         self.remember_services(announced);

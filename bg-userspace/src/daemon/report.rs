@@ -70,6 +70,7 @@ impl Daemon {
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let reasons = self.datapath.reasons().map_err(failed)?;
+        let [established, half_open, udp] = self.datapath.pressure().map_err(failed)?;
         Ok(Status {
             schema: SCHEMA,
             daemon: DaemonStatus {
@@ -96,6 +97,9 @@ impl Daemon {
             flow_table: FlowTableStatus {
                 entries,
                 capacity: u64::from(self.datapath.max_flows()),
+                full: established.full,
+                evicted_half_open: half_open.evicted,
+                evicted_udp: udp.evicted,
             },
         })
     }

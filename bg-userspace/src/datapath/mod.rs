@@ -8,6 +8,7 @@ mod apply;
 mod attach;
 mod batch;
 mod error;
+mod explain;
 mod flows;
 mod forwarding;
 mod hops;
@@ -17,6 +18,7 @@ mod interfaces;
 mod layout;
 mod lines;
 mod load;
+mod made;
 mod maps;
 mod mmap;
 mod naming;
@@ -27,6 +29,7 @@ mod pools;
 mod resolver;
 mod slots;
 mod vlans;
+mod watch;
 mod words;
 
 use std::{
@@ -55,11 +58,14 @@ pub use self::{
     announcer::Announced,
     attach::InterfaceStatus,
     error::{Error, StoreError},
+    explain::{Explanation, Fate, Target},
     flows::FlowRecord,
     load::{Features, Loaded},
+    made::Made,
     naming::Known,
     pins::Lock,
     resolver::Resolver,
+    watch::{Names, Watcher, end_of},
     words::{PinnedWords, Stored},
 };
 use self::{
@@ -107,6 +113,8 @@ pub struct Datapath {
     inner: Arc<Inner>,
     interfaces: Arc<Interfaces>,
     announcer: Arc<Announcer>,
+    watcher: Watcher,
+    explainer: explain::Explainer,
     unused: Mutex<Unused>,
     max_flows: u32,
     _lock: Lock,
@@ -215,11 +223,13 @@ impl Datapath {
             // Nothing ran before, so nothing is kept: the next start is clean.
             let _ = pins.remove();
         }
-        let (inner, loaded, statuses) = started?;
+        let (inner, loaded, watcher, statuses) = started?;
         let datapath = Self {
             inner: Arc::new(inner),
             interfaces: Arc::new(Interfaces::new(settings.clone(), loaded, statuses)),
             announcer: Arc::new(announcer),
+            watcher,
+            explainer: explain::Explainer::default(),
             unused: Mutex::default(),
             max_flows,
             _lock: lock,
@@ -236,13 +246,14 @@ impl Datapath {
         flow_buckets: u32,
         addresses: addresses::Change,
         announcer: &Announcer,
-    ) -> Result<(Inner, Loaded, Vec<InterfaceStatus>), Error> {
+    ) -> Result<(Inner, Loaded, Watcher, Vec<InterfaceStatus>), Error> {
         let mut loader = EbpfLoader::new();
         for name in map::ALL {
             loader.map_pin_path(name, pins.map(name));
         }
         loader.map_max_entries(map::FLOWS, flow_buckets);
         let mut loaded = Features::probe()?.load(&mut loader)?;
+        let watcher = Watcher::take(&mut loaded.ebpf)?;
         let program = loaded.program()?;
 
         // First what may be refused, and can be taken back.
@@ -268,7 +279,7 @@ impl Datapath {
             .pin(pins.program())
             .map_err(|e| Error::bpf("pinning the program", &e))?;
         loaded.features.tell();
-        Ok((inner, loaded, interfaces))
+        Ok((inner, loaded, watcher, interfaces))
     }
 
     /// What a plan changes; an error says why it cannot be applied, and then

@@ -10,6 +10,7 @@ use bg_common::{
     abi::{LAYOUT, MAGLEV_ROW, capacity, map},
     flow::{Bucket, FlowTable, REGIONS, TableShape, buckets_for},
     key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    monitor::Pressure,
     port::Port,
     reason::REASONS,
     service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
@@ -381,6 +382,14 @@ fn shapes() -> Vec<Shape> {
             4,
             of::<ColourStats>(),
             services * 2,
+            0,
+        ),
+        (
+            map::PRESSURE,
+            MapType::PerCpuArray,
+            4,
+            of::<Pressure>(),
+            tables,
             0,
         ),
     ]
