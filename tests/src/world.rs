@@ -314,6 +314,20 @@ impl World {
         }
     }
 
+    /// The same world at another time: everything in it is as old as it was.
+    pub fn move_to(&mut self, tick: u32) {
+        let later = tick.wrapping_sub(self.tick);
+        let moved = |then: &mut u32| *then = then.wrapping_add(later);
+        for flow in self.flows.values_mut() {
+            moved(&mut flow.seen);
+            flow.routed = flow.routed.wrapping_add(later as u16);
+        }
+        self.leases.values_mut().for_each(|lease| moved(&mut lease.since));
+        self.fragments_v4.values_mut().for_each(|f| moved(&mut f.seen));
+        self.fragments_v6.values_mut().for_each(|f| moved(&mut f.seen));
+        self.tick = tick;
+    }
+
     /// Runs a frame through the packet path on the host; flows change as it says.
     pub fn run(&mut self, frame: &[u8]) -> (Verdict, Vec<u8>) {
         let mut buffer = Buffer {

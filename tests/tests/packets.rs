@@ -96,7 +96,7 @@ fn both_packet_paths_agree_on_mutated_frames() {
         runner
             .run(&(worlds, mutations()), |((world, frame), mutations)| {
                 let mut host = world.get(&pool).0.clone();
-                host.tick = tick();
+                host.move_to(tick());
                 let frame = mutate(&frame.get(&pool).1, &mutations);
                 let mut kernel = kernel.borrow_mut();
                 kernel.set(&host).unwrap();
