@@ -6,6 +6,7 @@
 mod bench;
 mod command;
 mod demo;
+mod fuzz;
 mod lint;
 mod panics;
 mod setup;
@@ -19,7 +20,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "Sets up, shows, tests, measures and lints bgswitch"
+    about = "Sets up, shows, tests, fuzzes, measures and lints bgswitch"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -50,6 +51,8 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Look for inputs that break the packet path's laws, or a parser
+    Fuzz(fuzz::Fuzz),
     /// Formatting, clippy on the host and the BPF target, no reachable panic
     Lint,
 }
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Verb::Demo { arguments } => demo::run(&arguments),
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Test { arguments } => test::run(&arguments),
+        Verb::Fuzz(fuzz) => fuzz::run(&fuzz),
         Verb::Lint => lint::run(),
     };
     match done {

@@ -14,14 +14,18 @@ use axum::{
     serve::IncomingStream,
 };
 use nix::unistd::Uid;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use tokio::net::UnixListener;
 
-use super::{Daemon, change::Order};
+use super::{
+    Daemon,
+    change::Order,
+    requests::{FlowsQuery, ReloadQuery, body, condition, deadline, query},
+};
 use crate::{
     api::{
-        CanaryRequest, DEADLINE, FlipRequest, History, Kind, OneService, Refusal, Reloaded,
-        RollbackRequest, SCHEMA,
+        CanaryRequest, FlipRequest, History, Kind, OneService, Refusal, Reloaded, RollbackRequest,
+        SCHEMA,
     },
     journal, switch,
 };
@@ -167,52 +171,10 @@ async fn canary(
 }
 
 fn order<'a>(actor: &'a str, service: &'a str, headers: &HeaderMap) -> Order<'a> {
-    let deadline = headers.get(DEADLINE);
     Order {
         actor,
         service,
-        deadline_ns: deadline.and_then(|value| value.to_str().ok()?.parse().ok()),
-    }
-}
-
-/// Decodes a body; without one, everything is at its default.
-fn body<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Refusal> {
-    if bytes.is_empty() {
-        return Ok(T::default());
-    }
-    let refused = |trouble: &dyn std::fmt::Display| {
-        Err(Refusal::new(Kind::Usage, format!("the body: {trouble}")))
-    };
-    // Serde would take the fields from an array, too.
-    if bytes.trim_ascii_start().first() != Some(&b'{') {
-        return refused(&"it must be a JSON object");
-    }
-    serde_json::from_slice(bytes).or_else(|error| refused(&error))
-}
-
-/// Takes the generation of an `If-Match` (what GET gave as `ETag`) into the
-/// request. True when there is one.
-fn condition(headers: &HeaderMap, if_generation: &mut Option<u16>) -> Result<bool, Refusal> {
-    let Some(value) = headers.get(header::IF_MATCH) else {
-        return Ok(false);
-    };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
-        return Ok(false);
-    }
-    let generation = text
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"')?.parse().ok())
-        .filter(|generation| if_generation.is_none_or(|other| other == *generation));
-    match generation {
-        None => {
-            let message = "If-Match must be one ETag, like \"17\", and agree with if_generation";
-            Err(Refusal::new(Kind::Usage, message))
-        }
-        generation => {
-            *if_generation = generation;
-            Ok(true)
-        }
+        deadline_ns: deadline(headers),
     }
 }
 
@@ -230,21 +192,6 @@ fn answer<T: Serialize>(
         }
         Err(refusal) => Err(refusal),
     }
-}
-
-fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
-    query
-        .map(|Query(query)| query)
-        .map_err(|error| Refusal::new(Kind::Usage, error.body_text()))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FlowsQuery {
-    colour: Option<String>,
-    limit: Option<usize>,
-    #[serde(default)]
-    all: bool,
 }
 
 async fn flows(
@@ -271,13 +218,6 @@ async fn history(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal>
     })
     .await
     .map(|history| Json(history).into_response())
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ReloadQuery {
-    #[serde(default)]
-    dry_run: bool,
 }
 
 async fn reload(

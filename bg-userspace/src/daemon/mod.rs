@@ -8,6 +8,7 @@ mod flip;
 mod http;
 mod reload;
 mod report;
+pub mod requests;
 mod socket;
 
 use std::{
