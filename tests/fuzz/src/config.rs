@@ -198,6 +198,10 @@ green.backends = ["10.0.2.12:90"]
         SMALL.replace("10.0.2.10", "203.0.113.10"),
         SMALL.replace(":80", ":0"),
         SMALL.replace("listen", "metrics"),
+        LARGE.replace(
+            "\"udp://203",
+            "\"tcp://[2001:db8::10%1]:8000\", \"udp://203",
+        ),
         SMALL.replace("\"]", "\""),
     ];
     let right = [SMALL.to_owned(), LARGE.to_owned()];

@@ -28,7 +28,8 @@ pub(crate) fn try_out(run: fn(&[u8]), seeds: &[Vec<u8>], rounds: u64) {
     impl Drop for Shown<'_> {
         fn drop(&mut self) {
             if std::thread::panicking() {
-                let hex: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
+                let bytes = self.0.iter();
+                let hex = bytes.fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
                 eprintln!("the input was {hex}");
             }
         }
@@ -37,7 +38,9 @@ pub(crate) fn try_out(run: fn(&[u8]), seeds: &[Vec<u8>], rounds: u64) {
         let _shown = Shown(input);
         run(input);
     };
-    seeds.iter().for_each(|seed| run(seed));
+    for seed in seeds {
+        run(seed);
+    }
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     // xorshift64 (Marsaglia, 2003): the same numbers each time.
     let mut random = |below: usize| {

@@ -24,7 +24,7 @@ struct Answer<'a> {
     view: View,
     ip: Ip,
     made: View,
-    answer: Ip,
+    new: Ip,
     parsed: PacketHeaders<'a>,
 }
 
@@ -36,19 +36,19 @@ impl<'a> Answer<'a> {
             (view, ip)
         };
         let (view, ip) = read(judged.frame);
-        let (made, answer) = read(judged.out);
+        let (made, new) = read(judged.out);
         let parsed = PacketHeaders::from_ethernet_slice(judged.out).expect("a packet");
         assert_eq!(wrong_checksum(judged.out), None);
         if let Some(NetHeaders::Ipv4(ip, _)) = &parsed.net {
             assert_eq!(ip.header_checksum, ip.calc_header_checksum());
         }
-        assert_eq!(answer.total, made.packet.len(), "nothing behind it");
-        assert!(answer.hops > 1 && answer.is_whole());
+        assert_eq!(new.total, made.packet.len(), "nothing behind it");
+        assert!(new.hops > 1 && new.is_whole());
         let result = Self {
             view,
             ip,
             made,
-            answer,
+            new,
             parsed,
         };
         if judged.verdict.action == Action::Transmit && result.goes_back() {
@@ -61,7 +61,7 @@ impl<'a> Answer<'a> {
 
     /// True when it goes to who sent the packet.
     fn goes_back(&self) -> bool {
-        self.answer.destination == self.ip.source && self.answer.source == self.ip.destination
+        self.new.destination == self.ip.source && self.new.source == self.ip.destination
     }
 }
 
@@ -104,12 +104,12 @@ pub(super) fn reset(judged: &Judged<'_>) {
     // For the client, made of what its backend sent.
     assert_eq!(judged.verdict.reason, Reason::ResetClient);
     let path = from_backend.expect("a backend's");
-    let from = wide(SocketAddr::new(answer.answer.source, 0));
+    let from = wide(SocketAddr::new(answer.new.source, 0));
     assert_eq!(
         (from, rst.source_port.to_be_bytes()),
         (path.address, path.port)
     );
-    assert_eq!(answer.answer.destination, ip.destination);
+    assert_eq!(answer.new.destination, ip.destination);
     assert_eq!(rst.destination_port, destination);
     let client = key(SocketAddr::new(ip.destination, destination), path.listener);
     let flows = entries(judged.before, client, TCP);

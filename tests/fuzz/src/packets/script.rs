@@ -138,10 +138,10 @@ impl Stage {
     fn built(&mut self, bytes: &mut Bytes<'_>) {
         let parts = Parts::choose(bytes);
         let mut frame = parts.frame(bytes);
-        if bytes.u8() % 4 == 0 && frame[14] != 0x47 {
+        if bytes.u8().is_multiple_of(4) && frame[14] != 0x47 {
             let size = usize::from(bytes.u8() % 32 + 1) * 8;
             let pieces = fragments(&frame, size);
-            frame = pieces[usize::from(bytes.u8()) % pieces.len()].clone();
+            frame.clone_from(&pieces[usize::from(bytes.u8()) % pieces.len()]);
         }
         let tags = bytes.choose(&[0, 0, 0, 0, 1, 1, 2, 3]);
         let tags: Vec<_> = (0..tags).map(|_| self.tag(bytes)).collect();
@@ -150,7 +150,11 @@ impl Stage {
         } else {
             CLIENTS
         };
-        let elsewhere = if bytes.u8() % 8 == 0 { bytes.u8() } else { 0 };
+        let elsewhere = if bytes.u8().is_multiple_of(8) {
+            bytes.u8()
+        } else {
+            0
+        };
         self.come(ingress + u32::from(elsewhere), tagged(&frame, &tags));
     }
 
@@ -290,6 +294,7 @@ fn client(v6: bool, bytes: &mut Bytes<'_>) -> SocketAddr {
 }
 
 /// What a built packet is made of.
+#[expect(clippy::struct_excessive_bools, reason = "choices, each of its own")]
 struct Parts {
     v6: bool,
     udp: bool,

@@ -104,10 +104,10 @@ impl Both {
         self.sums();
         self.transport_sums();
     }
+}
 
-    fn ports(&self, of: &View, ip: &Ip) -> [u16; 2] {
-        ip.ports(&of.packet).expect("ports are shown")
-    }
+fn ports(of: &View, ip: &Ip) -> [u16; 2] {
+    ip.ports(&of.packet).expect("ports are shown")
 }
 
 /// A packet with its transport header.
@@ -172,8 +172,8 @@ fn to_backend(judged: &Judged<'_>, both: &Both) -> NextHop {
     let (ip, packet) = (&both.old, &both.came.packet);
     let listener =
         listener(before, ip, packet, Side::Destination).expect("what is forwarded is a listener's");
-    let [port, listens] = both.ports(&both.came, ip);
-    let [_, new_port] = both.ports(&both.left, &both.new);
+    let [port, listens] = ports(&both.came, ip);
+    let [_, new_port] = ports(&both.left, &both.new);
     let target = wide(SocketAddr::new(both.new.destination, 0));
     let serves = |id: &u32| {
         let Some(backend) = before.backends.get(*id as usize) else {
@@ -191,29 +191,30 @@ fn to_backend(judged: &Judged<'_>, both: &Both) -> NextHop {
     );
 
     let flow = key(SocketAddr::new(ip.source, port), listener.id);
-    let is_new = match judged.verdict.reason {
-        Reason::ForwardedNew | Reason::ForwardedOrphan => true,
-        Reason::Forwarded | Reason::ForwardedTableFull => false,
-        _ => !entries(before, flow, ip.protocol)
-            .iter()
-            .any(|f| ids.contains(&f.backend)),
-    };
-    if is_new {
-        let active = before.word.active();
-        let standby = (before.word.canary() > 0).then(|| active.other());
-        let chosen = [Some(active), standby].into_iter().flatten().any(|colour| {
-            let pool = before.pools[PoolWord::index(0, colour, ip.v6) as usize];
-            let slots = pool.base()..pool.base() + pool.slots();
-            ids.iter().any(|id| slots.contains(id))
-        });
-        assert!(chosen, "a new flow takes the word's colour");
-    } else {
-        let rst = ip.protocol == TCP && flags(both) & tcp_flag::RST != 0;
-        let lives = entries(before, flow, ip.protocol).iter().any(|flow| {
-            let cut = before.word.resets(flow.colour_spread, flow.generation);
-            ids.contains(&flow.backend) && (rst || !cut)
-        });
-        assert!(lives, "a known flow stays where it is, until it is cut");
+    let known = entries(before, flow, ip.protocol);
+    let rst = ip.protocol == TCP && flags(both) & tcp_flag::RST != 0;
+    let stays = known.iter().any(|flow| {
+        let cut = before.word.resets(flow.colour_spread, flow.generation);
+        ids.contains(&flow.backend) && (rst || !cut)
+    });
+    let active = before.word.active();
+    let standby = (before.word.canary() > 0).then(|| active.other());
+    let chosen = [Some(active), standby].into_iter().flatten().any(|colour| {
+        let pool = before.pools[PoolWord::index(0, colour, ip.v6) as usize];
+        let slots = pool.base()..pool.base() + pool.slots();
+        ids.iter().any(|id| slots.contains(id))
+    });
+    match judged.verdict.reason {
+        Reason::ForwardedNew | Reason::ForwardedOrphan => {
+            assert!(chosen, "a new flow takes the word's colour");
+        }
+        Reason::Forwarded | Reason::ForwardedTableFull => {
+            assert!(stays, "a known flow stays where it is, until it is cut");
+        }
+        _ => assert!(
+            chosen || stays,
+            "neither a new flow's way nor a known one's"
+        ),
     }
     NextHop(before.backends[ids[0] as usize].next_hop)
 }
@@ -231,10 +232,10 @@ fn to_client(judged: &Judged<'_>, both: &Both) -> Vec<NextHop> {
     let (ip, packet) = (&both.old, &both.came.packet);
     let path = return_path(judged.before, ip, packet, Side::Source)
         .expect("what is returned is a backend's");
-    let [source, _] = both.ports(&both.left, &both.new);
+    let [source, _] = ports(&both.left, &both.new);
     let from = wide(SocketAddr::new(both.new.source, 0));
     assert_eq!((from, source.to_be_bytes()), (path.address, path.port));
-    let [_, port] = both.ports(&both.came, ip);
+    let [_, port] = ports(&both.came, ip);
     let client = key(SocketAddr::new(ip.destination, port), path.listener);
     let backend = wide(SocketAddr::new(ip.source, 0));
     let is_its = |world: &World, id: u32| {
