@@ -1,114 +1,47 @@
 //! The flow tables outside of the packet path: on the host, and the kernel's own,
 //! mapped.
 
-use std::{num::NonZeroUsize, os::fd::AsFd, path::Path, ptr::NonNull};
+#[cfg(feature = "lab")]
+mod mapped;
 
-use anyhow::{Context as _, Result};
-use aya::maps::{Array, Map, MapData};
-use bg_common::{
-    abi::map,
-    flow::{Bucket, Flow, FlowKey, FlowTable, Place, TableShape},
-};
+use std::fmt;
+
+use bg_common::flow::{Flow, FlowKey, FlowTable, Place, TableShape};
 use bg_ebpf::flows::{BucketCell, Buckets, FlowCell, LineCell, Spot, choose, find, reach_out};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 /// All three tables, and what makes the packet path's algorithms run over them.
 #[derive(Debug)]
 pub struct FlowTables {
     shapes: [TableShape; FlowTable::ALL.len()],
-    tables: [Memory; FlowTable::ALL.len()],
+    tables: [Box<dyn Memory>; FlowTable::ALL.len()],
 }
 
-#[derive(Debug)]
-enum Memory {
-    Owned(Box<[BucketCell]>),
-    Mapped {
-        start: NonNull<BucketCell>,
-        buckets: usize,
-    },
-}
+/// The buckets of one table: the host's own, or the kernel's.
+trait Memory: AsRef<[BucketCell]> + fmt::Debug {}
 
-impl Memory {
-    fn owned(buckets: u32) -> Self {
-        Self::Owned((0..buckets).map(|_| BucketCell::default()).collect())
-    }
-
-    fn map(fd: impl AsFd, buckets: u32) -> Result<Self> {
-        let buckets = buckets as usize;
-        let length = NonZeroUsize::new(buckets * size_of::<Bucket>()).context("no buckets")?;
-        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: a fresh shared mapping, unmapped only in `drop`.
-        let start = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, fd, 0) }
-            .context("mapping a flow table")?;
-        Ok(Self::Mapped {
-            start: start.cast(),
-            buckets,
-        })
-    }
-
-    fn buckets(&self) -> &[BucketCell] {
-        match self {
-            Self::Owned(buckets) => buckets,
-            // SAFETY: the mapping made in `map`, which lives as long as `self`;
-            // cells allow the kernel's writes.
-            Self::Mapped { start, buckets } => unsafe {
-                std::slice::from_raw_parts(start.as_ptr(), *buckets)
-            },
-        }
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        if let Self::Mapped { start, buckets } = *self {
-            // SAFETY: the mapping made in `map`; no reference outlives `self`.
-            // A failure leaves it to the end of the process.
-            let _ = unsafe { munmap(start.cast(), buckets * size_of::<Bucket>()) };
-        }
-    }
-}
+impl Memory for Box<[BucketCell]> {}
 
 impl Buckets for FlowTables {
     fn bucket(&self, table: FlowTable, index: u32) -> Option<&BucketCell> {
-        self.tables[table as usize].buckets().get(index as usize)
+        self.buckets(table).get(index as usize)
     }
 }
 
 impl FlowTables {
     /// Empty tables on the host, of these shapes.
     pub fn new(shapes: [TableShape; FlowTable::ALL.len()]) -> Self {
+        let buckets = |shape: TableShape| -> Box<dyn Memory> {
+            let empty = (0..shape.total()).map(|_| BucketCell::default());
+            Box::new(empty.collect::<Box<[_]>>())
+        };
         Self {
             shapes,
-            tables: shapes.map(|shape| Memory::owned(shape.total())),
+            tables: shapes.map(buckets),
         }
     }
 
-    /// The kernel's tables; `open` gives the map of each name.
-    pub fn mapped(mut open: impl FnMut(&str) -> Result<MapData>) -> Result<Self> {
-        let array: Array<_, TableShape> = Map::Array(open(map::SHAPES)?).try_into()?;
-        let mut shapes = [TableShape::default(); FlowTable::ALL.len()];
-        for (index, shape) in shapes.iter_mut().enumerate() {
-            *shape = array.get(&(index as u32), 0)?;
-        }
-        let mut table = |table| {
-            let data = open(map::of(table))?;
-            Memory::map(data.fd(), data.info()?.max_entries())
-        };
-        Ok(Self {
-            shapes,
-            tables: [
-                table(FlowTable::Established)?,
-                table(FlowTable::HalfOpen)?,
-                table(FlowTable::Udp)?,
-            ],
-        })
-    }
-
-    /// The tables whose pins are in this directory.
-    pub fn pinned(maps: &Path) -> Result<Self> {
-        Self::mapped(|name| {
-            MapData::from_pin(maps.join(name)).with_context(|| format!("opening {name}"))
-        })
+    fn buckets(&self, table: FlowTable) -> &[BucketCell] {
+        (*self.tables[table as usize]).as_ref()
     }
 
     /// Gives a table another shape, and empties it.
@@ -122,9 +55,7 @@ impl FlowTables {
 
     fn lines(&self, table: FlowTable) -> impl Iterator<Item = &LineCell> {
         let used = self.shapes[table as usize].total() as usize;
-        self.tables[table as usize].buckets()[..used]
-            .iter()
-            .flatten()
+        self.buckets(table)[..used].iter().flatten()
     }
 
     fn place(&self, table: FlowTable, key: &FlowKey) -> Place {

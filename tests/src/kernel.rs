@@ -24,9 +24,9 @@ use nix::{
 };
 
 use crate::{
-    cases,
+    cases::{self, Case},
     flow_table::FlowTables,
-    world::{self, BACKENDS, CLIENTS, Flows, Fragments, World},
+    world::{self, BACKENDS, CLIENTS, Flows, Fragments, World, key, xdp_action},
 };
 
 /// Runs `work` on a thread of its own in a new network namespace, which is gone
@@ -294,6 +294,47 @@ impl Kernel {
             .iter()
             .map(|reason| Ok(counters.get(&(*reason as u32), 0)?.iter().sum()))
             .collect()
+    }
+}
+
+impl Case {
+    /// Runs it in the kernel; an error says what is not as it should be.
+    pub fn check_in(&self, kernel: &mut Kernel) -> Result<()> {
+        kernel.set(&self.world)?;
+        let ingress = self.world.interfaces[self.world.ingress as usize].ifindex;
+        let (returned, reason, out) = kernel.run(&self.frame, ingress)?;
+        let wanted = (xdp_action(self.action), self.reason);
+        ensure!(
+            (returned, reason) == wanted,
+            "{}: verdict {returned} {reason:?}, expected {wanted:?}",
+            self.name
+        );
+        self.check_out(&out)?;
+        self.check_flow(&kernel.flows())
+    }
+
+    /// Holds the frame that left against the one that should.
+    pub fn check_out(&self, out: &[u8]) -> Result<()> {
+        ensure!(
+            out == self.out,
+            "{}: {out:x?} leaves, expected {:x?}",
+            self.name,
+            self.out
+        );
+        Ok(())
+    }
+
+    /// Holds the flow afterwards against what must be true of it.
+    pub fn check_flow(&self, flows: &Flows) -> Result<()> {
+        let Some(check) = &self.flow else {
+            return Ok(());
+        };
+        let flow = flows.get(&(check.table, key(check.client, check.listener)));
+        match (flow, check.holds) {
+            (None, None) => Ok(()),
+            (Some(flow), Some(holds)) if holds(flow) => Ok(()),
+            (found, _) => bail!("{}: in {:?} there is {found:?}", self.name, check.table),
+        }
     }
 }
 

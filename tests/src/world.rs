@@ -343,7 +343,8 @@ impl World {
             pending: FlowCell::default(),
             leases: RefCell::new(self.leases.clone()),
             world: self,
-            plan: RefCell::new(leak(Fragment::default())),
+            plans: Chain::default(),
+            no_plan: Fragment::default(),
             reasons: RefCell::new(Vec::new()),
         };
         self.fill(&twin.tables);
@@ -353,15 +354,18 @@ impl World {
             [verdict.reason],
             "one verdict, one reason (law 6)"
         );
-        let fragments = (
-            twin.v4.fragments.take().into_iter(),
-            twin.v6.fragments.take().into_iter(),
-        );
-        let leases = twin.leases.take();
-        self.flows = flows(&twin.tables);
+        let Twin {
+            v4,
+            v6,
+            tables,
+            leases,
+            ..
+        } = twin;
+        let (v4, v6, leases) = (v4.remembered, v6.remembered, leases.into_inner());
+        self.flows = flows(&tables);
         self.leases = leases;
-        self.fragments_v4 = fragments.0.map(|(key, f)| (key, *f)).collect();
-        self.fragments_v6 = fragments.1.map(|(key, f)| (key, *f)).collect();
+        self.fragments_v4.extend(v4.entries());
+        self.fragments_v6.extend(v6.entries());
         (verdict, buffer.bytes)
     }
 
@@ -503,16 +507,18 @@ struct Twin<'a> {
     sought: Cell<FlowKey>,
     pending: FlowCell,
     leases: RefCell<Leases>,
-    plan: RefCell<&'static Fragment>,
+    plans: Chain<Fragment>,
+    no_plan: Fragment,
     reasons: RefCell<Vec<Reason>>,
 }
 
 struct FamilyTwin<'a, A> {
     listeners: &'a HashMap<Endpoint<A>, Listener>,
     returns: &'a HashMap<Endpoint<A>, ReturnPath>,
-    /// Entries are leaked: like the kernel's, they outlive their removal while
-    /// a packet holds them.
-    fragments: RefCell<HashMap<FragmentKey<A>, &'static Fragment>>,
+    /// What became of first fragments before this packet.
+    fragments: &'a Fragments<A>,
+    /// And with it.
+    remembered: Chain<(FragmentKey<A>, Fragment)>,
     kept: OnceCell<Segment<A>>,
 }
 
@@ -520,23 +526,47 @@ impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
     fn new(
         listeners: &'a HashMap<Endpoint<A>, Listener>,
         returns: &'a HashMap<Endpoint<A>, ReturnPath>,
-        fragments: &Fragments<A>,
+        fragments: &'a Fragments<A>,
     ) -> Self {
-        let fragments = fragments
-            .iter()
-            .map(|(key, fragment)| (*key, leak(*fragment)))
-            .collect();
         Self {
             listeners,
             returns,
-            fragments: RefCell::new(fragments),
+            fragments,
+            remembered: Chain::default(),
             kept: OnceCell::new(),
         }
     }
 }
 
-fn leak<T>(entry: T) -> &'static T {
-    Box::leak(Box::new(entry))
+/// Entries that are added while older ones are held: like the kernel's, they stay
+/// where they are as long as a packet may look at them.
+struct Chain<T>(OnceCell<(T, Box<Self>)>);
+
+impl<T> Default for Chain<T> {
+    fn default() -> Self {
+        Self(OnceCell::new())
+    }
+}
+
+impl<T: Copy> Chain<T> {
+    fn add(&self, entry: T) {
+        match self.0.get() {
+            Some((_, rest)) => rest.add(entry),
+            None => {
+                self.0.get_or_init(|| (entry, Box::default()));
+            }
+        }
+    }
+
+    /// Oldest first.
+    fn iter(&self) -> impl Iterator<Item = &T> {
+        let links = std::iter::successors(self.0.get(), |(_, rest)| rest.0.get());
+        links.map(|(entry, _)| entry)
+    }
+
+    fn entries(&self) -> impl Iterator<Item = T> {
+        self.iter().copied()
+    }
 }
 
 impl Tables for Twin<'_> {
@@ -650,11 +680,11 @@ impl Tables for Twin<'_> {
     }
 
     fn plan(&self, fragment: Fragment) {
-        self.plan.replace(leak(fragment));
+        self.plans.add(fragment);
     }
 
     fn planned(&self) -> &Fragment {
-        *self.plan.borrow()
+        self.plans.iter().last().unwrap_or(&self.no_plan)
     }
 
     fn count(&self, reason: Reason) {
@@ -718,12 +748,15 @@ macro_rules! family {
             }
 
             fn fragment(&self, key: &FragmentKey<$address>) -> Option<&Fragment> {
-                self.$field.fragments.borrow().get(key).copied()
+                let remembered = self.$field.remembered.iter();
+                let newest = remembered.filter(|(of, _)| of == key).last();
+                newest
+                    .map(|(_, fragment)| fragment)
+                    .or_else(|| self.$field.fragments.get(key))
             }
 
             fn remember_fragment(&self, key: &FragmentKey<$address>, fragment: &Fragment) {
-                let mut fragments = self.$field.fragments.borrow_mut();
-                fragments.insert(*key, leak(*fragment));
+                self.$field.remembered.add((*key, *fragment));
             }
 
             fn route(&self, _from: &[u8; 16], _to: &$address, _device: u32) -> NextHop {

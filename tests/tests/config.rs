@@ -293,6 +293,11 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "tcp://203.0.113.20:443",
+        "tcp://[2001:db8::20%2]:443",
+        "26: service.web.listen: `tcp://[2001:db8::20%2]:443` has a zone, which no packet carries: leave out `%` and the number",
+    ),
+    (
+        "tcp://203.0.113.20:443",
         "udp://224.0.0.251:5353",
         "26: service.web.listen: `udp://224.0.0.251:5353` is a multicast or broadcast address, which cannot be switched",
     ),
@@ -341,6 +346,11 @@ const BAD: &[(&str, &str, &str)] = &[
         "\"10.0.4.10:8443\"",
         "\"10.0.4.10:0\"",
         "30: service.web.green.backends: `10.0.4.10:0` has port 0: nobody can connect to it",
+    ),
+    (
+        "\"10.0.4.10:8443\"",
+        "\"[fd00:4::10%2]:8443\"",
+        "30: service.web.green.backends: `[fd00:4::10%2]:8443` has a zone, which no packet carries: leave out `%` and the number",
     ),
     (
         "\"10.0.4.10:8443\"",

@@ -6,6 +6,7 @@
 mod bench;
 mod command;
 mod demo;
+mod fuzz;
 mod kernels;
 mod lint;
 mod panics;
@@ -20,7 +21,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     name = "cargo xtask",
-    about = "Sets up, shows, tests, measures and lints bgswitch"
+    about = "Sets up, shows, tests, fuzzes, measures and lints bgswitch"
 )]
 struct Arguments {
     #[command(subcommand)]
@@ -56,6 +57,8 @@ enum Verb {
         /// Which ones; all, unless named
         kernels: Vec<kernels::Kernel>,
     },
+    /// Look for inputs that break the packet path's laws, or a parser
+    Fuzz(fuzz::Fuzz),
     /// Formatting, clippy on the host and the BPF target, no reachable panic
     Lint,
 }
@@ -67,6 +70,7 @@ fn main() -> ExitCode {
         Verb::Bench { arguments } => bench::run(&arguments),
         Verb::Test { arguments } => test::run(&arguments),
         Verb::Kernels { kernels } => kernels::run(&kernels),
+        Verb::Fuzz(fuzz) => fuzz::run(&fuzz),
         Verb::Lint => lint::run(),
     };
     match done {

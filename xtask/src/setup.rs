@@ -89,6 +89,29 @@ fn lacking(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
         .collect()
 }
 
+/// Finds or installs the C++ compiler that libFuzzer is built with.
+pub fn cxx() -> Result<()> {
+    if ["c++", "g++", "clang++"]
+        .into_iter()
+        .any(toolchain::has_program)
+    {
+        return Ok(());
+    }
+    let missing = Missing {
+        packages: vec!["g++"],
+        linker: false,
+        bpffs: false,
+    };
+    if !is_root() {
+        let commands = missing.as_commands();
+        bail!(
+            "fuzzing needs a C++ compiler; run:\n{}",
+            commands.join("\n")
+        );
+    }
+    missing.install()
+}
+
 /// What this machine lacks.
 struct Missing {
     packages: Vec<&'static str>,

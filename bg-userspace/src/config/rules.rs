@@ -340,6 +340,7 @@ fn listener(given: &str) -> Result<ListenerPlan, String> {
         })
     })?;
     usable(address.ip())?;
+    unscoped(given)?;
     if address.port() == 0 {
         return Err("has port 0: nobody can connect to it".to_owned());
     }
@@ -375,6 +376,15 @@ fn usable(address: IpAddr) -> Result<(), String> {
         IpAddr::V4(_) => return Ok(()),
     };
     Err(trouble.to_owned())
+}
+
+/// A zone (RFC 4007) is not in a packet: with one, an address would look like
+/// another one here, and be the same on the wire.
+fn unscoped(given: &str) -> Result<(), String> {
+    if given.contains('%') {
+        return Err("has a zone, which no packet carries: leave out `%` and the number".to_owned());
+    }
+    Ok(())
 }
 
 fn pool(
@@ -454,6 +464,7 @@ fn backend(given: &RawBackend) -> Result<BackendPlan, String> {
         }
     };
     usable(address)?;
+    unscoped(text)?;
     if port == Some(0) {
         return Err("has port 0: nobody can connect to it".to_owned());
     }

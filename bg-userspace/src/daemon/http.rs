@@ -13,16 +13,25 @@ use axum::{
     routing::{get, post},
     serve::IncomingStream,
 };
-use bg_common::{monitor::EVERY_REASON, reason::Reason};
+use bg_common::monitor::EVERY_REASON;
 use nix::unistd::Uid;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use tokio::net::UnixListener;
 
-use super::{Daemon, change::Order, explain as explaining, monitor::Filter};
+use super::{
+    Daemon,
+    change::Order,
+    explain as explaining,
+    monitor::Filter,
+    requests::{
+        ExplainQuery, FlowsQuery, MonitorQuery, ReloadQuery, body, condition, deadline, query,
+        reasons,
+    },
+};
 use crate::{
     api::{
-        CanaryRequest, DEADLINE, FlipRequest, History, Kind, OneService, Refusal, Reloaded,
-        RollbackRequest, SCHEMA,
+        CanaryRequest, FlipRequest, History, Kind, OneService, Refusal, Reloaded, RollbackRequest,
+        SCHEMA,
     },
     journal, switch,
 };
@@ -170,52 +179,10 @@ async fn canary(
 }
 
 fn order<'a>(actor: &'a str, service: &'a str, headers: &HeaderMap) -> Order<'a> {
-    let deadline = headers.get(DEADLINE);
     Order {
         actor,
         service,
-        deadline_ns: deadline.and_then(|value| value.to_str().ok()?.parse().ok()),
-    }
-}
-
-/// Decodes a body; without one, everything is at its default.
-fn body<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Refusal> {
-    if bytes.is_empty() {
-        return Ok(T::default());
-    }
-    let refused = |trouble: &dyn std::fmt::Display| {
-        Err(Refusal::new(Kind::Usage, format!("the body: {trouble}")))
-    };
-    // Serde would take the fields from an array, too.
-    if bytes.trim_ascii_start().first() != Some(&b'{') {
-        return refused(&"it must be a JSON object");
-    }
-    serde_json::from_slice(bytes).or_else(|error| refused(&error))
-}
-
-/// Takes the generation of an `If-Match` (what GET gave as `ETag`) into the
-/// request. True when there is one.
-fn condition(headers: &HeaderMap, if_generation: &mut Option<u16>) -> Result<bool, Refusal> {
-    let Some(value) = headers.get(header::IF_MATCH) else {
-        return Ok(false);
-    };
-    let text = value.to_str().unwrap_or_default().trim();
-    if text == "*" {
-        return Ok(false);
-    }
-    let generation = text
-        .strip_prefix('"')
-        .and_then(|text| text.strip_suffix('"')?.parse().ok())
-        .filter(|generation| if_generation.is_none_or(|other| other == *generation));
-    match generation {
-        None => {
-            let message = "If-Match must be one ETag, like \"17\", and agree with if_generation";
-            Err(Refusal::new(Kind::Usage, message))
-        }
-        generation => {
-            *if_generation = generation;
-            Ok(true)
-        }
+        deadline_ns: deadline(headers),
     }
 }
 
@@ -233,21 +200,6 @@ fn answer<T: Serialize>(
         }
         Err(refusal) => Err(refusal),
     }
-}
-
-fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
-    query
-        .map(|Query(query)| query)
-        .map_err(|error| Refusal::new(Kind::Usage, error.body_text()))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FlowsQuery {
-    colour: Option<String>,
-    limit: Option<usize>,
-    #[serde(default)]
-    all: bool,
 }
 
 async fn flows(
@@ -276,13 +228,6 @@ async fn history(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal>
     .map(|history| Json(history).into_response())
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ReloadQuery {
-    #[serde(default)]
-    dry_run: bool,
-}
-
 async fn reload(
     State(daemon): State<Arc<Daemon>>,
     ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
@@ -302,15 +247,6 @@ async fn reload(
         dry_run,
     })
     .into_response())
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct MonitorQuery {
-    /// Names of reasons, with commas between them.
-    reason: Option<String>,
-    service: Option<String>,
-    sample: Option<u32>,
 }
 
 /// JSON lines, for as long as somebody reads them.
@@ -343,29 +279,6 @@ async fn monitor(
     });
     let kind = [(header::CONTENT_TYPE, "application/x-ndjson")];
     Ok((kind, Body::from_stream(lines)).into_response())
-}
-
-/// Bits of the reasons with these names.
-fn reasons(names: &str) -> Result<u64, Refusal> {
-    let bit = |name: &str| {
-        let reason = Reason::ALL.iter().find(|reason| reason.as_str() == name);
-        reason.map(|reason| 1u64 << *reason as u32).ok_or_else(|| {
-            let known: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-            let message = format!("there is no reason `{name}`, only: {}", known.join(", "));
-            Refusal::new(Kind::Usage, message)
-        })
-    };
-    names
-        .split(',')
-        .try_fold(0, |bits, name| Ok(bits | bit(name)?))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ExplainQuery {
-    protocol: String,
-    client: String,
-    listener: String,
 }
 
 async fn explain(

@@ -10,6 +10,7 @@ mod http;
 mod monitor;
 mod reload;
 mod report;
+pub mod requests;
 mod socket;
 
 use std::{

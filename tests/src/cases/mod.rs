@@ -3,7 +3,6 @@
 
 use std::net::SocketAddr;
 
-use anyhow::{Result, bail, ensure};
 use bg_common::{
     flow::{Flow, FlowTable, bits},
     reason::Reason::{self, *},
@@ -13,10 +12,9 @@ use bg_ebpf::pipeline::Action::{self, Drop, Pass, Redirect, Transmit};
 
 use crate::{
     frame::{Frame, Macs},
-    kernel::Kernel,
     world::{
         BACKENDS, CLIENTS, FROM_CLIENT, Flows, TO_CLIENT, UDP_IDLE, World, addr, at, from_backend,
-        key, to_backend, xdp_action,
+        key, to_backend,
     },
 };
 
@@ -46,47 +44,6 @@ pub struct Case {
     pub out: Vec<u8>,
     /// The flow afterwards, if the case is about it.
     pub flow: Option<FlowCheck>,
-}
-
-impl Case {
-    /// Runs it in the kernel; an error says what is not as it should be.
-    pub fn check_in(&self, kernel: &mut Kernel) -> Result<()> {
-        kernel.set(&self.world)?;
-        let ingress = self.world.interfaces[self.world.ingress as usize].ifindex;
-        let (returned, reason, out) = kernel.run(&self.frame, ingress)?;
-        let wanted = (xdp_action(self.action), self.reason);
-        ensure!(
-            (returned, reason) == wanted,
-            "{}: verdict {returned} {reason:?}, expected {wanted:?}",
-            self.name
-        );
-        self.check_out(&out)?;
-        self.check_flow(&kernel.flows())
-    }
-
-    /// Holds the frame that left against the one that should.
-    pub fn check_out(&self, out: &[u8]) -> Result<()> {
-        ensure!(
-            out == self.out,
-            "{}: {out:x?} leaves, expected {:x?}",
-            self.name,
-            self.out
-        );
-        Ok(())
-    }
-
-    /// Holds the flow afterwards against what must be true of it.
-    pub fn check_flow(&self, flows: &Flows) -> Result<()> {
-        let Some(check) = &self.flow else {
-            return Ok(());
-        };
-        let flow = flows.get(&(check.table, key(check.client, check.listener)));
-        match (flow, check.holds) {
-            (None, None) => Ok(()),
-            (Some(flow), Some(holds)) if holds(flow) => Ok(()),
-            (found, _) => bail!("{}: in {:?} there is {found:?}", self.name, check.table),
-        }
-    }
 }
 
 /// What must be true of a flow afterwards.

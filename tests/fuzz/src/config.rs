@@ -1,0 +1,223 @@
+//! The configuration's parser.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    path::Path,
+    time::Duration,
+};
+
+use bg_common::service::Colour;
+use bg_userspace::config::{Config, MAX_DURATION, Service};
+
+const FILE: &str = "bgswitch.toml";
+
+/// Parses a text; one that is accepted is written anew and parsed again.
+pub fn run(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    match Config::parse(Path::new(FILE), text) {
+        Ok(config) => {
+            sane(&config);
+            let text = written(&config);
+            assert_eq!(Config::parse(Path::new(FILE), &text), Ok(config), "{text}");
+        }
+        Err(error) => {
+            let said = error.to_string();
+            let named = error.line.is_some() || !error.key.is_empty();
+            assert!(
+                said.starts_with(FILE) && named,
+                "it does not say where: {said}"
+            );
+            assert!(
+                !error.message.trim().is_empty(),
+                "it does not say what: {said}"
+            );
+            let lines = text.lines().count() + 1;
+            assert!(
+                error.line.is_none_or(|line| (1..=lines).contains(&line)),
+                "{said}"
+            );
+        }
+    }
+}
+
+/// What the packet path takes for granted.
+fn sane(config: &Config) {
+    assert!(!config.gateway.interfaces.is_empty() && !config.services.is_empty());
+    let mut listeners = BTreeSet::new();
+    let mut ways_back = BTreeMap::new();
+    for service in config.services.values() {
+        let plan = &service.plan;
+        assert!(!plan.listeners.is_empty());
+        for listener in &plan.listeners {
+            let key = (
+                listener.address.ip(),
+                listener.address.port(),
+                listener.protocol,
+            );
+            assert!(
+                key.1 != 0 && listeners.insert(key),
+                "two listeners at {listener}"
+            );
+        }
+        for colour in Colour::ALL {
+            for backend in plan.backends(colour) {
+                assert!((1..=100).contains(&backend.weight) && backend.port != Some(0));
+                for listener in plan.listeners.iter().filter(|l| backend.serves(l)) {
+                    let from = backend.endpoint(listener);
+                    let key = (from.ip(), from.port(), listener.protocol);
+                    let to = ways_back.insert(key, *listener);
+                    assert!(
+                        to.is_none_or(|to| to == *listener),
+                        "{from} answers for two"
+                    );
+                }
+            }
+        }
+        assert!(service.drain.deadline <= MAX_DURATION && service.drain.reset_over <= MAX_DURATION);
+    }
+    let both = ways_back.keys().find(|key| listeners.contains(*key));
+    assert!(both.is_none(), "a listener and a backend: {both:?}");
+}
+
+/// A configuration as a text that says all of it.
+fn written(config: &Config) -> String {
+    let gateway = &config.gateway;
+    let names: Vec<_> = gateway.interfaces.iter().map(|name| quoted(name)).collect();
+    let xdp = gateway.xdp.as_str();
+    let paths = &gateway.paths;
+    let path = |path: &Path| quoted(path.to_str().expect("a path out of a text"));
+    let mut text = format!(
+        "[gateway]\ninterfaces = [{}]\nxdp = \"{xdp}\"\nmax_flows = {}\nsocket = {}\nstate_dir = {}\n\
+         bpffs = {}\n",
+        names.join(", "),
+        gateway.max_flows,
+        path(&paths.socket),
+        path(&paths.state_dir),
+        path(&paths.bpffs)
+    );
+    for (name, service) in &config.services {
+        write_service(&mut text, name, service);
+    }
+    text
+}
+
+fn write_service(text: &mut String, name: &str, service: &Service) {
+    let (plan, drain) = (&service.plan, service.drain);
+    let seconds = |time: Duration| format!("\"{}s\"", time.as_secs());
+    let listeners: Vec<_> = plan
+        .listeners
+        .iter()
+        .map(|l| quoted(&l.to_string()))
+        .collect();
+    let name = quoted(name);
+    let _ = write!(
+        text,
+        "[service.{name}]\nlisten = [{}]\nannounce = {}\non_flip = \"{}\"\ndrain = {}\ndrain_end = \"{}\"\n\
+         reset_over = {}\nudp_idle = {}\n",
+        listeners.join(", "),
+        plan.announce,
+        service.on_flip.as_str(),
+        seconds(drain.deadline),
+        drain.end.as_str(),
+        seconds(drain.reset_over),
+        seconds(plan.udp_idle),
+    );
+    for colour in Colour::ALL {
+        let backends: Vec<_> = plan
+            .backends(colour)
+            .iter()
+            .map(|backend| {
+                let address = match (backend.port, backend.address) {
+                    (None, address) => address.to_string(),
+                    (Some(port), address) => std::net::SocketAddr::new(address, port).to_string(),
+                };
+                format!("{{ address = \"{address}\", weight = {} }}", backend.weight)
+            })
+            .collect();
+        let _ = writeln!(text, "[service.{name}.{}]", colour.as_str());
+        let _ = writeln!(text, "backends = [{}]", backends.join(", "));
+        if let Some(version) = &service.versions[colour as usize] {
+            let _ = writeln!(text, "version = {}", quoted(version));
+        }
+    }
+}
+
+/// A basic string of TOML.
+fn quoted(text: &str) -> String {
+    let escaped = text.chars().map(|c| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if c.is_control() => format!("\\U{:08X}", u32::from(c)),
+        c => c.to_string(),
+    });
+    format!("\"{}\"", escaped.collect::<String>())
+}
+
+/// Configurations that are right, and some that are not.
+pub fn seeds() -> Vec<Vec<u8>> {
+    const SMALL: &str = r#"[gateway]
+interfaces = ["eth0"]
+[service.a]
+listen = ["tcp://203.0.113.10:80"]
+[service.a.blue]
+backends = ["10.0.1.10"]
+[service.a.green]
+backends = ["10.0.2.10"]
+"#;
+    const LARGE: &str = r#"[gateway]
+interfaces = ["eth0", "eth1"]
+xdp = "generic"
+max_flows = 100_000
+socket = "/run/a/sock"
+state_dir = "/var/lib/a"
+bpffs = "/sys/fs/bpf/a"
+[service.llm]
+listen = ["tcp://203.0.113.10:8000", "tcp://[2001:db8::10]:8000", "udp://203.0.113.10:4433"]
+forward = "nat"
+announce = true
+on_flip = "cut"
+drain = "20m"
+drain_end = "keep"
+reset_over = "30s"
+udp_idle = "1m 30s"
+blue = { version = "llama@6", backends = ["10.0.1.10", "fd00:1::10"] }
+[service.llm.green]
+version = "llama@\u00e97"
+backends = [{ address = "10.0.2.10:9000", weight = 2 }, "[fd00:2::10]:9000"]
+[service.health]
+listen = ["tcp://203.0.113.10:9"]
+blue.backends = ["10.0.1.12"]
+green.backends = ["10.0.2.12:90"]
+"#;
+    let wrong = [
+        LARGE.replace("udp://203", "tcp://203"),
+        LARGE.replace("[service.health]", "[service.llm]"),
+        LARGE.replace("8000", "80000"),
+        SMALL.replace("10.0.2.10", "203.0.113.10"),
+        SMALL.replace(":80", ":0"),
+        SMALL.replace("listen", "metrics"),
+        LARGE.replace(
+            "\"udp://203",
+            "\"tcp://[2001:db8::10%1]:8000\", \"udp://203",
+        ),
+        SMALL.replace("\"]", "\""),
+    ];
+    let right = [SMALL.to_owned(), LARGE.to_owned()];
+    right
+        .into_iter()
+        .chain(wrong)
+        .map(String::into_bytes)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::seeds::try_out;
+
+    #[test]
+    fn what_is_accepted_is_sane_and_what_is_refused_is_told_where() {
+        try_out(super::run, &super::seeds(), 20_000);
+    }
+}
