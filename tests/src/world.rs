@@ -17,7 +17,7 @@ use bg_common::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
         NextHop, PoolWord, ReturnPath, forward,
     },
-    snat::{Lease, ROUNDS, Source, TRIES, port},
+    snat::{Lease, ROUNDS, Source, TRIES, port, via},
 };
 use bg_ebpf::{
     flows::FlowCell,
@@ -247,6 +247,14 @@ impl World {
         world.returns_v4.clear();
         world.returns_v6.clear();
         world
+    }
+
+    /// True when all listeners and flows are `nat`'s.
+    pub fn is_nat(&self) -> bool {
+        let listeners = self.listeners_v4.values();
+        let listeners = listeners.chain(self.listeners_v6.values());
+        self.flows.values().all(|flow| flow.via == via::NAT)
+            && listeners.into_iter().all(|l| l.forward == forward::NAT)
     }
 
     fn with_mode(&self, mode: u16) -> Self {

@@ -15,7 +15,12 @@ use bg_tests::cases::{self, Case};
 const IFINDEXES: [u32; 2] = [11, 12];
 const TICK: u32 = 1_000_000;
 
-static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| cases::all(IFINDEXES, TICK));
+/// The cases whose packets the oracle can judge: those of `nat`.
+static CASES: LazyLock<Vec<Case>> = LazyLock::new(|| {
+    let mut cases = cases::all(IFINDEXES, TICK);
+    cases.retain(|case| case.world.is_nat());
+    cases
+});
 
 /// Plays a script; every packet in it is judged.
 pub fn run(data: &[u8]) {

@@ -61,6 +61,8 @@ const fn fate(reason: Reason) -> Fate {
         | Reason::ReturnStale
         | Reason::ReturnUnreachable
         | Reason::NoBackend
+        | Reason::NoPort
+        | Reason::ForwardUnreachable
         | Reason::FragmentDropped
         | Reason::Inconsistent => Fate::Dropped,
         Reason::Forwarded

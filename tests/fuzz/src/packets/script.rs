@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use bg_common::{
     flow::{Flow, FlowTable},
     service::{Colour, CutoverWord, NextHop, PoolWord, colour_spread},
+    snat::via,
 };
 use bg_ebpf::pipeline::Action;
 use bg_tests::{
@@ -252,6 +253,7 @@ impl Stage {
                 number(bytes)
             },
             service: 0,
+            via: via::NAT,
             client_next: number(bytes),
             backend_next: number(bytes),
             generation: self.world.word.generation().wrapping_sub(bytes.u8().into()),
