@@ -367,7 +367,9 @@ fn tell_event(viewers: &[Arc<Viewer>], event: MonitorEvent) {
     let wanting = viewers.iter().filter(|viewer| viewer.wants_event(&event));
     let wanting: Vec<_> = wanting.collect();
     let line = line(&MonitorLine::Event(event));
-    wanting.iter().for_each(|viewer| viewer.tell(&line));
+    for viewer in wanting {
+        viewer.tell(&line);
+    }
 }
 
 #[cfg(test)]
