@@ -157,7 +157,9 @@ pub extern "C" fn tell(reason: u32, action: u32, slot: u32, ingress: u32) -> u64
         }
     }
     remember(scratch, sighting, now);
-    if maps::SIGHTINGS.output(&*sighting, NO_WAKEUP).is_err() {
+    // By reference: a copy would lie on the stack.
+    let sighting: &Sighting = sighting;
+    if maps::SIGHTINGS.output(sighting, NO_WAKEUP).is_err() {
         return lose();
     }
     0

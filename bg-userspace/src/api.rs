@@ -1,10 +1,17 @@
 //! What goes over the socket: requests, answers, errors. JSON never loses a
 //! field within one `schema`.
 
+mod explain;
+mod monitor;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    explain::{Explained, ExplainedFlow, ExplainedHop, ExplainedPacket, ExplainedWord},
+    monitor::{MonitorBegin, MonitorEvent, MonitorLine, PacketSeen},
+};
 use crate::config::FlipMode;
 
 /// The schema number of every answer.
@@ -361,206 +368,6 @@ pub struct Reloaded {
     pub warnings: Vec<String>,
     /// True when nothing was changed.
     pub dry_run: bool,
-}
-
-/// A line of `GET /v1/monitor`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum MonitorLine {
-    /// The first one: packets are told from now on.
-    Begin(MonitorBegin),
-    /// A packet and its verdict.
-    Packet(Box<PacketSeen>),
-    /// What happened between the packets.
-    Event(MonitorEvent),
-    /// Each second, so that both sides know of each other.
-    Alive {
-        /// [`SCHEMA`].
-        schema: u32,
-        /// Packets since the beginning that could not be told: at most so many that
-        /// this viewer wanted, exactly so many when it is the only one.
-        missed: u64,
-    },
-}
-
-/// What a viewer will see.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MonitorBegin {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// `CLOCK_MONOTONIC`, ns.
-    pub at_ns: u64,
-    /// Only of this service.
-    pub service: Option<String>,
-    /// One packet of so many, at random.
-    pub sample: u32,
-}
-
-/// A packet and its verdict. What is `null` the packet does not have, or it was not
-/// looked at.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct PacketSeen {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// RFC 3339, UTC, microseconds.
-    pub time: String,
-    /// `CLOCK_MONOTONIC`, ns.
-    pub at_ns: u64,
-    /// The reason of the verdict, as in `status`.
-    pub reason: String,
-    /// `pass` to the stack, `drop`, `transmit` by where it came in, `redirect`.
-    pub action: String,
-    /// `forward`: from a client; `return`: from a backend.
-    pub direction: Option<String>,
-    /// `tcp`, `udp`, `icmp`, `icmp6` or a number.
-    pub protocol: Option<String>,
-    /// Where it came from, as it came.
-    pub source: Option<String>,
-    /// Where it went to, as it came.
-    pub destination: Option<String>,
-    /// The client of its flow.
-    pub client: Option<String>,
-    /// The listener of its flow.
-    pub listener: Option<String>,
-    /// The backend of its flow.
-    pub backend: Option<String>,
-    /// Service.
-    pub service: Option<String>,
-    /// The colour that it was counted for.
-    pub colour: Option<String>,
-    /// The table that remembers its flow.
-    pub flow: Option<String>,
-    /// The generation that its flow was born in.
-    pub generation: Option<u16>,
-    /// Where it came in.
-    pub interface: String,
-    /// Where it left.
-    pub egress: Option<String>,
-    /// VLAN ids that it came with, the outer one first.
-    pub vlans: Vec<u16>,
-    /// Bytes from its IP header.
-    pub length: Option<u32>,
-    /// TTL or hop limit, as it came.
-    pub hops: Option<u8>,
-    /// True for a fragment.
-    pub fragment: bool,
-    /// TCP's flags.
-    pub flags: Option<Vec<String>>,
-    /// TCP's sequence number.
-    pub sequence: Option<u32>,
-    /// TCP's acknowledgement.
-    pub acknowledgement: Option<u32>,
-    /// The CPU that had it.
-    pub cpu: u32,
-}
-
-/// What happened between the packets.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct MonitorEvent {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// RFC 3339, UTC, microseconds.
-    pub time: String,
-    /// `CLOCK_MONOTONIC`, ns: of the store, for what is one.
-    pub at_ns: u64,
-    /// As the journal's action (`flip`, `rollback`, `canary`, `drain_end`, `reload`,
-    /// `changed_outside`), or `evicted` or `table_full`.
-    pub event: String,
-    /// Service; `*` for all.
-    pub service: String,
-    /// The service's generation afterwards.
-    pub generation: Option<u16>,
-    /// What was done.
-    pub detail: String,
-    /// Who did it.
-    pub actor: Option<String>,
-    /// The operator's words.
-    pub why: Option<String>,
-}
-
-/// `bgswitch explain`: what the packet path would do.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Explained {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// The client.
-    pub client: String,
-    /// The listener that was asked for, whether it is one or not.
-    pub listener: String,
-    /// The interface that the client's packets come in by.
-    pub interface: String,
-    /// The listener's service; `null` when it is no listener.
-    pub service: Option<String>,
-    /// What the service's word says.
-    pub word: Option<ExplainedWord>,
-    /// The flow of this client that is remembered.
-    pub flow: Option<ExplainedFlow>,
-    /// Packets, and what would become of each.
-    pub packets: Vec<ExplainedPacket>,
-}
-
-/// What a word says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ExplainedWord {
-    /// The colour that new flows go to.
-    pub active: String,
-    /// Its generation.
-    pub generation: u16,
-    /// Share of new flows that go to the standby.
-    pub canary_percent: f64,
-    /// The standby's flows born in a generation before this one are reset: at once, or
-    /// one after the other while a drain ends.
-    pub resets_before: Option<u16>,
-    /// When the standby's old flows are reset, RFC 3339.
-    pub draining_until: Option<String>,
-}
-
-/// A remembered flow.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ExplainedFlow {
-    /// `established`, `half_open` or `udp`.
-    pub table: String,
-    /// `open`, `opening`, `half_closed`, `closing` or `resetting`.
-    pub state: String,
-    /// Its colour.
-    pub colour: String,
-    /// Its backend; `null` when that left.
-    pub backend: Option<String>,
-    /// The generation it was born in.
-    pub generation: u16,
-    /// Milliseconds since its last packet (67 ms steps).
-    pub idle_ms: u64,
-}
-
-/// What would become of a packet.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ExplainedPacket {
-    /// `syn`, which opens a connection; `ack`, one of a connection that exists; or
-    /// `datagram`.
-    pub packet: String,
-    /// The verdict's reason, as in `status`.
-    pub reason: String,
-    /// What that means.
-    pub meaning: String,
-    /// `pass` to the stack, `drop`, `transmit` by where it came in, `redirect`.
-    pub action: String,
-    /// The colour it would be counted for.
-    pub colour: Option<String>,
-    /// The backend it would be sent to.
-    pub backend: Option<String>,
-    /// Where it would be sent first; `null` when that is not resolved.
-    pub hop: Option<ExplainedHop>,
-}
-
-/// A backend's next hop.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct ExplainedHop {
-    /// Its MAC address.
-    pub mac: String,
-    /// The interface that leads there.
-    pub interface: String,
-    /// That interface's largest packet, bytes.
-    pub mtu: u32,
 }
 
 /// Why a command was refused or failed.

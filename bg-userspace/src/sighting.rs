@@ -59,9 +59,11 @@ pub fn seen(sighting: &Sighting, names: &mut Names, wall: Wall) -> PacketSeen {
         generation: (sighting.table != 0).then_some(sighting.generation),
         interface: names.interface(sighting.ingress),
         egress,
-        vlans: known
-            .then(|| vlans(Tags(sighting.tags)))
-            .unwrap_or_default(),
+        vlans: if known {
+            vlans(Tags(sighting.tags))
+        } else {
+            Vec::new()
+        },
         length: known.then_some(sighting.length),
         hops: known.then_some(sighting.hops),
         fragment: known && sighting.part != 0,

@@ -254,7 +254,6 @@ fn datagrams_go_where_it_was_said() {
             assert_eq!((of, to), (colour.clone(), backend));
             assert_eq!(said["flow"]["table"], "udp");
         }
-        drop(socket);
     }
     assert_eq!(tables(&lab), before);
 }

@@ -576,14 +576,28 @@ fn changes_of_the_word_stand_between_the_packets() {
         }
         colours
     };
+    // Packets of the store's own time may have seen either word, and one of each CPU
+    // may have been on its way still.
+    let flip = &lines[at];
+    let stored = flip["at_ns"].as_u64().unwrap() + flip["store_ns"].as_u64().unwrap();
     let before = colours(&lines[..at]);
     let next = lines[at + 1..]
         .iter()
         .position(|line| line["type"] == "event")
         .unwrap();
-    let after = colours(&lines[at + 1..at + 1 + next]);
+    let behind = lines[at + 1..at + 1 + next].iter();
+    let behind: Vec<Value> = behind
+        .filter(|line| line["at_ns"].as_u64().unwrap_or(0) > stored)
+        .cloned()
+        .collect();
+    let after = colours(&behind);
+    let cpus = std::thread::available_parallelism().unwrap().get() as u32;
     assert!(before["blue"] >= 100 && after["green"] >= 100);
-    assert_eq!((before.len(), after.len()), (1, 1), "{before:?} {after:?}");
+    assert_eq!(before.len(), 1, "{before:?}");
+    assert!(
+        after.get("blue").is_none_or(|late| *late <= cpus),
+        "{after:?}"
+    );
 }
 
 /// Law 3: who watches loses its view with the daemon, and nobody loses a packet. What

@@ -178,13 +178,19 @@ impl Watched {
         };
         let seconds = Duration::from_millis(self.began.elapsed().as_millis() as u64);
         format!(
-            "{} packets{reasons} and {} events in {}; {} not shown",
+            "{} packet{}{reasons} and {} event{} in {}; {} not shown",
             text::count(packets),
-            self.events,
+            plural(packets),
+            text::count(self.events),
+            plural(self.events),
             humantime::format_duration(seconds),
             text::count(self.missed)
         )
     }
+}
+
+const fn plural(count: u64) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }
 
 /// True when stdout is a pipe whose reader is gone: asked each second, also when there

@@ -117,6 +117,7 @@ impl Daemon {
             detail: change.detail.clone(),
             actor: Some(order.actor),
             why: change.why,
+            store_ns: Some(stored.store_ns),
         };
         self.tell(stored.at_ns, action, service, told);
         self.state().saw(service, to);

@@ -79,6 +79,7 @@ impl Daemon {
             let told = Told {
                 generation: Some(generation),
                 detail: detail.clone(),
+                store_ns: Some(stored.store_ns),
                 ..Told::default()
             };
             self.tell(stored.at_ns, "drain_end", name, told);

@@ -215,6 +215,7 @@ impl Daemon {
             schema: SCHEMA,
             time: Wall::now().at(at_ns),
             at_ns,
+            store_ns: told.store_ns,
             event: event.to_owned(),
             service: service.to_owned(),
             generation: told.generation,
@@ -257,6 +258,8 @@ pub(super) struct Told<'a> {
     pub(super) detail: String,
     pub(super) actor: Option<&'a str>,
     pub(super) why: Option<&'a String>,
+    /// What the store took, for what is one.
+    pub(super) store_ns: Option<u64>,
 }
 
 /// What is kept from one turn to the next.
@@ -364,7 +367,9 @@ fn tell_event(viewers: &[Arc<Viewer>], event: MonitorEvent) {
     let wanting = viewers.iter().filter(|viewer| viewer.wants_event(&event));
     let wanting: Vec<_> = wanting.collect();
     let line = line(&MonitorLine::Event(event));
-    wanting.iter().for_each(|viewer| viewer.tell(&line));
+    for viewer in wanting {
+        viewer.tell(&line);
+    }
 }
 
 #[cfg(test)]
