@@ -15,7 +15,7 @@ use bg_common::{
     reason::Reason,
     service::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
-        NextHop, PoolWord, ReturnPath,
+        NextHop, PoolWord, ReturnPath, way,
     },
 };
 use bg_ebpf::{
@@ -265,7 +265,12 @@ impl World {
             pending: FlowCell::default(),
             world: self,
             plans: Chain::default(),
-            no_plan: Fragment::default(),
+            // What the packet before left: nothing to go by.
+            no_plan: Fragment {
+                seen: self.tick,
+                way: way::BACK,
+                ..Fragment::default()
+            },
             reasons: RefCell::new(Vec::new()),
         };
         self.fill(&twin.tables);
