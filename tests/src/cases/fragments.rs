@@ -148,6 +148,15 @@ pub(super) fn fragments(world: &World, f: Family, cases: &mut Vec<Case>) {
         Fragment,
         &later,
     );
+    let early = frame::fragments(&request.0.bytes(), 16)[1].clone();
+    case(
+        "a later fragment that begins before byte 24 is the stack's, whoever came first",
+        known.clone(),
+        &early,
+        Pass,
+        Fragment,
+        &early,
+    );
     let mut in_vlan = known.clone();
     in_vlan.interfaces.push(Interface {
         tags: Tags::new(Tags::C, 100),

@@ -189,6 +189,11 @@ fn fragments_follow(judged: &Judged<'_>) {
         let leads = entry.way == way::FORWARD || entry.way == way::BACK;
         let is_over = before.tick.wrapping_sub(entry.seen) > FRAGMENT_TICKS;
         assert!(sent && leads || !sent && (!leads || is_over), "{entry:?}");
+        let cut = matches!(
+            judged.verdict.reason,
+            Reason::ResetClient | Reason::ResetBackend | Reason::CutDropped
+        );
+        assert_eq!(cut, entry.way == way::CUT, "{entry:?}");
     }
 }
 
