@@ -15,7 +15,7 @@ use bg_common::{
     reason::Reason,
     service::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
-        NextHop, PoolWord, ReturnPath, forward,
+        NextHop, PoolWord, ReturnPath, forward, way,
     },
     snat::{Lease, ROUNDS, Source, TRIES, port, via},
 };
@@ -348,11 +348,16 @@ impl World {
             v6: FamilyTwin::new(&self.listeners_v6, &self.returns_v6, &self.fragments_v6),
             tables: FlowTables::new(self.shapes()),
             sought: Cell::new(FlowKey::new([0; 2], [0; 2], 0)),
-            pending: FlowCell::default(),
+            pending: left_over(),
             leases: RefCell::new(self.leases.clone()),
             world: self,
             plans: Chain::default(),
-            no_plan: Fragment::default(),
+            // What the packet before left: nothing to go by.
+            no_plan: Fragment {
+                seen: self.tick,
+                way: way::BACK,
+                ..Fragment::default()
+            },
             reasons: RefCell::new(Vec::new()),
         };
         self.fill(&twin.tables);
@@ -403,6 +408,14 @@ impl World {
             tables.insert(FlowTable::Established, &key, &flow, self.tick);
         }
     }
+}
+
+/// What the packet before left where flows are written down: nothing to go by.
+fn left_over() -> FlowCell {
+    let flow = FlowCell::default();
+    flow.via.set(via::DSR);
+    flow.backend.set(u32::MAX);
+    flow
 }
 
 /// The seed of the tables' hash.

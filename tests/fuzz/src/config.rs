@@ -115,9 +115,10 @@ fn write_service(text: &mut String, name: &str, service: &Service) {
     let name = quoted(name);
     let _ = write!(
         text,
-        "[service.{name}]\nlisten = [{}]\nannounce = {}\non_flip = \"{}\"\ndrain = {}\ndrain_end = \"{}\"\n\
+        "[service.{name}]\nlisten = [{}]\nforward = \"{}\"\nannounce = {}\non_flip = \"{}\"\ndrain = {}\ndrain_end = \"{}\"\n\
          reset_over = {}\nudp_idle = {}\n",
         listeners.join(", "),
+        plan.forward.as_str(),
         plan.announce,
         service.on_flip.as_str(),
         seconds(drain.deadline),

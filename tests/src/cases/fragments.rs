@@ -5,7 +5,7 @@
 use bg_common::{
     key::{FragmentKey, UDP},
     port::Tags,
-    service::{Fragment as FragmentEntry, way},
+    service::{Fragment as FragmentEntry, Interface, way},
 };
 
 use super::*;
@@ -147,6 +147,30 @@ pub(super) fn fragments(world: &World, f: Family, cases: &mut Vec<Case>) {
         Pass,
         Fragment,
         &later,
+    );
+    let early = frame::fragments(&request.0.bytes(), 16)[1].clone();
+    case(
+        "a later fragment that begins before byte 24 is the stack's, whoever came first",
+        known.clone(),
+        &early,
+        Pass,
+        Fragment,
+        &early,
+    );
+    let mut in_vlan = known.clone();
+    in_vlan.interfaces.push(Interface {
+        tags: Tags::new(Tags::C, 100),
+        device: 102,
+        ..known.interfaces[CLIENTS as usize]
+    });
+    let elsewhere = frame::tagged(&later, &[[0x81, 0, 0, 100]]);
+    case(
+        "a later fragment of another VLAN has nobody to follow",
+        in_vlan,
+        &elsewhere,
+        Pass,
+        Fragment,
+        &elsewhere,
     );
     for (name, way, reason) in [
         (

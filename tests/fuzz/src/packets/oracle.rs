@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use bg_common::{
+    abi::FRAGMENT_TICKS,
     flow::{Flow, FlowKey, FlowTable},
     key::{Endpoint, TCP, UDP},
     reason::Reason,
-    service::{Backend, Listener, NextHop, PoolWord, ReturnPath},
+    service::{Backend, Listener, NextHop, PoolWord, ReturnPath, way},
 };
 use bg_ebpf::pipeline::{Action, Verdict};
 use bg_tests::world::World;
@@ -101,6 +102,7 @@ pub(super) fn judge(before: &World, frame: &[u8], after: &World, verdict: Verdic
         Fate::Told => answers::told(&judged),
     }
     flows_stay(&judged);
+    fragments_follow(&judged);
 }
 
 /// Law 9.
@@ -175,6 +177,26 @@ fn flows_stay(judged: &Judged<'_>) {
     changed.sort();
     changed.dedup();
     assert!(changed.len() <= 1, "one packet, many flows: {changed:?}");
+}
+
+/// Later fragments are sent on only where the first one was.
+fn fragments_follow(judged: &Judged<'_>) {
+    let sent = matches!(fate(judged.verdict.reason), Fate::Sent(_) | Fate::ByStack);
+    let (before, after) = (judged.before, judged.after);
+    let v4 = after.fragments_v4.iter();
+    let v4 = v4.filter(|(key, entry)| before.fragments_v4.get(key) != Some(entry));
+    let v6 = after.fragments_v6.iter();
+    let v6 = v6.filter(|(key, entry)| before.fragments_v6.get(key) != Some(entry));
+    for entry in v4.map(|(_, entry)| entry).chain(v6.map(|(_, entry)| entry)) {
+        let leads = entry.way == way::FORWARD || entry.way == way::BACK;
+        let is_over = before.tick.wrapping_sub(entry.seen) > FRAGMENT_TICKS;
+        assert!(sent && leads || !sent && (!leads || is_over), "{entry:?}");
+        let cut = matches!(
+            judged.verdict.reason,
+            Reason::ResetClient | Reason::ResetBackend | Reason::CutDropped
+        );
+        assert_eq!(cut, entry.way == way::CUT, "{entry:?}");
+    }
 }
 
 /// The listener at one end of a packet.
