@@ -245,7 +245,7 @@ fn datagrams_go_where_it_was_said() {
     }
     lab.tell(&["flip", "llm", "--drain", "10m"]).unwrap();
     let before = tables(&lab);
-    for ((from, to), socket) in pairs.iter().zip(&sockets) {
+    for (from, to) in &pairs {
         let said = explain(&lab, "udp", *from, *to);
         let (colour, backend, _) = flow_of(&lab, *from);
         // By the listener's own idle time, which may have passed on a slow machine.
@@ -254,9 +254,9 @@ fn datagrams_go_where_it_was_said() {
             assert_eq!((of, to), (colour.clone(), backend));
             assert_eq!(said["flow"]["table"], "udp");
         }
-        drop(socket);
     }
     assert_eq!(tables(&lab), before);
+    drop(sockets);
 }
 
 /// Law 2 in a dry run: a canary's share is the client's, and a connection that is
