@@ -256,6 +256,7 @@ fn datagrams_go_where_it_was_said() {
         }
     }
     assert_eq!(tables(&lab), before);
+    drop(sockets);
 }
 
 /// Law 2 in a dry run: a canary's share is the client's, and a connection that is
