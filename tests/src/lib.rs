@@ -2,6 +2,7 @@
 
 pub mod cases;
 pub mod conversation;
+pub mod exchange;
 pub mod flipper;
 pub mod flow_table;
 pub mod flows;
