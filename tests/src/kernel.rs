@@ -246,8 +246,19 @@ impl Kernel {
     /// Runs one frame through the program: XDP's return value, the reason that
     /// was counted, and the frame afterwards.
     pub fn run(&mut self, frame: &[u8], ingress: u32) -> Result<(u32, Reason, Vec<u8>)> {
+        self.run_split(frame, frame.len(), ingress)
+    }
+
+    /// The same, with no more than `first` bytes in the frame's first buffer. Only
+    /// kernel 6.18 and later can do with fewer than one page holds.
+    pub fn run_split(
+        &mut self,
+        frame: &[u8],
+        first: usize,
+        ingress: u32,
+    ) -> Result<(u32, Reason, Vec<u8>)> {
         let before = self.reasons()?;
-        let context = Context::new(frame.len(), ingress);
+        let context = Context::new(first, ingress);
         ensure!(
             self.says_ingress || ingress == LOOPBACK,
             "this kernel's test runs come in by the loopback device alone"
@@ -360,6 +371,61 @@ pub fn hold_cases(kernel: &mut Kernel, fresh: usize) -> (usize, Vec<String>) {
         }
     }
     (held, wrong)
+}
+
+/// Bytes that make a frame lie in several buffers.
+const MORE: usize = 8000;
+
+/// Holds the program against the packet path on the host, with every frame of the
+/// case table made too long for one buffer: by what lies behind the packet, or by
+/// the packet itself. How often each reason was given, and what is wrong.
+pub fn hold_large(kernel: &mut Kernel) -> Result<(Map<Reason, usize>, Vec<String>)> {
+    let (mut reasons, mut wrong) = (Map::new(), Vec::new());
+    for case in cases::all(kernel.ifindexes, tick()) {
+        let behind = [case.frame.clone(), vec![0; MORE]].concat();
+        for (mtu, frame) in [
+            (9216, lengthened(&behind)),
+            (1500, lengthened(&behind)),
+            (1500, behind),
+        ] {
+            let mut host = case.world.clone();
+            for interface in &mut host.interfaces {
+                interface.mtu = mtu;
+            }
+            host.tick = tick();
+            kernel.set(&host)?;
+            let ingress = host.interfaces[host.ingress as usize].ifindex;
+            let (returned, reason, out) = kernel.run(&frame, ingress)?;
+            let (verdict, host_out) = host.run(&frame);
+            let wanted = (world::xdp_action(verdict.action), verdict.reason);
+            if (returned, reason) != wanted || out != host_out {
+                wrong.push(format!(
+                    "{}, MTU {mtu}: {returned} {reason:?}, {} bytes; on the host {wanted:?}, {} bytes",
+                    case.name,
+                    out.len(),
+                    host_out.len()
+                ));
+            }
+            *reasons.entry(reason).or_default() += 1;
+        }
+    }
+    Ok((reasons, wrong))
+}
+
+/// The frame with an IP packet that is [`MORE`] bytes longer, where it is one.
+/// Checksums stay what they were: nobody on the way looks at them.
+fn lengthened(frame: &[u8]) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let at = match frame[12..14] {
+        [8, 0] => 16,
+        [0x86, 0xdd] => 18,
+        _ => return frame,
+    };
+    if let Some(length) = frame.get_mut(at..at + 2) {
+        let longer = u16::from_be_bytes([length[0], length[1]]).saturating_add(MORE as u16);
+        length.copy_from_slice(&longer.to_be_bytes());
+    }
+    frame
 }
 
 /// The kernel's coarse clock, in ticks.

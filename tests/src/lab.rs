@@ -321,6 +321,47 @@ impl Lab {
         self.far_ends.clear();
     }
 
+    /// Gives both ends of all links to the gateway this MTU. The programs at the far
+    /// ends go: they are for frames in one page.
+    pub fn resize(&mut self, mtu: u32) -> Result<()> {
+        self.free_far_ends();
+        for (place, link, ..) in SIDES {
+            self.ip(Place::Gateway, &format!("link set {link} mtu {mtu}"))?;
+            self.ip(place, &format!("link set eth0 mtu {mtu}"))?;
+        }
+        Ok(())
+    }
+
+    /// Moves the gateway's link to blue into a VLAN: both ends get a VLAN device with
+    /// the addresses that they had.
+    pub fn tag_blue(&self, vlan: u16) -> Result<()> {
+        let (place, link, v4, v6) = SIDES[1];
+        for (at, below) in [(Place::Gateway, link), (place, "eth0")] {
+            // Tags that are no part of the frame are not seen by XDP.
+            self.run(at, &format!("ethtool -K {below} txvlan off rxvlan off"))?;
+            self.ip(at, &format!("addr flush dev {below}"))?;
+            let device = format!("{below}.{vlan}");
+            self.ip(
+                at,
+                &format!("link add link {below} name {device} type vlan id {vlan}"),
+            )?;
+            self.ip(at, &format!("link set {device} up"))?;
+            let addresses = if at == Place::Gateway {
+                vec![format!("{v4}.1/24"), format!("{v6}:1/64")]
+            } else {
+                ["10/24", "11/24"]
+                    .map(|host| format!("{v4}.{host}"))
+                    .into_iter()
+                    .chain([format!("{v6}:10/64")])
+                    .collect()
+            };
+            for address in addresses {
+                self.ip(at, &format!("addr add {address} dev {device} nodad"))?;
+            }
+        }
+        self.route(place)
+    }
+
     /// Makes a place's stack forward.
     pub fn forward(&self, place: Place) -> Result<()> {
         self.sysctl(place, "net.ipv4.ip_forward=1")?;

@@ -11,6 +11,8 @@ pub mod world;
 #[cfg(feature = "lab")]
 pub mod conversation;
 #[cfg(feature = "lab")]
+pub mod exchange;
+#[cfg(feature = "lab")]
 pub mod flipper;
 #[cfg(feature = "lab")]
 pub mod flows;

@@ -1,89 +1,11 @@
 //! Path MTU discovery (RFC 1191, RFC 8201) for real TCP through the gateway: the
 //! sender of what is too big hears of it, whoever noticed.
 
-use std::{
-    io::{self, Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
-    thread::JoinHandle,
-    time::Duration,
-};
-
 use bg_tests::{
+    exchange::{DOWNLOAD, Exchange, PORT, UPLOAD, exchange, serve},
     lab::{Lab, Place, listener, listener_v6},
     load::until,
 };
-use nix::sched::{CloneFlags, setns};
-
-const PORT: u16 = 8000;
-
-/// What a client asks for: bytes up, then bytes down.
-#[derive(Clone, Copy)]
-struct Exchange {
-    up: u32,
-    down: u32,
-}
-
-/// Enough for many full-sized segments; the other way only acknowledgements.
-const UPLOAD: Exchange = Exchange {
-    up: 400_000,
-    down: 1,
-};
-const DOWNLOAD: Exchange = Exchange {
-    up: 1,
-    down: 400_000,
-};
-
-/// Runs `work` on a thread in a namespace.
-fn there<R: Send + 'static>(
-    lab: &Lab,
-    place: Place,
-    work: impl FnOnce() -> R + Send + 'static,
-) -> JoinHandle<R> {
-    let namespace = lab.enter(place).unwrap();
-    std::thread::spawn(move || {
-        setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
-        work()
-    })
-}
-
-/// Blue servers that do what clients ask for.
-fn serve(lab: &Lab) {
-    let ready = there(lab, Place::Blue, || {
-        TcpListener::bind(("::", PORT)).unwrap()
-    });
-    let server = ready.join().unwrap();
-    std::thread::spawn(move || {
-        for stream in server.incoming().flatten() {
-            // A client that gave up has its own complaint.
-            std::thread::spawn(move || answer(stream).ok());
-        }
-    });
-}
-
-fn answer(mut stream: TcpStream) -> io::Result<()> {
-    let mut word = [0; 4];
-    stream.read_exact(&mut word)?;
-    let mut request = vec![0; u32::from_be_bytes(word) as usize];
-    stream.read_exact(&mut word)?;
-    stream.read_exact(&mut request)?;
-    stream.write_all(&vec![7; u32::from_be_bytes(word) as usize])
-}
-
-/// Does an exchange; how many bytes came down, or why they did not.
-fn exchange(lab: &Lab, to: SocketAddr, Exchange { up, down }: Exchange) -> io::Result<usize> {
-    let client = there(lab, Place::Client, move || {
-        let mut stream = TcpStream::connect(to)?;
-        for timeout in [TcpStream::set_read_timeout, TcpStream::set_write_timeout] {
-            timeout(&stream, Some(Duration::from_secs(20)))?;
-        }
-        stream.write_all(&[up.to_be_bytes(), down.to_be_bytes()].concat())?;
-        stream.write_all(&vec![7; up as usize])?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        Ok(answer.len())
-    });
-    client.join().unwrap()
-}
 
 fn count(lab: &Lab, reason: &str) -> u64 {
     lab.status().unwrap()["reasons"][reason].as_u64().unwrap()
@@ -104,7 +26,7 @@ fn a_server_hears_that_the_gateways_way_to_clients_is_narrow() {
     // Only the gateway's end: the client offers to take segments of full size.
     lab.ip(Place::Gateway, "link set clients mtu 1400").unwrap();
     lab.configure_default().unwrap();
-    serve(&lab);
+    serve(&lab).unwrap();
     lab.start().unwrap();
     assert_arrives(&lab, DOWNLOAD, "sent_too_big");
 }
@@ -114,7 +36,7 @@ fn a_client_hears_that_the_gateways_way_to_servers_is_narrow() {
     let mut lab = Lab::new().unwrap();
     lab.ip(Place::Gateway, "link set blue mtu 1400").unwrap();
     lab.configure_default().unwrap();
-    serve(&lab);
+    serve(&lab).unwrap();
     lab.start().unwrap();
     assert_arrives(&lab, UPLOAD, "sent_too_big");
 }
@@ -125,7 +47,7 @@ fn a_client_hears_that_the_gateways_way_to_servers_is_narrow() {
 fn a_size_that_changes_is_followed() {
     let mut lab = Lab::new().unwrap();
     lab.configure_default().unwrap();
-    serve(&lab);
+    serve(&lab).unwrap();
     lab.start().unwrap();
     let passes = |to| {
         let before = count(&lab, "sent_too_big");
@@ -153,7 +75,7 @@ fn a_server_hears_what_a_router_on_the_way_to_clients_says() {
     let mut lab = Lab::one_arm().unwrap();
     lab.ip(Place::Router, "link set clients mtu 1400").unwrap();
     lab.configure_default().unwrap();
-    serve(&lab);
+    serve(&lab).unwrap();
     lab.start().unwrap();
     assert_arrives(&lab, DOWNLOAD, "forwarded_error");
 }

@@ -60,10 +60,9 @@ impl Files {
             .iter()
             .find_map(|directory| only(directory, "").ok())
             .with_context(|| format!("no modules below {}", root.display()))?;
-        Ok(Self {
-            image: only(&root.join("boot"), "vmlinuz-")?,
-            modules,
-        })
+        // Beside its modules, in newer packages.
+        let image = only(&modules, "vmlinuz").or_else(|_| only(&root.join("boot"), "vmlinuz-"))?;
+        Ok(Self { image, modules })
     }
 }
 

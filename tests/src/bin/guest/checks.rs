@@ -7,13 +7,14 @@ use aya::{EbpfLoader, programs::XdpMode};
 use bg_common::abi::map;
 use bg_tests::{
     conversation::Conversation,
-    kernel::{Kernel, hold_cases, in_new_namespace},
+    exchange::{DOWNLOAD, PORT, UPLOAD, measured, serve},
+    kernel::{Kernel, hold_cases, hold_large, in_new_namespace},
     lab::{Lab, Place, listener, listener_v6},
 };
 use bg_userspace::datapath::{Features, Loaded};
 
 /// A check and its name, in the order in which they run.
-pub const CHECKS: [(&str, fn() -> Result<String>); 7] = [
+pub const CHECKS: [(&str, fn() -> Result<String>); 10] = [
     ("features", features),
     ("load", load),
     ("virtio", virtio),
@@ -21,7 +22,12 @@ pub const CHECKS: [(&str, fn() -> Result<String>); 7] = [
     ("large", large),
     ("cases", cases),
     ("flip", flip),
+    ("large-cases", large_cases),
+    ("transfer", transfer),
+    ("vlan", vlan),
 ];
+/// What is found where a kernel cannot have large frames.
+const NO_FRAGS: &str = "no xdp.frags";
 
 /// In a machine without acceleration a case can take long, and a route that it
 /// calls fresh is fresh for a second.
@@ -133,6 +139,74 @@ fn flip() -> Result<String> {
         ensure!(conversation.ask().is_err(), "a flow outlived the rollback");
     }
     open("blue")?;
+    Ok("TCP over IPv4 and IPv6".to_owned())
+}
+
+/// Every frame of the case table, too long for one page.
+fn large_cases() -> Result<String> {
+    if !Features::probe()?.large_frames {
+        return Ok(NO_FRAGS.to_owned());
+    }
+    in_new_namespace(|| {
+        let (reasons, wrong) = hold_large(&mut Kernel::load()?)?;
+        for case in &wrong {
+            eprintln!("{case}");
+        }
+        let all: usize = reasons.values().sum();
+        ensure!(
+            wrong.is_empty() && all > 0,
+            "{} of {all} wrong",
+            wrong.len()
+        );
+        Ok(format!("{all} of {all}"))
+    })
+}
+
+/// Real TCP in segments that no page holds, both ways.
+fn transfer() -> Result<String> {
+    if !Features::probe()?.large_frames {
+        return Ok(NO_FRAGS.to_owned());
+    }
+    let mut lab = Lab::new()?;
+    lab.resize(LARGE_MTU)?;
+    lab.configure_default()?;
+    serve(&lab)?;
+    lab.start()?;
+    let mut segments = Vec::new();
+    for to in [listener(PORT), listener_v6(PORT)] {
+        for what in [UPLOAD, DOWNLOAD] {
+            let (down, segment) = measured(&lab, to, what)?;
+            ensure!(
+                down == what.down as usize && segment > 8800,
+                "{down} bytes, {segment} a segment"
+            );
+            segments.push(segment.to_string());
+        }
+    }
+    segments.dedup();
+    Ok(format!("segments of {} bytes", segments.join(" and ")))
+}
+
+/// Blue servers behind a VLAN device, which the host's kernel does not have.
+fn vlan() -> Result<String> {
+    let lab = Lab::new()?;
+    lab.tag_blue(100)?;
+    let lab = lab.served()?;
+    let namespace = lab.enter(Place::Client)?;
+    for to in [listener(8000), listener_v6(8000)] {
+        for _ in 0..3 {
+            let answer = Conversation::open(&namespace, to)?.ask()?;
+            ensure!(answer == "blue", "{to}: {answer}");
+        }
+    }
+    let reasons = lab.status()?["reasons"].clone();
+    for reason in ["forwarded", "returned"] {
+        ensure!(
+            reasons[reason].as_u64() > Some(0),
+            "{reason}: {}",
+            reasons[reason]
+        );
+    }
     Ok("TCP over IPv4 and IPv6".to_owned())
 }
 
