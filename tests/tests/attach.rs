@@ -23,6 +23,7 @@ use bg_common::{
 use bg_tests::{
     kernel::in_namespace,
     lab::{Lab, Place, default_service},
+    load::until,
 };
 use nix::sys::signal::Signal;
 
@@ -86,14 +87,14 @@ fn a_device_without_native_xdp_is_an_error_and_nothing_is_left_behind() {
     let lab = Lab::new().unwrap();
     lab.configure_default().unwrap();
     // The other interfaces are attached before this one.
-    jumbo(&lab);
+    bridge(&lab);
     gateway(&lab, |text| {
-        text.replace("\"green\"]", "\"green\", \"jumbo\"]")
+        text.replace("\"green\"]", "\"green\", \"third\"]")
     });
     let (code, error) = run(&lab);
     assert_eq!(code, DATAPATH, "{error}");
     assert!(
-        error.starts_with("XDP could not be attached to jumbo in native mode: "),
+        error.starts_with("XDP could not be attached to third in native mode: "),
         "{error}"
     );
     assert!(
@@ -127,10 +128,10 @@ fn a_start_that_fails_half_way_changes_nothing_on_an_adopted_gateway() {
     assert_eq!(before.xdp[2], None);
 
     // Another listener, a third interface, and a fourth that cannot be attached.
-    jumbo(&lab);
+    bridge(&lab);
     let four = |text: String| {
         text.replace(":8001\"", ":8002\"")
-            .replace("\"green\"]", "\"green\", \"jumbo\"]")
+            .replace("\"green\"]", "\"green\", \"third\"]")
     };
     gateway(&lab, four);
     let (code, error) = run(&lab);
@@ -146,8 +147,14 @@ fn a_start_that_fails_half_way_changes_nothing_on_an_adopted_gateway() {
         1
     );
     lab.end_daemon(Signal::SIGTERM).unwrap();
-    lab.ip(Place::Gateway, "link set jumbo-far mtu 1500")
-        .unwrap();
+    for line in [
+        "link del third",
+        "link add third type veth peer name third-far",
+        "link set third-far up",
+        "link set third up",
+    ] {
+        lab.ip(Place::Gateway, line).unwrap();
+    }
     gateway(&lab, four);
     lab.start().unwrap();
     let after = snapshot(&lab);
@@ -356,6 +363,9 @@ fn an_interface_that_does_not_exist_is_refused() {
     lab.ip(Place::Gateway, "link set green down").unwrap();
     lab.ip(Place::Gateway, "link set green name elsewhere")
         .unwrap();
+    until("the daemon has seen it", || {
+        lab.status().unwrap()["interfaces"][2]["mode"] == "absent"
+    });
     let before = snapshot(&lab);
     let (code, _, err) = lab.tell(&["reload"]).unwrap();
     assert_eq!(code, 2);
@@ -430,17 +440,10 @@ fn pins_belong_on_a_bpf_file_system() {
     assert!(!elsewhere.exists());
 }
 
-/// Makes an interface whose far end sends larger frames than native XDP takes.
-fn jumbo(lab: &Lab) {
-    for line in [
-        "link add jumbo type veth peer name jumbo-far",
-        "link set jumbo-far mtu 8000",
-        "link set jumbo mtu 8000",
-        "link set jumbo-far up",
-        "link set jumbo up",
-    ] {
-        lab.ip(Place::Gateway, line).unwrap();
-    }
+/// Makes an interface whose driver has no native XDP.
+fn bridge(lab: &Lab) {
+    lab.ip(Place::Gateway, "link add third type bridge").unwrap();
+    lab.ip(Place::Gateway, "link set third up").unwrap();
 }
 
 /// What a start must leave alone when it fails.

@@ -137,7 +137,7 @@ fn status_tells_what_the_contract_says() {
         web,
         &json!({
             "name": "web", "active": "blue", "generation": 0, "state": "STEADY", "canary_percent": 0.0,
-            "listeners": ["tcp://203.0.113.20:443"], "announced": {},
+            "listeners": ["tcp://203.0.113.20:443"], "forward": "nat", "announced": {},
             "colours": {
                 "blue": {
                     "version": null, "flows": 0, "packets": 0, "bytes": 0, "new_flows": 0, "resets": 0,
