@@ -286,7 +286,11 @@ fn requote<P: Packet, A: Network>(
     let (side, address, port) = (edit.side.other(), edit.address, edit.port);
     let at = segment.offset() + HEADER;
     let end = ETHERNET + segment.length as usize;
-    let Quote { transport, protocol, .. } = A::quote(packet, at)?;
+    let Quote {
+        transport,
+        protocol,
+        ..
+    } = A::quote(packet, at)?;
     let before = A::header_check(packet, at)?;
     let delta = A::readdress(packet, at, side, address, false)?;
     let after = A::header_check(packet, at)?;

@@ -411,7 +411,11 @@ fn longest_silent<B: Buckets>(buckets: &B, table: FlowTable, place: &Place, now:
             return Spot::new(place.home, distance);
         }
         // What is proven goes after all that is not.
-        let first = if line.flow.is_proven() { 0 } else { u32::MAX / 2 };
+        let first = if line.flow.is_proven() {
+            0
+        } else {
+            u32::MAX / 2
+        };
         let silent = line.flow.silence(now) + first;
         if silent > longest {
             (best, longest) = (distance, silent);

@@ -56,10 +56,7 @@ impl LeaseCell {
     /// The key of the flow that has the port.
     #[inline(always)]
     pub const fn key(&self) -> FlowKey {
-        FlowKey::of(
-            [self.client[0].get(), self.client[1].get()],
-            self.id.get(),
-        )
+        FlowKey::of([self.client[0].get(), self.client[1].get()], self.id.get())
     }
 
     /// Makes the port this flow's; a look-up in between finds nobody. To be done
@@ -104,9 +101,7 @@ pub fn hold<'a>(
     if is_fresh(lease, now) {
         return KEPT;
     }
-    let has = |table| {
-        find(table).filter(|flow| flow.via.get() == via && !flow.is_over(table, now))
-    };
+    let has = |table| find(table).filter(|flow| flow.via.get() == via && !flow.is_over(table, now));
     // 1 at the least, so that it is more than KEPT.
     let silence = |flow: &FlowCell| flow.silence(now) + 1;
     if lease.table.get() == FlowTable::Udp as u32 {

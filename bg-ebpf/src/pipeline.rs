@@ -26,8 +26,8 @@ use bg_common::{
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord,
-        ReturnPath, colour_spread, forward as mode,
+        Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord, ReturnPath,
+        colour_spread, forward as mode,
     },
     snat::{self, via},
 };
@@ -371,12 +371,9 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     };
 
     // A slot that was given back, or to another service, is nobody's backend.
-    let Some(backend) = tables
-        .backend(backend)
-        .filter(|backend| {
-            u32::from(backend.service) == listener.service && backend.family == A::FAMILY
-        })
-    else {
+    let Some(backend) = tables.backend(backend).filter(|backend| {
+        u32::from(backend.service) == listener.service && backend.family == A::FAMILY
+    }) else {
         return drop(Reason::Inconsistent);
     };
     let (address, port) = if via == via::DSR {

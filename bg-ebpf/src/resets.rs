@@ -79,7 +79,9 @@ pub(crate) fn receiver<P: Packet, T: Tables, A: Network>(
     if !tell_client(packet, segment, path, tables.sought(), sequence) {
         return drop(Reason::CutDropped);
     }
-    tables.record(u32::from(path.service), flow.colour(), |stats| stats.resets += 1);
+    tables.record(u32::from(path.service), flow.colour(), |stats| {
+        stats.resets += 1
+    });
     leave(packet, hop, u32::from(slot), interface, Reason::ResetClient)
 }
 

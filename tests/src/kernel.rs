@@ -2,7 +2,11 @@
 
 use std::{
     collections::{HashMap as Map, hash_map::Entry},
-    fs::File, hash::Hash, os::fd::AsFd as _, process::Command};
+    fs::File,
+    hash::Hash,
+    os::fd::AsFd as _,
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
@@ -221,7 +225,11 @@ impl Kernel {
             }
         }
         // What the run before has lent.
-        let lent: Vec<u32> = self.flows().values().filter_map(|flow| index(flow.via)).collect();
+        let lent: Vec<u32> = self
+            .flows()
+            .values()
+            .filter_map(|flow| index(flow.via))
+            .collect();
         let used: Vec<u32> = self.set.drain(..).chain(lent).collect();
         for (number, block) in &mut self.blocks {
             for index in used.iter().copied() {

@@ -224,13 +224,20 @@ impl World {
         world.sources = vec![Source::default()];
         for (block, backend) in (1..).zip(&mut world.backends) {
             backend.block = block;
-            let own = if backend.family == 4 { at::OWN } else { at::OWN_V6 };
+            let own = if backend.family == 4 {
+                at::OWN
+            } else {
+                at::OWN_V6
+            };
             world.sources.push(Source {
                 address: wide(addr(own)),
             });
         }
-        let blocks: HashMap<[u8; 16], u16> =
-            world.backends.iter().map(|b| (b.address, b.block)).collect();
+        let blocks: HashMap<[u8; 16], u16> = world
+            .backends
+            .iter()
+            .map(|b| (b.address, b.block))
+            .collect();
         for (from, path) in &mut world.returns_v4 {
             path.block = blocks[&wide(SocketAddr::from((from.address, 0)))];
         }
@@ -330,9 +337,15 @@ impl World {
             moved(&mut flow.seen);
             flow.routed = flow.routed.wrapping_add(later as u16);
         }
-        self.leases.values_mut().for_each(|lease| moved(&mut lease.since));
-        self.fragments_v4.values_mut().for_each(|f| moved(&mut f.seen));
-        self.fragments_v6.values_mut().for_each(|f| moved(&mut f.seen));
+        self.leases
+            .values_mut()
+            .for_each(|lease| moved(&mut lease.since));
+        self.fragments_v4
+            .values_mut()
+            .for_each(|f| moved(&mut f.seen));
+        self.fragments_v6
+            .values_mut()
+            .for_each(|f| moved(&mut f.seen));
         self.tick = tick;
     }
 

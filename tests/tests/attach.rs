@@ -442,7 +442,8 @@ fn pins_belong_on_a_bpf_file_system() {
 
 /// Makes an interface whose driver has no native XDP.
 fn bridge(lab: &Lab) {
-    lab.ip(Place::Gateway, "link add third type bridge").unwrap();
+    lab.ip(Place::Gateway, "link add third type bridge")
+        .unwrap();
     lab.ip(Place::Gateway, "link set third up").unwrap();
 }
 

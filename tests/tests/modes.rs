@@ -73,7 +73,11 @@ fn with_snat_servers_need_no_way_to_the_clients() {
     }
     for (conversation, peer) in &mut old {
         let now = conversation.ask_for_peer().unwrap();
-        assert_eq!(now, ("blue".to_owned(), *peer), "established flows stay (law 2)");
+        assert_eq!(
+            now,
+            ("blue".to_owned(), *peer),
+            "established flows stay (law 2)"
+        );
     }
     // The packet path outlives the daemon (law 3), and the next one adopts it.
     lab.end_daemon(Signal::SIGKILL).unwrap();
@@ -133,7 +137,10 @@ fn with_snat_datagrams_come_back() {
     lab.ask(&["flip", "llm"]).unwrap();
     for (socket, to) in old.iter().zip(to) {
         assert_eq!(socket.ask().unwrap(), "blue", "a drained flow stays");
-        assert_eq!(Datagrams::open(&client, to).unwrap().ask().unwrap(), "green");
+        assert_eq!(
+            Datagrams::open(&client, to).unwrap().ask().unwrap(),
+            "green"
+        );
     }
 }
 
@@ -142,7 +149,8 @@ fn a_reload_to_and_from_snat_keeps_established_flows() {
     let lab = Lab::serving().unwrap();
     let (mut nat, _, peer) = ask(&lab, listener(8000));
     assert_eq!(peer, nat.local().unwrap());
-    lab.configure(&service("forward = \"snat\"", SERVERS)).unwrap();
+    lab.configure(&service("forward = \"snat\"", SERVERS))
+        .unwrap();
     lab.ask(&["reload"]).unwrap();
     let (mut snat, _, peer) = ask(&lab, listener(8000));
     assert_eq!(peer.ip(), ip(OWN[0][0]));
@@ -179,10 +187,12 @@ fn direct() -> Lab {
     lab.beside(Place::Green, "port4", 21).unwrap();
     for (place, letter) in [(Place::Blue, b'b'), (Place::Green, b'g')] {
         for address in [format!("{SERVICE}/32"), format!("{SERVICE_V6}/128")] {
-            lab.ip(place, &format!("addr add {address} dev lo")).unwrap();
+            lab.ip(place, &format!("addr add {address} dev lo"))
+                .unwrap();
         }
         for key in ["arp_ignore=1", "arp_announce=2"] {
-            lab.sysctl(place, &format!("net.ipv4.conf.all.{key}")).unwrap();
+            lab.sysctl(place, &format!("net.ipv4.conf.all.{key}"))
+                .unwrap();
         }
         for to in [listener(4433), listener_v6(4433)] {
             let server = lab.enter(place).unwrap();
@@ -195,7 +205,8 @@ fn direct() -> Lab {
             });
         }
     }
-    lab.served_as(&service("forward = \"dsr\"", SERVERS)).unwrap()
+    lab.served_as(&service("forward = \"dsr\"", SERVERS))
+        .unwrap()
 }
 
 fn counted(lab: &Lab, reason: &str) -> u64 {
@@ -209,13 +220,20 @@ fn with_dsr_servers_answer_past_the_gateway() {
     let to = [listener(8000), listener_v6(8000)];
     let mut old = to.map(|to| {
         let (conversation, colour, peer) = ask(&lab, to);
-        assert_eq!((colour.as_str(), peer), ("blue", conversation.local().unwrap()));
+        assert_eq!(
+            (colour.as_str(), peer),
+            ("blue", conversation.local().unwrap())
+        );
         conversation
     });
     lab.ask(&["flip", "llm"]).unwrap();
     for (conversation, to) in old.iter_mut().zip(to) {
         assert_eq!(ask(&lab, to).1, "green");
-        assert_eq!(conversation.ask().unwrap(), "blue", "a drained flow stays (law 2)");
+        assert_eq!(
+            conversation.ask().unwrap(),
+            "blue",
+            "a drained flow stays (law 2)"
+        );
     }
     lab.end_daemon(Signal::SIGKILL).unwrap();
     for (conversation, to) in old.iter_mut().zip(to) {
@@ -260,7 +278,8 @@ fn with_dsr_a_server_behind_a_router_gets_nothing_and_the_log_says_why() {
          [service.llm.blue]\nbackends = [\"{}\"]\n[service.llm.green]\nbackends = [\"{}\"]\n",
         far[0][0], far[1][0]
     );
-    lab.ip(Place::Gateway, "route add 10.9.0.0/24 via 10.0.1.10").unwrap();
+    lab.ip(Place::Gateway, "route add 10.9.0.0/24 via 10.0.1.10")
+        .unwrap();
     lab.configure(&text).unwrap();
     lab.start().unwrap();
     let status = lab.status().unwrap();
@@ -271,5 +290,8 @@ fn with_dsr_a_server_behind_a_router_gets_nothing_and_the_log_says_why() {
     };
     assert!(!healthy("blue") && healthy("green"));
     let log = std::fs::read_to_string(lab.directory().join("daemon.log")).unwrap();
-    assert!(log.contains("10.9.0.10 is behind the router 10.0.1.10"), "{log}");
+    assert!(
+        log.contains("10.9.0.10 is behind the router 10.0.1.10"),
+        "{log}"
+    );
 }

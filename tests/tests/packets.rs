@@ -113,7 +113,13 @@ fn both_packet_paths_agree_on_mutated_frames() {
                 assert_eq!(timeless(&kernel.flows()), timeless(&host.flows));
                 for ((block, index), lease) in &host.leases {
                     let found = kernel.lease(*block, *index).unwrap();
-                    assert_eq!(Lease { since: lease.since, ..found }, *lease);
+                    assert_eq!(
+                        Lease {
+                            since: lease.since,
+                            ..found
+                        },
+                        *lease
+                    );
                 }
                 let v4 = kernel.fragments_v4().unwrap();
                 let v6 = kernel.fragments_v6().unwrap();

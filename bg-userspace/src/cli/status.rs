@@ -152,11 +152,7 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
         "" | "nat" => String::new(),
         other => format!("  ({other})"),
     };
-    let _ = writeln!(
-        out,
-        "  listeners  {}{forward}",
-        service.listeners.join(" ")
-    );
+    let _ = writeln!(out, "  listeners  {}{forward}", service.listeners.join(" "));
     if !service.announced.is_empty() {
         let _ = writeln!(out, "  announced  {}", announced_text(service));
     }

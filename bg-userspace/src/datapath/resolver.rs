@@ -133,7 +133,12 @@ impl Resolver {
                 }
             }
             let backends = self.inner.ends();
-            ask_for_routes(&requests, &mut view, backends.values().map(|end| &end.address)).await?;
+            ask_for_routes(
+                &requests,
+                &mut view,
+                backends.values().map(|end| &end.address),
+            )
+            .await?;
             let wanted = self.inner.settle(&mut view, &backends);
             if is_due(asked, ASK) {
                 asked = Some(Instant::now());
@@ -181,13 +186,19 @@ impl Inner {
         let mut asked = None;
         loop {
             view.neighbours = requests.neighbours().await?.into_iter().collect();
-            ask_for_routes(&requests, &mut view, backends.values().map(|end| &end.address)).await?;
+            ask_for_routes(
+                &requests,
+                &mut view,
+                backends.values().map(|end| &end.address),
+            )
+            .await?;
             let wanted = self.settle(&mut view, &backends);
             if is_due(asked, ASK) {
                 asked = Some(Instant::now());
                 ask_for_neighbours(&requests, wanted).await?;
             }
-            backends.retain(|id, end| self.next_hop(*id) == NextHop::NONE || self.lacks_source(end));
+            backends
+                .retain(|id, end| self.next_hop(*id) == NextHop::NONE || self.lacks_source(end));
             if backends.is_empty() || Instant::now() >= deadline {
                 return Ok(());
             }

@@ -246,7 +246,11 @@ fn known(world: &World, f: Family, cases: &mut Vec<Case>) {
         flow: Some(f.check(FlowTable::Established, Some(|flow| flow.via == LENT))),
     });
     let mut nat = world.clone();
-    f.add(&mut nat, FlowTable::Established, Family::flow(world, f.blue));
+    f.add(
+        &mut nat,
+        FlowTable::Established,
+        Family::flow(world, f.blue),
+    );
     cases.push(Case {
         name: "snat: a flow that began without it goes on without it",
         world: nat.clone(),
@@ -475,7 +479,10 @@ fn unreachable(world: &World, f: Family, cases: &mut Vec<Case>) {
     no_source.sources[usize::from(block)] = bg_common::snat::Source::default();
     for (name, world) in [
         ("snat: without a next hop a packet is dropped", no_hop),
-        ("snat: without an own address a packet is dropped", no_source),
+        (
+            "snat: without an own address a packet is dropped",
+            no_source,
+        ),
     ] {
         cases.push(Case {
             name,

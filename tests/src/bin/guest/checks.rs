@@ -13,8 +13,11 @@ use bg_tests::{
 };
 use bg_userspace::datapath::{Features, Loaded};
 
-/// A check and its name, in the order in which they run.
-pub const CHECKS: [(&str, fn() -> Result<String>); 10] = [
+/// A check.
+pub type Check = fn() -> Result<String>;
+
+/// The checks and their names, in the order in which they run.
+pub const CHECKS: [(&str, Check); 10] = [
     ("features", features),
     ("load", load),
     ("virtio", virtio),
