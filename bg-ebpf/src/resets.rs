@@ -80,7 +80,7 @@ pub(crate) fn receiver<P: Packet, T: Tables, A: Network>(
         return drop(Reason::CutDropped);
     }
     tables.record(u32::from(path.service), flow.colour(), |stats| {
-        stats.resets += 1
+        stats.resets += 1;
     });
     leave(packet, hop, u32::from(slot), interface, Reason::ResetClient)
 }
