@@ -71,6 +71,8 @@ pub mod map {
     /// Array of maps; index: block. Each is an array of [`crate::snat::Lease`];
     /// index: [`crate::snat::index`] of the port.
     pub const LEASES: &str = "LEASES";
+    /// Array like the inner ones of [`LEASES`], to make blocks of. Not pinned.
+    pub const BLOCK: &str = "BLOCK";
     /// Array of [`crate::snat::Source`]; index: block.
     pub const SOURCES: &str = "SOURCES";
     /// LRU hash: [`crate::key::FragmentKeyV4`] to [`crate::service::Fragment`].

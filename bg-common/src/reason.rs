@@ -88,7 +88,7 @@ reasons! {
     TooBig = "too_big",
     /// The chosen colour has no backend for this address family: dropped.
     NoBackend = "no_backend",
-    /// snat: every port towards the chosen backend that was looked at is taken: dropped.
+    /// snat: no port towards the backend is to be had, or the packet is of no flow that could have one: dropped.
     NoPort = "no_port",
     /// snat and dsr: the backend's next hop, or the gateway's own address, is not known: dropped.
     ForwardUnreachable = "forward_unreachable",

@@ -5,8 +5,8 @@
 //! has each of them, so that a packet that comes back finds its flow without a
 //! hash, and no two flows towards one backend share a port.
 //!
-//! Nothing gives a port back. A port whose flow is over, or has no proof and was
-//! silent longest, is lent to the next flow that asks.
+//! Nothing gives a port back. A port whose flow is over is lent to the next flow that
+//! asks; where there is none, that of a TCP handshake that has not ended.
 
 use crate::{abi::ticks, flow::FlowKey};
 
@@ -32,6 +32,13 @@ pub const FIRST_PORT: u16 = 1024;
 /// backend are never taken for a client's.
 pub const PORTS: u32 = 32_768 - FIRST_PORT as u32;
 
+/// TCP is lent the lower half of a block, UDP the upper one: neither can use up the
+/// other's.
+pub const HALF: u32 = PORTS / 2;
+/// A datagram flow that is over keeps its port for this much longer, so that a late
+/// answer goes to nobody and not to somebody else: 30 seconds, in ticks.
+pub const LATE: u32 = ticks(30_000_000_000);
+
 /// Index of a port (host order) in its block.
 #[inline(always)]
 pub const fn index(port: u16) -> Option<u32> {
@@ -48,10 +55,16 @@ pub const fn port(index: u32) -> u16 {
 /// A port is its flow's own for so long after it was lent, remembered or not yet:
 /// 134 ms, in ticks.
 pub const GRACE: u32 = 2;
-/// Ports that are looked at together for a flow.
-pub const TRIES: u32 = 24;
-/// How often that many are looked at, until one is found.
-pub const ROUNDS: u32 = 4;
+/// A handshake that got no further for so long may lose its port when no other is to be
+/// had: 0.3 seconds, in ticks.
+pub const STUCK: u32 = ticks(300_000_000);
+/// Ports that are looked at for a flow.
+pub const CANDIDATES: u32 = 96;
+/// So many of them lie side by side.
+pub const RUN: u32 = 24;
+
+/// [`Lease::table`] of a port that is never lent: a listener may have it.
+pub const RESERVED: u32 = u32::MAX;
 
 /// Who has a port. 32 bytes.
 #[repr(C)]
@@ -67,6 +80,7 @@ pub struct Lease {
     /// When it was lent, in ticks.
     pub since: u32,
     /// [`crate::flow::FlowTable::Udp`] or another one, as a number: where the flow is.
+    /// Or [`RESERVED`].
     pub table: u32,
 }
 

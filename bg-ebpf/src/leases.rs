@@ -10,7 +10,7 @@ use core::{cell::Cell, mem::offset_of, ptr};
 use bg_common::{
     flow::{FlowKey, FlowTable},
     maglev::mix,
-    snat::{GRACE, Lease, PORTS, TRIES},
+    snat::{CANDIDATES, GRACE, HALF, LATE, Lease, RESERVED, RUN, STUCK},
 };
 
 use crate::flows::FlowCell;
@@ -70,17 +70,19 @@ impl LeaseCell {
         unsafe { ptr::write_volatile(self.client[0].as_ptr(), key.client[0]) }
         // SAFETY: as above.
         unsafe { ptr::write_volatile(self.client[1].as_ptr(), key.client[1]) }
-        self.turn.set(self.turn.get().wrapping_add(1));
         self.since.set(now);
         self.table.set(table as u32);
         // SAFETY: as above.
         unsafe { ptr::write_volatile(self.id.as_ptr(), key.id) }
+        // Last: who looked at a half of this has seen the turn before.
+        // SAFETY: as above.
+        unsafe { ptr::write_volatile(self.turn.as_ptr(), self.turn.get().wrapping_add(1)) }
     }
 }
 
 /// How dispensable the flow is that has a port: [`FREE`] when it is over, [`KEPT`]
 /// when the port must not be taken from it, and between the two the silence of a
-/// flow without proof.
+/// handshake that has not ended.
 pub type Hold = u32;
 /// Nobody has the port.
 pub const FREE: Hold = u32::MAX;
@@ -95,7 +97,7 @@ pub fn hold<'a>(
     now: u32,
     find: impl Fn(FlowTable) -> Option<&'a FlowCell>,
 ) -> Hold {
-    if lease.id.get() == 0 {
+    if lease.id.get() == 0 && lease.table.get() != RESERVED {
         return FREE;
     }
     if is_fresh(lease, now) {
@@ -104,8 +106,16 @@ pub fn hold<'a>(
     let has = |table| find(table).filter(|flow| flow.via.get() == via && !flow.is_over(table, now));
     // 1 at the least, so that it is more than KEPT.
     let silence = |flow: &FlowCell| flow.silence(now) + 1;
+    if lease.table.get() == RESERVED {
+        return KEPT;
+    }
     if lease.table.get() == FlowTable::Udp as u32 {
-        return has(FlowTable::Udp).map_or(FREE, silence);
+        // Nothing in a datagram tells a late answer from one to the next flow.
+        let silent = match find(FlowTable::Udp).filter(|flow| flow.via.get() == via) {
+            Some(flow) => flow.silence(now).saturating_sub(flow.proof.get()),
+            None => now.wrapping_sub(lease.since.get()),
+        };
+        return if silent > LATE { FREE } else { KEPT };
     }
     if has(FlowTable::Established).is_some() {
         return KEPT;
@@ -117,36 +127,21 @@ pub fn hold<'a>(
     }
 }
 
-/// A block of ports, and the flows that have them.
-pub trait Block {
-    /// How dispensable the flow with this port is at tick `now`.
-    fn hold(&self, index: u32, now: u32) -> Hold;
-}
-
-/// The index of the port that is looked at as number `step` of a round.
+/// The index of the port that a new flow, whose key has this hash and which is to be in
+/// `table`, may have as number `n`, and how dispensable it must be. First those that
+/// are free; when none of [`CANDIDATES`] was, the same again for one whose handshake
+/// got no further for [`STUCK`].
 #[inline(always)]
-pub const fn candidate(hash: u64, round: u32, step: u32) -> u32 {
-    let start = (mix(hash.wrapping_add(round as u64)) >> 32) as u32;
-    start.wrapping_add(step) % PORTS
-}
-
-/// The index of a port for a new flow whose key has this hash: one that is free, else
-/// the one whose flow without proof was silent longest. `None` when all that are looked
-/// at in this round are kept.
-#[inline(always)]
-pub fn choose<B: Block>(block: &B, hash: u64, round: u32, now: u32) -> Option<u32> {
-    let (mut best, mut longest) = (None, KEPT);
-    for step in 0..TRIES {
-        let index = candidate(hash, round, step);
-        let hold = block.hold(index, now);
-        if hold == FREE {
-            return Some(index);
-        }
-        if hold > longest {
-            (best, longest) = (Some(index), hold);
-        }
+pub const fn candidate(hash: u64, table: FlowTable, n: u32) -> (u32, Hold) {
+    let least = if n < CANDIDATES { FREE } else { STUCK };
+    let n = n % CANDIDATES;
+    // Runs of neighbours: they share cache lines.
+    let start = (mix(hash.wrapping_add((n / RUN) as u64)) >> 32) as u32;
+    let index = start.wrapping_add(n % RUN) % HALF;
+    match table {
+        FlowTable::Udp => (HALF + index, least),
+        FlowTable::Established | FlowTable::HalfOpen => (index, least),
     }
-    best
 }
 
 /// True for a port that was lent a moment ago: its flow may not be remembered yet.

@@ -6,9 +6,9 @@ use core::ptr;
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
 use bg_common::{
     flow::{FlowTable, REGIONS},
-    snat::{ROUNDS, port},
+    snat::{CANDIDATES, port},
 };
-use bg_ebpf::leases::{Block, Hold, KEPT, LeaseCell, choose, hold};
+use bg_ebpf::leases::{KEPT, LeaseCell, candidate, hold};
 
 use crate::{
     maps::{self, Region},
@@ -26,16 +26,7 @@ fn lease(block: u32, index: u32) -> Option<&'static LeaseCell> {
     Some(unsafe { &*lease.cast::<LeaseCell>() })
 }
 
-struct Ports(u32);
-
-impl Block for Ports {
-    #[inline(always)]
-    fn hold(&self, index: u32, now: u32) -> Hold {
-        hold_of(self.0, index, now) as Hold
-    }
-}
-
-/// How dispensable the flow with a port is: a [`Hold`]. Seeks that flow.
+/// How dispensable the flow with a port is: a [`bg_ebpf::leases::Hold`]. Seeks that flow.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn hold_of(block: u32, index: u32, now: u32) -> u64 {
@@ -60,17 +51,15 @@ pub extern "C" fn lend_port(block: u32, table: u32, now: u32) -> u64 {
     // SAFETY: this CPU's own value.
     let hash = unsafe { (*scratch).hash };
     let mut lent = 0;
-    for round in 0..ROUNDS {
-        let Some(index) = choose(&Ports(block), hash, round, now) else {
-            continue;
-        };
+    for n in 0..2 * CANDIDATES {
+        let (index, least) = candidate(hash, FlowTable::from_index(table), n);
         let Some(lease) = lease(block, index) else {
             break;
         };
         // SAFETY: an aligned word of a map value; volatile, so that it is read before
-        // the flow is looked at, once more.
+        // the flow is looked at.
         let turn = unsafe { ptr::read_volatile(lease.turn.as_ptr()) };
-        if hold_of(block, index, now) == u64::from(KEPT) {
+        if hold_of(block, index, now) < u64::from(least) {
             continue;
         }
         if maps::is_dry_run() || take_port(block, index, table, turn, now) != 0 {

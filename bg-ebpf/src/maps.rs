@@ -84,6 +84,10 @@ pub static REGIONS: Array<Region, { (TABLES + 1) * REGION_COUNT as usize }> = Ar
 #[btf_map]
 pub static LEASES: ArrayOfMaps<Array<Lease, { LEASE_COUNT as usize }>, { capacity::BLOCKS }> =
     ArrayOfMaps::new();
+/// What the daemon makes blocks of: an inner map must be like the one that the array
+/// of maps was made with, to its type information (kernels 5.15 to 6.1 compare that).
+#[btf_map]
+pub static BLOCK: Array<Lease, { LEASE_COUNT as usize }> = Array::new();
 #[btf_map]
 pub static SOURCES: Array<Source, { capacity::BLOCKS }, MMAPABLE> = Array::new();
 

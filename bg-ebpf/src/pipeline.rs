@@ -449,6 +449,9 @@ fn forward_tcp<P: Packet, T: Tables, A>(
         match flow_of(tables, FlowTable::HalfOpen, listener.service, now) {
             Some(half) if proves(half, segment) => {
                 half.seen.set(now);
+                if !keeps_its_port(tables, half) {
+                    return Forward::New(Reason::ForwardedOrphan);
+                }
                 if promote(tables, half) {
                     half.from_client.add(bits::MOVED);
                 } else {
@@ -591,20 +594,24 @@ fn proves<A>(half: &FlowCell, segment: &Segment<A>) -> bool {
         && segment.tcp.acknowledgement == half.proof.get()
 }
 
+/// Keeps the port that a flow was lent, now that the flow is proven; false when it went
+/// to another flow in this moment.
+#[inline(always)]
+fn keeps_its_port<T: Tables>(tables: &T, half: &FlowCell) -> bool {
+    let Some(index) = snat::index(half.via.get()) else {
+        return true;
+    };
+    // First proven, then kept: who takes ports away looks at both the other way round.
+    half.from_client.add(bits::PROVEN);
+    let block = tables.backend(half.backend.get()).map_or(0, |b| b.block);
+    tables.keep_port(u32::from(block), index)
+}
+
 /// Copies a proven flow into the established table. Its half-open entry is left to
 /// whoever needs the line, marked by the caller: no flow is ever without an entry.
-/// False when the table is full, or its port went to another flow in this moment.
+/// False when the table is full.
 #[inline(always)]
 fn promote<T: Tables>(tables: &T, half: &FlowCell) -> bool {
-    if let Some(index) = snat::index(half.via.get()) {
-        // First proven, then kept: who takes ports away looks at both the other
-        // way round.
-        half.from_client.add(bits::PROVEN);
-        let block = tables.backend(half.backend.get()).map_or(0, |b| b.block);
-        if !tables.keep_port(u32::from(block), index) {
-            return false;
-        }
-    }
     let flow = tables.pending();
     flow.copy(half);
     flow.from_client.remove(bits::ORPHAN | bits::PROVEN);
@@ -947,6 +954,9 @@ fn back_tcp<'a, T: Tables, A: Network>(
         // one too (RFC 9293, section 3.10.7.4), but it never sends data or a
         // FIN before the handshake is done.
         half.seen.set(now);
+        if !keeps_its_port(tables, half) {
+            return Back::Leave(drop(Reason::ReturnStale));
+        }
         let noted = if promote(tables, half) {
             bits::MOVED
         } else {

@@ -18,10 +18,10 @@ use bg_common::{
     abi::{MaglevRow, TICK_SHIFT, map},
     flow::{FlowTable, TableShape, buckets_for},
     reason::Reason,
-    snat::{Lease, PORTS, Source, index},
+    snat::{Lease, Source, index},
 };
 use bg_ebpf::packet::ETHERNET;
-use bg_userspace::datapath::{Features, Loaded};
+use bg_userspace::datapath::{Features, Loaded, block_of};
 use nix::{
     sched::{CloneFlags, setns, unshare},
     time::{ClockId, clock_gettime},
@@ -219,7 +219,9 @@ impl Kernel {
             map_of(&mut self.loaded.ebpf, map::LEASES)?;
         for block in 0..world.sources.len() as u32 {
             if let Entry::Vacant(vacant) = self.blocks.entry(block) {
-                let inner = Array::create(PORTS, 0)?;
+                let mut loader = EbpfLoader::new();
+                loader.map_max_entries(map::FLOWS, 1);
+                let inner = block_of(&mut loader)?;
                 outer.set(block, &inner, 0)?;
                 vacant.insert(inner);
             }

@@ -17,11 +17,11 @@ use bg_common::{
         Backend, Colour, ColourStats, CutoverWord, FirstFlow, Fragment, Interface, Listener,
         NextHop, PoolWord, ReturnPath, forward, way,
     },
-    snat::{Lease, ROUNDS, Source, TRIES, port, via},
+    snat::{CANDIDATES, Lease, Source, port, via},
 };
 use bg_ebpf::{
     flows::FlowCell,
-    leases::{Block, Hold, KEPT, LeaseCell, candidate, choose, hold},
+    leases::{Hold, LeaseCell, candidate, hold},
     packet::Packet,
     parse::Segment,
     pipeline::{Action, Verdict, process},
@@ -274,9 +274,9 @@ impl World {
     }
 
     /// The ports, by index, that are looked at for a flow, in their order.
-    pub fn candidates(key: &FlowKey) -> impl Iterator<Item = u32> + use<> {
+    pub fn candidates(key: &FlowKey, table: FlowTable) -> impl Iterator<Item = u32> + use<> {
         let hash = key.hash(SEED);
-        (0..ROUNDS).flat_map(move |round| (0..TRIES).map(move |step| candidate(hash, round, step)))
+        (0..CANDIDATES).map(move |n| candidate(hash, table, n).0)
     }
 
     fn listen(&mut self, id: u16, address: SocketAddr, protocol: u8) {
@@ -688,12 +688,14 @@ impl Tables for Twin<'_> {
     fn lend(&self, block: u32, table: FlowTable) -> u16 {
         let (key, now) = (self.sought.get(), self.world.tick);
         let hash = key.hash(SEED);
-        let index = (0..ROUNDS).find_map(|round| choose(&Ports(self, block), hash, round, now));
+        let index = (0..2 * CANDIDATES)
+            .map(|n| candidate(hash, table, n))
+            .find(|(index, least)| self.hold(block, *index) >= *least)
+            .map(|(index, _)| index);
         let Some(index) = index else {
             return 0;
         };
         let mut lease = self.lease(block, index);
-        assert_ne!(Ports(self, block).hold(index, now), KEPT);
         lease.client = key.client;
         lease.id = key.id;
         lease.turn += 1;
@@ -735,20 +737,16 @@ impl Twin<'_> {
         let leases = self.leases.borrow();
         leases.get(&(block, index)).copied().unwrap_or_default()
     }
-}
 
-/// A block of the twin's ports.
-struct Ports<'a>(&'a Twin<'a>, u32);
-
-impl Block for Ports<'_> {
-    fn hold(&self, index: u32, now: u32) -> Hold {
+    /// How dispensable the flow with a port is.
+    fn hold(&self, block: u32, index: u32) -> Hold {
         let Lease {
             client,
             id,
             turn,
             since,
             table,
-        } = self.0.lease(self.1, index);
+        } = self.lease(block, index);
         let lease = LeaseCell {
             client: client.map(Cell::new),
             id: Cell::new(id),
@@ -756,8 +754,8 @@ impl Block for Ports<'_> {
             since: Cell::new(since),
             table: Cell::new(table),
         };
-        let find = |table| self.0.tables.find(table, &lease.key());
-        hold(&lease, port(index), now, find)
+        let find = |table| self.tables.find(table, &lease.key());
+        hold(&lease, port(index), self.world.tick, find)
     }
 }
 

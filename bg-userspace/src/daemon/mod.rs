@@ -114,7 +114,7 @@ impl Daemon {
         self.save().within(RESULT_WAIT).await;
         for (_, colour, address) in self.datapath.unresolved() {
             tracing::warn!(
-                "no next hop is known for {address} ({}): the stack forwards to it",
+                "no next hop is known for {address} ({}): the stack forwards to it, nobody with snat or dsr",
                 colour.as_str()
             );
         }

@@ -33,7 +33,8 @@ impl Daemon {
             return Err(refused(Kind::Failed, &warning));
         }
         // Flips go on meanwhile: they change words, this changes tables.
-        self.datapath.introduce(&change).await;
+        let introduced = self.datapath.introduce(&change).await;
+        introduced.map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))?;
         let daemon = Arc::clone(self);
         let plan = new.plan();
         let applied = beside(move || {

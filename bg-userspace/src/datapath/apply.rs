@@ -12,7 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::{
     Applied, Error, Inner,
     layout::{Layout, Tables, address_of, lay_out, listener_of},
-    maps::{Block, new_block},
+    maps::Block,
     naming::Known,
     pools::Changed,
 };
@@ -70,13 +70,9 @@ impl Inner {
         let held = self.held()?;
         let layout = lay_out(plan, known, &held, &self.in_use())?;
         let pools = self.plan_pools(&layout.pools)?;
-        let of = |tables: &Tables| -> BTreeSet<u16> {
-            tables.backends.values().map(|b| b.block).collect()
-        };
-        let mut new = &of(&layout.tables) - &of(&held);
-        new.remove(&0); // nobody's
-        let blocks = new.into_iter().map(|id| Ok((id, new_block()?)));
-        let blocks = blocks.collect::<Result<_, Error>>()?;
+        let backends = layout.tables.backends.values();
+        let wanted: BTreeSet<u16> = backends.map(|b| b.block).filter(|id| *id != 0).collect();
+        let blocks = self.missing_blocks(wanted, layout.tables.listeners.keys())?;
         Ok(Change {
             held,
             layout,
@@ -86,12 +82,12 @@ impl Inner {
         })
     }
 
-    /// Writes the new backends, which nothing leads to yet, and the blocks of old ones,
-    /// which nothing uses yet, so that their next hops can be found before their first
+    /// Writes the blocks of ports that are missing, the new backends, which nothing leads
+    /// to yet, and the blocks of old ones, which nothing uses yet, so that their next hops can be found before their first
     /// packet comes.
-    pub(super) fn introduce(&self, change: &Change) {
-        for block in change.blocks.0.keys() {
-            self.set_source(*block, &[0; 16]);
+    pub(super) fn introduce(&self, change: &Change) -> Result<(), Error> {
+        if !change.blocks.0.is_empty() {
+            self.set_blocks(&change.blocks.0)?;
         }
         for (id, backend) in &change.layout.tables.backends {
             match change.held.backends.get(id) {
@@ -100,9 +96,10 @@ impl Inner {
                 Some(_) => {}
             }
         }
+        Ok(())
     }
 
-    /// Writes so that no packet meets a listener without a pool: ports, return paths,
+    /// Writes so that no packet meets a listener without a pool: return paths,
     /// pools, words, listeners; then removes what is no longer wanted, listeners
     /// first. The backends have been introduced.
     pub(super) fn apply(&self, change: Change) -> Result<(), Error> {
@@ -110,16 +107,13 @@ impl Inner {
             held,
             layout,
             pools,
-            blocks: Blocks(blocks),
+            blocks: _,
             _alone,
         } = change;
         let wanted = &layout.tables;
         let returns = [map::RETURNS_V4, map::RETURNS_V6];
         let listeners = [map::LISTENERS_V4, map::LISTENERS_V6];
 
-        if !blocks.is_empty() {
-            self.set_blocks(blocks)?;
-        }
         self.write_endpoints(returns, &differing(&wanted.returns, &held.returns), &[])?;
         self.write_pools(&pools);
         for (id, word) in &layout.new_services {

@@ -39,6 +39,8 @@ pub struct FlowRecord {
     pub table: FlowTable,
     /// Time since its last packet.
     pub idle: Duration,
+    /// Its client has proven to be there; an established flow's has, too.
+    pub proven: bool,
     /// Both sides have closed it, or it was reset.
     pub closing: bool,
 }
@@ -61,7 +63,7 @@ impl Unused {
 impl FlowRecord {
     /// True for a flow that carries traffic, or may at any time.
     pub fn is_live(&self) -> bool {
-        !self.closing && self.table != FlowTable::HalfOpen
+        !self.closing && (self.table != FlowTable::HalfOpen || self.proven)
     }
 }
 
@@ -94,6 +96,7 @@ impl Datapath {
                     colour_spread: flow.colour_spread,
                     table,
                     idle: Duration::from_nanos(tick_ns(now.saturating_sub(flow.seen))),
+                    proven: (flow.from_client | flow.from_backend) & bits::PROVEN != 0,
                     closing: flow.is_closing(),
                 });
             });

@@ -1,5 +1,7 @@
 //! Loading: one object, for kernels that have different things.
 
+use std::fs;
+
 use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramType, Xdp},
@@ -17,7 +19,8 @@ pub struct Features {
     /// `bpf_ktime_get_coarse_ns` (kernel 5.11). Without it the packet path reads
     /// the precise clock, which costs some nanoseconds a packet.
     pub coarse_clock: bool,
-    /// XDP on frames in several buffers, `xdp.frags` (kernel 5.18). Without it
+    /// XDP on frames in several buffers, `xdp.frags`, and their redirect (kernel 6.3).
+    /// Without it
     /// drivers refuse XDP where the MTU does not fit one page.
     pub large_frames: bool,
 }
@@ -31,8 +34,10 @@ impl Features {
         };
         Ok(Self {
             coarse_clock: has(BpfHelper::BPF_FUNC_ktime_get_coarse_ns)?,
-            // It came with the flag that such programs are loaded with.
-            large_frames: has(BpfHelper::BPF_FUNC_xdp_get_buff_len)?,
+            // It came with the flag that such programs are loaded with, in 5.18; but
+            // before 6.3 a frame in several buffers is lost on its way to another
+            // interface.
+            large_frames: has(BpfHelper::BPF_FUNC_xdp_get_buff_len)? && release() >= (6, 3),
         })
     }
 
@@ -66,11 +71,20 @@ impl Features {
             tracing::info!("frames may lie in several buffers (xdp.frags): any MTU");
         } else {
             tracing::warn!(
-                "this kernel has no XDP on frames in several buffers (5.18 has): the MTU of every \
+                "this kernel has no XDP on frames in several buffers (6.3 has): the MTU of every \
                  interface must fit one page, about 3 500 bytes"
             );
         }
     }
+}
+
+/// The running kernel's release: its first two numbers.
+fn release() -> (u32, u32) {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = text
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 const fn number(has: bool) -> &'static u32 {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use aya::{
-    Pod,
+    EbpfLoader, Pod,
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
@@ -17,7 +17,7 @@ use bg_common::{
     flow::{FlowTable, TableShape},
     key::Endpoint,
     service::{Backend, Colour, ColourStats, CutoverWord, Listener, NextHop, ReturnPath},
-    snat::{Lease, PORTS, Source},
+    snat::{self, Lease, RESERVED, Source},
 };
 
 use super::{
@@ -30,7 +30,7 @@ use super::{
     pinned,
     pins::Pins,
 };
-use crate::plan::ListenerPlan;
+use crate::{object::OBJECT, plan::ListenerPlan};
 
 const BACKEND_WORDS: usize = size_of::<Backend>() / 8;
 const SOURCE_WORDS: usize = size_of::<Source>() / 8;
@@ -38,9 +38,15 @@ const SOURCE_WORDS: usize = size_of::<Source>() / 8;
 /// A block of source ports.
 pub type Block = Array<MapData, Lease>;
 
-/// A new block, all of its ports free.
-pub fn new_block() -> Result<Block, Error> {
-    Array::create(PORTS, 0).map_err(|e| Error::bpf("making a block of ports", &e))
+/// A new block of ports, made as the object describes it: an inner map must be like
+/// the one that the array of maps was made with, to its type information.
+pub fn block_of(loader: &mut EbpfLoader<'_>) -> Result<Block, Error> {
+    let failed = |e: &(dyn std::error::Error + 'static)| Error::bpf("making a block of ports", e);
+    let mut ebpf = loader.load(OBJECT).map_err(|e| failed(&e))?;
+    let block = ebpf
+        .take_map(map::BLOCK)
+        .ok_or_else(|| Error::step("the eBPF object", "has no BLOCK"))?;
+    Block::try_from(block).map_err(|e| failed(&e))
 }
 
 /// 16 bytes as two words.
@@ -169,15 +175,55 @@ impl Inner {
         }
     }
 
-    /// Sets blocks of ports.
-    pub(super) fn set_blocks(
+    /// Makes those of the wanted blocks of ports that the kernel does not have, whatever
+    /// backends say. The ports of listeners are never lent: the gateway's own address
+    /// may be one of theirs.
+    pub(super) fn missing_blocks<'a>(
         &self,
-        blocks: impl IntoIterator<Item = (u16, Block)>,
-    ) -> Result<(), Error> {
+        wanted: BTreeSet<u16>,
+        listeners: impl Iterator<Item = &'a ListenerPlan>,
+    ) -> Result<BTreeMap<u16, Block>, Error> {
+        let leases: ArrayOfMaps<_, Block> = self.open_map(map::LEASES, Map::ArrayOfMaps)?;
+        let mut missing = wanted;
+        missing.retain(|id| leases.get(&u32::from(*id), 0).is_err());
+        let reserved: BTreeSet<u32> = listeners
+            .filter_map(|listener| snat::index(listener.address.port()))
+            .collect();
+        let blocks = missing
+            .into_iter()
+            .map(|id| Ok((id, self.new_block(&reserved)?)));
+        blocks.collect()
+    }
+
+    /// A new block, all of its ports free but the reserved ones.
+    fn new_block(&self, reserved: &BTreeSet<u32>) -> Result<Block, Error> {
+        let mut loader = EbpfLoader::new();
+        for name in map::ALL {
+            loader.map_pin_path(name, self.pins.map(name));
+        }
+        if let Some(buckets) = self.pins.flow_buckets() {
+            loader.map_max_entries(map::FLOWS, buckets);
+        }
+        let mut block = block_of(&mut loader)?;
+        for index in reserved {
+            let lease = Lease {
+                table: RESERVED,
+                ..Lease::default()
+            };
+            block
+                .set(*index, lease, 0)
+                .map_err(|e| Error::bpf("reserving the ports of listeners", &e))?;
+        }
+        Ok(block)
+    }
+
+    /// Sets blocks of ports, towards whom nothing is known yet.
+    pub(super) fn set_blocks(&self, blocks: &BTreeMap<u16, Block>) -> Result<(), Error> {
         let mut leases: ArrayOfMaps<_, Block> = self.open_map(map::LEASES, Map::ArrayOfMaps)?;
         for (id, block) in blocks {
+            self.set_source(*id, &[0; 16]);
             leases
-                .set(u32::from(id), &block, 0)
+                .set(u32::from(*id), block, 0)
                 .map_err(|e| Error::bpf("setting a block of ports in LEASES", &e))?;
         }
         Ok(())

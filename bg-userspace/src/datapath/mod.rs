@@ -62,6 +62,7 @@ pub use self::{
     flows::FlowRecord,
     load::{Features, Loaded},
     made::Made,
+    maps::{Block, block_of},
     naming::Known,
     pins::Lock,
     resolver::Resolver,
@@ -261,7 +262,7 @@ impl Datapath {
         inner.shape_tables()?;
         let change = inner.prepare(plan, known)?;
         let added = attach::add(program, settings, pins)?;
-        inner.introduce(&change);
+        inner.introduce(&change)?;
         let new = change.unresolved();
         let resolved = netlink::block_on(|| inner.resolve_now(&new, FIRST_RESOLVE));
         if let Err(error) = resolved {
@@ -296,12 +297,13 @@ impl Datapath {
 
     /// Finds the way to backends that are new, before packets go there. Takes a
     /// moment, longer when one does not answer.
-    pub async fn introduce(&self, change: &Change) {
-        self.inner.introduce(&change.tables);
+    pub async fn introduce(&self, change: &Change) -> Result<(), Error> {
+        self.inner.introduce(&change.tables)?;
         let new = change.tables.unresolved();
         if let Err(error) = self.inner.resolve_now(&new, FIRST_RESOLVE).await {
             tracing::error!("{error}");
         }
+        Ok(())
     }
 
     /// Applies what was prepared and introduced. Blocks.

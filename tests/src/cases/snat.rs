@@ -62,7 +62,9 @@ fn stranger(f: Family) -> FlowKey {
 
 /// The first port that a new flow is lent when all are free.
 fn first_port(f: Family, table: FlowTable) -> u16 {
-    World::candidates(&client(f, table)).next().map_or(0, port)
+    World::candidates(&client(f, table), table)
+        .next()
+        .map_or(0, port)
 }
 
 pub(super) fn snat(world: &World, f: Family, cases: &mut Vec<Case>) {
@@ -147,7 +149,8 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
             .hops(63)
             .bytes()
     };
-    let candidates: Vec<u32> = World::candidates(&client(f, FlowTable::HalfOpen)).collect();
+    let candidates: Vec<u32> =
+        World::candidates(&client(f, FlowTable::HalfOpen), FlowTable::HalfOpen).collect();
     // Lent in this moment, so nobody may take them.
     let mut full = world.clone();
     for (number, index) in candidates.iter().enumerate() {
@@ -197,10 +200,22 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
         false,
     );
     case(
-        "snat: the port of a silent datagram flow may be taken",
+        "snat: the port of a datagram flow that is long over is lent to the next one",
+        FlowTable::Udp,
+        1_000,
+        false,
+    );
+    case(
+        "snat: a datagram flow that is just over keeps its port: an answer may be late",
+        FlowTable::Udp,
+        500,
+        true,
+    );
+    case(
+        "snat: nobody takes the port of a datagram flow that waits for its answer",
         FlowTable::Udp,
         200,
-        false,
+        true,
     );
     case(
         "snat: no flood takes the port of an established flow (law 7)",
