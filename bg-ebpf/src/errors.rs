@@ -19,7 +19,7 @@ use crate::{
     flows::FlowCell,
     packet::{ETHERNET, Ethernet, Icmp, Packet, Tcp},
     parse::Segment,
-    pipeline::{Exit, current, drop, leave, pass, seek_client, transmit},
+    pipeline::{Exit, current, drop, end_of, leave, pass, seek_client, transmit},
     rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
 };
@@ -143,16 +143,9 @@ fn find<T: Tables + FamilyTables<A>, A: Network>(
             return None;
         }
         let via = flow.via.get();
-        let (address, port) = if via == via::DSR {
-            (quote.source, source_port)
-        } else if backend.port == [0, 0] {
-            (A::from_wide(&backend.address), source_port)
-        } else {
-            (A::from_wide(&backend.address), backend.port)
-        };
         return Some(Translation {
             side: Side::Destination,
-            end: (address, port),
+            end: end_of(backend, via, (quote.source, source_port)),
             via,
             block: backend.block,
             hop: NextHop(backend.next_hop),

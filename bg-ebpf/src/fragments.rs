@@ -15,7 +15,7 @@ use bg_common::{
 use crate::{
     packet::{ETHERNET, Packet},
     parse::Segment,
-    pipeline::{Exit, Out, drop, leave, pass},
+    pipeline::{Exit, Out, by_stack, drop, leave, pass},
     rewrite::{Network, Side},
     tables::{FamilyTables, Tables},
 };
@@ -132,8 +132,7 @@ pub(crate) fn follow<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         Some(_) => return drop(Reason::Inconsistent),
         None => None,
     };
-    // The stack takes none that is from an address of its own, or for one.
-    let by_stack = first.via == via::NAT || side == Side::Source;
+    let by_stack = by_stack(first.via, side);
     if interface.is_none() && !by_stack {
         return drop(Reason::FragmentDropped);
     }

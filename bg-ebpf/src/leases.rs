@@ -97,19 +97,18 @@ pub fn hold<'a>(
     now: u32,
     find: impl Fn(FlowTable) -> Option<&'a FlowCell>,
 ) -> Hold {
-    if lease.id.get() == 0 && lease.table.get() != RESERVED {
+    let table = lease.table.get();
+    if table == RESERVED {
+        return KEPT;
+    }
+    if lease.id.get() == 0 {
         return FREE;
     }
     if is_fresh(lease, now) {
         return KEPT;
     }
     let has = |table| find(table).filter(|flow| flow.via.get() == via && !flow.is_over(table, now));
-    // 1 at the least, so that it is more than KEPT.
-    let silence = |flow: &FlowCell| flow.silence(now) + 1;
-    if lease.table.get() == RESERVED {
-        return KEPT;
-    }
-    if lease.table.get() == FlowTable::Udp as u32 {
+    if table == FlowTable::Udp as u32 {
         // Nothing in a datagram tells a late answer from one to the next flow.
         let silent = match find(FlowTable::Udp).filter(|flow| flow.via.get() == via) {
             Some(flow) => flow.silence(now).saturating_sub(flow.proof.get()),
@@ -123,7 +122,8 @@ pub fn hold<'a>(
     match has(FlowTable::HalfOpen) {
         None => FREE,
         Some(half) if half.is_proven() => KEPT,
-        Some(half) => silence(half),
+        // 1 at the least, so that it is more than KEPT.
+        Some(half) => half.silence(now) + 1,
     }
 }
 

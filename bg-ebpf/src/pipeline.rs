@@ -26,8 +26,8 @@ use bg_common::{
     port::{Port, Tags},
     reason::Reason,
     service::{
-        Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord, ReturnPath,
-        colour_spread, forward as mode,
+        Backend, Colour, CutoverWord, FirstFlow, Interface, Listener, NextHop, PoolWord,
+        ReturnPath, colour_spread, forward as mode,
     },
     snat::{self, via},
 };
@@ -376,13 +376,8 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     }) else {
         return drop(Reason::Inconsistent);
     };
-    let (address, port) = if via == via::DSR {
-        (segment.destination, segment.destination_port)
-    } else if backend.port == [0, 0] {
-        (A::from_wide(&backend.address), segment.destination_port)
-    } else {
-        (A::from_wide(&backend.address), backend.port)
-    };
+    let listener_end = (segment.destination, segment.destination_port);
+    let (address, port) = end_of(backend, via, listener_end);
     let out = Out {
         hop: NextHop(backend.next_hop),
         side: Side::Destination,
@@ -508,6 +503,23 @@ fn forward_tcp<P: Packet, T: Tables, A>(
         colour,
         reason,
         via: flow.via.get(),
+    }
+}
+
+/// Where packets for a listener go: to the backend, on the listener's port unless it
+/// has one of its own, and in `dsr` to the listener's own address.
+#[inline(always)]
+pub(crate) fn end_of<A: Network>(
+    backend: &Backend,
+    via: u16,
+    (address, port): (A, [u8; 2]),
+) -> (A, [u8; 2]) {
+    if via == via::DSR {
+        (address, port)
+    } else if backend.port == [0, 0] {
+        (A::from_wide(&backend.address), port)
+    } else {
+        (A::from_wide(&backend.address), backend.port)
     }
 }
 
@@ -1018,12 +1030,17 @@ pub(crate) struct Out<A> {
 }
 
 impl<A> Out<A> {
-    /// False when the stack could not send the packet on: it takes none that is
-    /// from an address of its own, or for one.
     #[inline(always)]
     fn by_stack(&self) -> bool {
-        self.via == via::NAT || self.side == Side::Source
+        by_stack(self.via, self.side)
     }
+}
+
+/// False when the stack could not send on what was rewritten: it takes no packet that
+/// is from an address of its own, or for one.
+#[inline(always)]
+pub(crate) fn by_stack(via: u16, side: Side) -> bool {
+    via == via::NAT || side == Side::Source
 }
 
 /// Rewrites one end of the packet, in `snat` both, and sends it to the next hop.

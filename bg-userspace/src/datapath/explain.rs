@@ -6,10 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use aya::{
-    EbpfLoader,
-    programs::{TestRun as _, TestRunAttrs, TestRunOptions},
-};
+use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions};
 use bg_common::{
     abi::{global, map},
     monitor::{EVERY_REASON, Sighting, Watch, action},
@@ -76,13 +73,7 @@ type Context = [u32; 6];
 
 impl Dry {
     fn load(pins: &Pins) -> Result<Self, Error> {
-        let mut loader = EbpfLoader::new();
-        for name in map::ALL {
-            loader.map_pin_path(name, pins.map(name));
-        }
-        if let Some(buckets) = pins.flow_buckets() {
-            loader.map_max_entries(map::FLOWS, buckets);
-        }
+        let mut loader = pins.loader();
         loader.map_max_entries(map::SIGHTINGS, RING);
         loader.override_global(global::DRY_RUN, &1u32, true);
         let mut loaded = Features::probe()?.load(&mut loader)?;

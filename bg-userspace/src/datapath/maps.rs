@@ -197,14 +197,7 @@ impl Inner {
 
     /// A new block, all of its ports free but the reserved ones.
     fn new_block(&self, reserved: &BTreeSet<u32>) -> Result<Block, Error> {
-        let mut loader = EbpfLoader::new();
-        for name in map::ALL {
-            loader.map_pin_path(name, self.pins.map(name));
-        }
-        if let Some(buckets) = self.pins.flow_buckets() {
-            loader.map_max_entries(map::FLOWS, buckets);
-        }
-        let mut block = block_of(&mut loader)?;
+        let mut block = block_of(&mut self.pins.loader())?;
         for index in reserved {
             let lease = Lease {
                 table: RESERVED,

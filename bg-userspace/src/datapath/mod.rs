@@ -41,10 +41,7 @@ use std::{
     time::Duration,
 };
 
-use aya::{
-    EbpfLoader,
-    maps::{Map, MapData, PerCpuArray},
-};
+use aya::maps::{Map, MapData, PerCpuArray};
 use bg_common::{
     abi::map,
     flow::{buckets_for, flows_for},
@@ -248,10 +245,7 @@ impl Datapath {
         addresses: addresses::Change,
         announcer: &Announcer,
     ) -> Result<(Inner, Loaded, Watcher, Vec<InterfaceStatus>), Error> {
-        let mut loader = EbpfLoader::new();
-        for name in map::ALL {
-            loader.map_pin_path(name, pins.map(name));
-        }
+        let mut loader = pins.loader();
         loader.map_max_entries(map::FLOWS, flow_buckets);
         let mut loaded = Features::probe()?.load(&mut loader)?;
         let watcher = Watcher::take(&mut loaded.ebpf)?;

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{MapInfo, MapType};
+use aya::{
+    EbpfLoader,
+    maps::{MapInfo, MapType},
+};
 use bg_common::{
     abi::{LAYOUT, MAGLEV_ROW, capacity, map},
     flow::{Bucket, FlowTable, REGIONS, TableShape, buckets_for},
@@ -44,6 +47,18 @@ impl Pins {
     /// The pin of a map.
     pub fn map(&self, name: &str) -> PathBuf {
         self.layout().join("maps").join(name)
+    }
+
+    /// Loads the object over the maps whose pins are here, and pins those that are new.
+    pub fn loader(&self) -> EbpfLoader<'static> {
+        let mut loader = EbpfLoader::new();
+        for name in map::ALL {
+            loader.map_pin_path(name, self.map(name));
+        }
+        if let Some(buckets) = self.flow_buckets() {
+            loader.map_max_entries(map::FLOWS, buckets);
+        }
+        loader
     }
 
     /// The pin of the program.

@@ -21,10 +21,7 @@ pub(super) fn drain(world: &World, f: Family, cases: &mut Vec<Case>) {
         f.add(&mut world, table, flow);
         world
     };
-    let to = Macs {
-        to: FROM_CLIENT.from,
-        from: FROM_CLIENT.to,
-    };
+    let to = BACK_TO_CLIENT;
     let segment = Frame::tcp(FROM_CLIENT, f.client, f.service, "A").bytes();
     let forwarded = Frame::tcp(to_backend(f.blue), f.client, f.blue(), "A")
         .hops(63)
@@ -92,10 +89,7 @@ pub(super) fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
         FlowTable::Established,
         Family::flow(world, f.blue),
     );
-    let back = Macs {
-        to: FROM_CLIENT.from,
-        from: FROM_CLIENT.to,
-    };
+    let back = BACK_TO_CLIENT;
     // A request with padding behind it, as a short frame has it: the length of
     // the packet is the IP header's.
     cases.push(Case {

@@ -5,7 +5,7 @@
 
 use bg_common::snat::via;
 
-use super::*;
+use super::{errors::Icmp, *};
 use crate::frame;
 
 /// A world with a flow to blue in `table`.
@@ -143,10 +143,6 @@ fn rest(world: &World, f: Family, cases: &mut Vec<Case>) {
     let proven = with(world, f, FlowTable::HalfOpen, |flow| {
         flow.from_client = bits::PROVEN;
     });
-    let back_to_client = Macs {
-        to: FROM_CLIENT.from,
-        from: FROM_CLIENT.to,
-    };
     cases.push(Case {
         name: "dsr: a cut flow's client gets a RST from the listener",
         world: flipped(&proven, true),
@@ -155,7 +151,7 @@ fn rest(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
         action: Transmit,
         reason: ResetClient,
-        out: Frame::tcp(back_to_client, f.service, f.client, "R")
+        out: Frame::tcp(BACK_TO_CLIENT, f.service, f.client, "R")
             .numbers(5000, 0)
             .window(0)
             .bytes(),
@@ -184,12 +180,12 @@ fn rest(world: &World, f: Family, cases: &mut Vec<Case>) {
         out: syn,
         flow: None,
     });
-    let (header, too_big, router) = if f.client.is_ipv4() {
-        (20, (3, 4, 1400), "192.0.2.77")
-    } else {
-        (40, (2, 0, 1400), "2001:db8:77::1")
-    };
-    let router = router.parse().expect("an address in a test");
+    let Icmp {
+        header,
+        too_big,
+        router,
+        ..
+    } = Icmp::of(f);
     let quote = Frame::tcp(TO_CLIENT, f.service, f.client, "PA")
         .payload(&[7; 1400])
         .quote(header + 400);

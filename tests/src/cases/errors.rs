@@ -8,16 +8,16 @@ use super::*;
 
 /// What one family calls things.
 #[derive(Clone, Copy)]
-struct Icmp {
-    header: usize,
-    too_big: (u8, u8, u32),
+pub(super) struct Icmp {
+    pub(super) header: usize,
+    pub(super) too_big: (u8, u8, u32),
     time_exceeded: (u8, u8, u32),
     unreachable: (u8, u8, u32),
-    router: IpAddr,
+    pub(super) router: IpAddr,
 }
 
 impl Icmp {
-    fn of(f: Family) -> Self {
+    pub(super) fn of(f: Family) -> Self {
         let address = |text: &str| text.parse().expect("an address in a test");
         if f.client.is_ipv4() {
             Self {
@@ -228,10 +228,7 @@ fn nobodys(known: &World, f: Family, cases: &mut Vec<Case>) {
 
 fn ours(world: &World, f: Family, cases: &mut Vec<Case>) {
     let icmp = Icmp::of(f);
-    let back = Macs {
-        to: FROM_CLIENT.from,
-        from: FROM_CLIENT.to,
-    };
+    let back = BACK_TO_CLIENT;
     let mut small = world.clone();
     small.interfaces[BACKENDS as usize].mtu = 1400;
     let large = Frame::tcp(FROM_CLIENT, f.client, f.service, "PA").payload(&[7; 1400]);

@@ -255,10 +255,7 @@ fn tcp(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes()
     };
     let first = |flags, size| frame::fragments(&segment(flags), size)[0].clone();
-    let back = Macs {
-        to: FROM_CLIENT.from,
-        from: FROM_CLIENT.to,
-    };
+    let back = BACK_TO_CLIENT;
     cases.push(Case {
         name: "the first fragment of a cut flow's segment is answered with a RST",
         world: was_cut.clone(),

@@ -204,5 +204,10 @@ fn flipped(world: &World, cut: bool) -> World {
     }
 }
 
+/// Frames that go back where a client's came from.
+const BACK_TO_CLIENT: Macs = Macs {
+    to: FROM_CLIENT.from,
+    from: FROM_CLIENT.to,
+};
 const TO_BACKEND: Action = Redirect(BACKENDS);
 const TO_CLIENTS: Action = Redirect(CLIENTS);

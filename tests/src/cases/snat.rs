@@ -8,7 +8,7 @@ use bg_common::{
     snat::{Lease, index, port, via},
 };
 
-use super::*;
+use super::{errors::Icmp, *};
 use crate::frame;
 
 /// A port that flows of these cases were lent.
@@ -430,10 +430,6 @@ fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
 fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
     let mut cut = lent(world, f, FlowTable::Established, |_| ());
     cut.word = cut.word.flipped(Colour::Green, true);
-    let back_to_client = Macs {
-        to: FROM_CLIENT.from,
-        from: FROM_CLIENT.to,
-    };
     cases.push(Case {
         name: "snat: a cut flow's client gets its RST from the listener",
         world: cut.clone(),
@@ -442,7 +438,7 @@ fn cut(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
         action: Transmit,
         reason: ResetClient,
-        out: Frame::tcp(back_to_client, f.service, f.client, "R")
+        out: Frame::tcp(BACK_TO_CLIENT, f.service, f.client, "R")
             .numbers(5000, 0)
             .window(0)
             .bytes(),
@@ -513,12 +509,12 @@ fn unreachable(world: &World, f: Family, cases: &mut Vec<Case>) {
 
 fn errors(world: &World, f: Family, cases: &mut Vec<Case>) {
     let known = lent(world, f, FlowTable::Established, |_| ());
-    let (header, too_big, router) = if f.client.is_ipv4() {
-        (20, (3, 4, 1400), "192.0.2.77")
-    } else {
-        (40, (2, 0, 1400), "2001:db8:77::1")
-    };
-    let router: std::net::IpAddr = router.parse().expect("an address in a test");
+    let Icmp {
+        header,
+        too_big,
+        router,
+        ..
+    } = Icmp::of(f);
     let about = |from, to, length| {
         Frame::tcp(TO_CLIENT, from, to, "PA")
             .payload(&[7; 1400])
@@ -574,10 +570,6 @@ fn errors(world: &World, f: Family, cases: &mut Vec<Case>) {
     let mut small = known;
     small.interfaces[BACKENDS as usize].mtu = 1280;
     let large = Frame::tcp(FROM_CLIENT, f.client, f.service, "PA").payload(&[7; 1400]);
-    let back_to_client = Macs {
-        to: FROM_CLIENT.from,
-        from: FROM_CLIENT.to,
-    };
     cases.push(Case {
         name: "snat: a packet too big for the way out is answered, quoted as it came",
         world: small,
@@ -585,7 +577,7 @@ fn errors(world: &World, f: Family, cases: &mut Vec<Case>) {
         action: Transmit,
         reason: SentTooBig,
         out: Frame::icmp(
-            back_to_client,
+            BACK_TO_CLIENT,
             f.service.ip(),
             f.client.ip(),
             (too_big.0, too_big.1, 1280),

@@ -218,10 +218,7 @@ fn to_clients(world: &World, f: Family, cases: &mut Vec<Case>) {
 
 /// Our own answers carry the tags of the packet that they answer.
 fn back_by_the_same_vlan(world: &World, f: Family, cases: &mut Vec<Case>) {
-    let back = Macs {
-        to: FROM_CLIENT.from,
-        from: FROM_CLIENT.to,
-    };
+    let back = BACK_TO_CLIENT;
     let mut was_cut = flipped(world, true);
     f.add(
         &mut was_cut,
