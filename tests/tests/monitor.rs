@@ -288,8 +288,12 @@ fn what_is_no_flow_is_shown_as_far_as_it_was_looked_at() {
     let mut strange = Frame::udp(macs, client, other).bytes();
     strange[12..14].copy_from_slice(&[0x88, 0xb5]); // for experiments (IEEE 802)
     wire.send(&strange).unwrap();
+    // Servers' kernels may send something of their own meanwhile (router solicitations).
     let is = |packet: &Value, reason: &str, source: Value| {
-        packet["reason"] == reason && packet["source"] == source && packet["action"] == "pass"
+        packet["reason"] == reason
+            && packet["source"] == source
+            && packet["action"] == "pass"
+            && packet["interface"] == "clients"
     };
     let seen = |reason: &str, source: Value| {
         let packets = monitor.packets();
@@ -303,7 +307,6 @@ fn what_is_no_flow_is_shown_as_far_as_it_was_looked_at() {
     until("the other frame is shown", || seen("not_ip", Value::Null));
     for packet in monitor.packets() {
         assert_eq!(packet["service"], Value::Null, "{packet}");
-        assert_eq!(packet["interface"], "clients", "{packet}");
     }
 }
 
