@@ -351,11 +351,28 @@ impl TableShape {
         self.buckets * self.regions
     }
 
+    /// The home bucket of the key with this hash.
+    #[inline(always)]
+    pub const fn home(&self, hash: u64) -> u32 {
+        let first = self.region(hash).wrapping_mul(self.buckets);
+        first.wrapping_add(self.home_in_region(hash))
+    }
+
+    #[inline(always)]
+    const fn region(&self, hash: u64) -> u32 {
+        (hash >> 56) as u32 & self.regions.wrapping_sub(1)
+    }
+
+    #[inline(always)]
+    const fn home_in_region(&self, hash: u64) -> u32 {
+        ((hash as u32 as u64 * self.buckets as u64) >> 32) as u32
+    }
+
     /// Where the key with this hash lies.
     #[inline(always)]
     pub const fn place(&self, hash: u64) -> Place {
-        let region = (hash >> 56) as u32 & self.regions.wrapping_sub(1);
-        let home = ((hash as u32 as u64 * self.buckets as u64) >> 32) as u32;
+        let region = self.region(hash);
+        let home = self.home_in_region(hash);
         let mut other = (((hash >> 24) as u32 as u64 * self.buckets as u64) >> 32) as u32;
         if other == home {
             other = if home == 0 {
@@ -380,17 +397,21 @@ pub const fn start(hash: u64) -> u32 {
     hash as u32 & (LINES as u32 - 1)
 }
 
-/// Buckets for `flows` flows: half as many lines again, so that a flow that finds
-/// both of its buckets full is one in many millions.
+/// Lines for so many flows: 104 bytes a flow.
+const LINES_OF_FLOWS: (u64, u64) = (13, 8);
+
+/// Buckets for `flows` flows: so many lines more that of ten million flows none
+/// finds both of its buckets full. With half as many lines again, of two million three
+/// did.
 pub const fn buckets_for(flows: u32) -> u32 {
-    let lines = flows as u64 + flows as u64 / 2;
+    let lines = flows as u64 * LINES_OF_FLOWS.0 / LINES_OF_FLOWS.1;
     let buckets = lines.div_ceil(LINES as u64);
     TableShape::new(0, buckets as u32).total()
 }
 
 /// The flows that a table of `buckets` buckets was made for.
 pub const fn flows_for(buckets: u32) -> u32 {
-    (buckets as u64 * LINES as u64 * 2 / 3) as u32
+    (buckets as u64 * LINES as u64 * LINES_OF_FLOWS.1 / LINES_OF_FLOWS.0) as u32
 }
 
 #[cfg(test)]
@@ -508,6 +529,6 @@ mod tests {
         for flows in [1, 1000, 100_000, 1_000_000] {
             assert!(flows_for(buckets_for(flows)) >= flows);
         }
-        assert!(buckets_for(1_000_000) as usize * size_of::<Bucket>() <= 100_000_000);
+        assert!(buckets_for(1_000_000) as usize * size_of::<Bucket>() <= 105_000_000);
     }
 }

@@ -12,7 +12,7 @@ use bg_common::{
     monitor::Pressure,
 };
 use bg_ebpf::{
-    flows::{BucketCell, Buckets, FlowCell, Room, Spot, choose, find, reach_out},
+    flows::{BucketCell, Buckets, FlowCell, Room, Spot, choose, find, first, reach_out},
     tables::Scratch,
 };
 
@@ -65,9 +65,21 @@ pub fn seek(scratch: *mut Scratch, key: &FlowKey) {
     }
 }
 
-/// The flow that is sought.
+/// The flow that is sought. A flow of the half-open table is looked for once or twice in
+/// its life, the others with every packet: for them the first line is looked at here.
 #[inline(always)]
 pub fn flow(scratch: *mut Scratch, table: FlowTable) -> Option<&'static FlowCell> {
+    // SAFETY: this CPU's own value.
+    let (key, hash) = unsafe { (&(*scratch).key, (*scratch).hash) };
+    if table != FlowTable::HalfOpen {
+        let shape: &TableShape = maps::SHAPES.get(table as u32)?;
+        let home = Lines.bucket(table, shape.home(hash))?;
+        // SAFETY: the values of an array map are never freed while the program runs.
+        let home = unsafe { &*ptr::from_ref(home) };
+        if let Some(line) = first(home, key, start(hash)) {
+            return Some(&line.flow);
+        }
+    }
     let spot = Spot(find_line(table as u32));
     if !spot.is_some() {
         return None;
@@ -75,8 +87,6 @@ pub fn flow(scratch: *mut Scratch, table: FlowTable) -> Option<&'static FlowCell
     let bucket = Lines.bucket(table, spot.bucket())?;
     // SAFETY: the values of an array map are never freed while the program runs.
     let bucket = unsafe { &*ptr::from_ref(bucket) };
-    // SAFETY: this CPU's own value.
-    let hash = unsafe { (*scratch).hash };
     Some(&spot.line(bucket, start(hash)).flow)
 }
 

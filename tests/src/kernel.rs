@@ -2,9 +2,9 @@
 
 use std::{
     collections::{HashMap as Map, hash_map::Entry},
-    fs::File,
+    fs::{self, File},
     hash::Hash,
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     process::Command,
 };
 
@@ -81,6 +81,15 @@ pub struct Kernel {
     says_ingress: bool,
 }
 
+/// What the program takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// Instructions that the verifier has followed (kernel 5.16 tells).
+    pub verified: Option<u32>,
+    /// Bytes of the translated program, with all of its functions.
+    pub translated: u32,
+}
+
 /// Index of the loopback device, in every network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -122,13 +131,22 @@ impl Kernel {
 
     /// Loads the object as for a kernel that has these features and no others.
     pub fn load_for(features: Features) -> Result<Self> {
+        Self::load_as(features, 1000)
+    }
+
+    /// Loads the object as the daemon does, with room for so many established flows.
+    pub fn load_sized(flows: u32) -> Result<Self> {
+        Self::load_as(Features::probe()?, flows)
+    }
+
+    fn load_as(features: Features, flows: u32) -> Result<Self> {
         ip(&["link", "add", "bg0", "type", "veth", "peer", "name", "bg1"])?;
         ip(&["link", "set", "bg0", "up"])?;
         ip(&["link", "set", "bg1", "up"])?;
         let ifindexes = ["bg0", "bg1"].map(|name| nix::net::if_::if_nametoindex(name).unwrap_or(0));
         ensure!(!ifindexes.contains(&0), "the test devices did not appear");
         let mut loader = EbpfLoader::new();
-        loader.map_max_entries(map::FLOWS, buckets_for(1000));
+        loader.map_max_entries(map::FLOWS, buckets_for(flows));
         let loaded = features.load(&mut loader)?;
         let tables = FlowTables::mapped(|name| {
             let map = loaded
@@ -152,6 +170,29 @@ impl Kernel {
         let nothing = [0; ETHERNET];
         kernel.says_ingress = kernel.run(&nothing, LOOPBACK).is_ok();
         Ok(kernel)
+    }
+
+    /// What the program takes.
+    pub fn cost(&mut self) -> Result<Cost> {
+        let info = self.loaded.program()?.info()?;
+        Ok(Cost {
+            verified: info.verified_instruction_count(),
+            translated: info.size_translated().context("no size of the program")?,
+        })
+    }
+
+    /// Bytes of memory that the kernel has given the table of established flows.
+    pub fn memory_of_flows(&self) -> Result<u64> {
+        let name = map::of(FlowTable::Established);
+        let map = self.loaded.ebpf.map(name);
+        let aya::maps::Map::Array(data) = map.with_context(|| format!("no map {name}"))? else {
+            bail!("{name} is no array");
+        };
+        let fd = data.fd().as_fd().as_raw_fd();
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+        let bytes = bytes.context("the kernel tells no map's memory")?;
+        Ok(bytes.trim().parse()?)
     }
 
     /// Interface indices for a world in which frames come in by slot `ingress`.

@@ -351,6 +351,13 @@ impl World {
 
     /// Runs a frame through the packet path on the host; flows change as it says.
     pub fn run(&mut self, frame: &[u8]) -> (Verdict, Vec<u8>) {
+        let (verdict, out, _) = self.run_watched(frame);
+        (verdict, out)
+    }
+
+    /// The same, and what was looked up by a hash on the way.
+    pub fn run_watched(&mut self, frame: &[u8]) -> (Verdict, Vec<u8>, Vec<Lookup>) {
+        let lookups = Lookups::default();
         let mut buffer = Buffer {
             bytes: frame.to_vec(),
             tags: Tags::NONE,
@@ -359,6 +366,7 @@ impl World {
         let twin = Twin {
             v4: FamilyTwin::new(&self.listeners_v4, &self.returns_v4, &self.fragments_v4),
             v6: FamilyTwin::new(&self.listeners_v6, &self.returns_v6, &self.fragments_v6),
+            lookups: &lookups,
             tables: FlowTables::new(self.shapes()),
             sought: Cell::new(FlowKey::new([0; 2], [0; 2], 0)),
             pending: left_over(),
@@ -392,7 +400,7 @@ impl World {
         self.leases = leases;
         self.fragments_v4.extend(v4.entries());
         self.fragments_v6.extend(v6.entries());
-        (verdict, buffer.bytes)
+        (verdict, buffer.bytes, lookups.into_inner())
     }
 
     /// The shapes of the flow tables: small, and a full table's is one bucket.
@@ -533,8 +541,26 @@ impl Packet for Buffer {
     }
 }
 
+/// What is looked up by a hash: what costs a packet most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lookup {
+    /// A listener.
+    Listener,
+    /// A return path.
+    Return,
+    /// A flow.
+    Flow(FlowTable),
+    /// A first fragment.
+    Fragment,
+    /// The slot of an interface.
+    Slot,
+}
+
+type Lookups = RefCell<Vec<Lookup>>;
+
 struct Twin<'a> {
     world: &'a World,
+    lookups: &'a Lookups,
     v4: FamilyTwin<'a, [u8; 4]>,
     v6: FamilyTwin<'a, [u8; 16]>,
     tables: FlowTables,
@@ -631,6 +657,7 @@ impl Tables for Twin<'_> {
     }
 
     fn slot(&self, port: &Port) -> Option<u32> {
+        self.looks_up(Lookup::Slot);
         self.world
             .interfaces
             .iter()
@@ -656,6 +683,7 @@ impl Tables for Twin<'_> {
     }
 
     fn flow(&self, table: FlowTable) -> Option<&FlowCell> {
+        self.looks_up(Lookup::Flow(table));
         self.tables.find(table, &self.sought.get())
     }
 
@@ -733,6 +761,10 @@ impl Tables for Twin<'_> {
 }
 
 impl Twin<'_> {
+    fn looks_up(&self, what: Lookup) {
+        self.lookups.borrow_mut().push(what);
+    }
+
     fn lease(&self, block: u32, index: u32) -> Lease {
         let leases = self.leases.borrow();
         leases.get(&(block, index)).copied().unwrap_or_default()
@@ -772,14 +804,17 @@ macro_rules! family {
             }
 
             fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
+                self.looks_up(Lookup::Listener);
                 self.$field.listeners.get(to).copied()
             }
 
             fn return_path(&self, from: &Endpoint<$address>) -> Option<&ReturnPath> {
+                self.looks_up(Lookup::Return);
                 self.$field.returns.get(from)
             }
 
             fn fragment(&self, key: &FragmentKey<$address>) -> Option<&Fragment> {
+                self.looks_up(Lookup::Fragment);
                 let remembered = self.$field.remembered.iter();
                 let newest = remembered.filter(|(of, _)| of == key).last();
                 newest

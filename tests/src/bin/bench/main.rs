@@ -37,6 +37,12 @@ struct Arguments {
     /// A rough answer in seconds: 3 short rounds, no million flows.
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
+    /// Only what has this in its name, and no frames per second.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Only with at most so many flows.
+    #[arg(long, value_name = "FLOWS")]
+    flows: Option<u32>,
     /// How the figures are printed.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
@@ -112,11 +118,16 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
         frames,
     };
     let mut drops = [Vec::new(), Vec::new()];
-    for stage in stages {
+    let most = arguments.flows.unwrap_or(u32::MAX);
+    for stage in stages.iter().filter(|stage| stage.0 <= most) {
         eprintln!("bench: {} flows", stage.0);
         bench.stand.remember(stage.0)?;
-        report.add_delivered(bench.delivered(stage.0)?);
-        bench.stage(&cases::of_stage(*stage), &mut drops, &mut report)?;
+        let mut cases = cases::of_stage(*stage);
+        match &arguments.only {
+            Some(text) => cases.retain(|case| case.name.contains(text.as_str())),
+            None => report.add_delivered(bench.delivered(stage.0)?),
+        }
+        bench.stage(&cases, &mut drops, &mut report)?;
     }
     for drops in &drops {
         report.add_drop(drops);
