@@ -103,7 +103,7 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let hidden = via::is_port(translation.via);
     if back || hidden {
         let Some(end) = other_end(tables, &quote, &translation) else {
-            return drop(Reason::Inconsistent);
+            return drop(Reason::ForwardUnreachable);
         };
         let outer = if back || side == Side::Source {
             Edit::<A>::ADDRESS
@@ -187,6 +187,7 @@ fn remembered<T: Tables>(tables: &T, protocol: u8) -> Option<&FlowCell> {
 
 /// The end of the quote that is the client: itself, or in `snat` the gateway's own
 /// address and port where the backend's side looks, and the client where its own does.
+/// `None` while that address is not known.
 #[inline(always)]
 fn other_end<T: Tables, A: Network>(
     tables: &T,
@@ -200,7 +201,9 @@ fn other_end<T: Tables, A: Network>(
         let client = tables.sought();
         return Some((A::from_client(client.client), client.port()));
     }
-    let source = tables.source(u32::from(to.block))?;
+    let source = tables
+        .source(u32::from(to.block))
+        .filter(|source| source.is_known())?;
     Some((A::from_wide(&source.address), to.via.to_be_bytes()))
 }
 

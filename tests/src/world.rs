@@ -256,21 +256,18 @@ impl World {
         world
     }
 
-    /// True when all listeners and flows are `nat`'s.
-    pub fn is_nat(&self) -> bool {
-        let listeners = self.listeners_v4.values();
-        let listeners = listeners.chain(self.listeners_v6.values());
-        self.flows.values().all(|flow| flow.via == via::NAT)
-            && listeners.into_iter().all(|l| l.forward == forward::NAT)
-    }
-
     fn with_mode(&self, mode: u16) -> Self {
         let mut world = self.clone();
-        let listeners = world.listeners_v4.values_mut();
-        for listener in listeners.chain(world.listeners_v6.values_mut()) {
+        world.set_mode(mode);
+        world
+    }
+
+    /// From now on new flows are forwarded in this mode.
+    pub fn set_mode(&mut self, mode: u16) {
+        let listeners = self.listeners_v4.values_mut();
+        for listener in listeners.chain(self.listeners_v6.values_mut()) {
             listener.forward = mode;
         }
-        world
     }
 
     /// The ports, by index, that are looked at for a flow, in their order.

@@ -566,6 +566,21 @@ fn errors(world: &World, f: Family, cases: &mut Vec<Case>) {
             flow: None,
         });
     }
+    // It would quote to the backend what it never sent.
+    let mut no_source = known.clone();
+    let block = no_source.backends[f.blue as usize].block;
+    no_source.sources[usize::from(block)] = bg_common::snat::Source::default();
+    let quote = about(f.service, f.client, header + 400);
+    let error = Frame::icmp(FROM_CLIENT, router, f.service.ip(), too_big, &quote).bytes();
+    cases.push(Case {
+        name: "snat: without an own address an error about a reply is dropped",
+        world: no_source,
+        frame: error.clone(),
+        action: Drop,
+        reason: ForwardUnreachable,
+        out: error,
+        flow: None,
+    });
     // Ours: too big for the way out, in the client's own words.
     let mut small = known;
     small.interfaces[BACKENDS as usize].mtu = 1280;
