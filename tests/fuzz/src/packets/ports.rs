@@ -16,7 +16,7 @@ use bg_tests::world::World;
 use super::{
     oracle::Judged,
     view::View,
-    whose::{self, Asked, address},
+    whose::{self, Asked, Way, address},
 };
 
 /// Lent to TCP.
@@ -206,22 +206,31 @@ fn asked(judged: &Judged<'_>) -> Option<Asked> {
     whose::asked(judged.before, ends, ip.protocol)
 }
 
-/// A new flow of `snat` has a port, and keeps the one that it had.
-pub(super) fn newcomer(judged: &Judged<'_>, asked: &Asked, via: u16) {
+/// A new flow is remembered as it went, by one of these ways, which is left; in `snat` it
+/// has a port, and keeps the one that it had.
+pub(super) fn newcomer(judged: &Judged<'_>, asked: &Asked, ways: &mut Vec<Way>) {
+    let mut now = whose::current(judged.after, asked.key, asked.protocol());
+    now.retain(|(table, _)| *table != FlowTable::Established);
+    let remembers =
+        judged.verdict.reason == Reason::ForwardedNew || asked.listener.forward == forward::SNAT;
+    let Some((table, flow)) = now.first().copied() else {
+        return assert!(!remembers, "new, and not remembered");
+    };
+    let backend = judged.before.backends.get(flow.backend as usize);
+    ways.retain(|way| (flow.via, backend) == (way.via, Some(&way.backend)));
+    assert!(
+        !ways.is_empty(),
+        "remembered otherwise than it went: {flow:?}"
+    );
     if asked.listener.forward != forward::SNAT {
         return;
     }
-    assert!(is_lent(via), "from port {via}");
-    let now = whose::current(judged.after, asked.key, asked.protocol());
-    let (table, flow) = now
-        .iter()
-        .find(|(_, flow)| flow.via == via)
-        .expect("what is lent a port is remembered");
-    assert!(has(judged.after, asked.key, flow), "somebody else's port");
+    assert!(is_lent(flow.via), "from port {}", flow.via);
+    assert!(has(judged.after, asked.key, &flow), "somebody else's port");
     let mut had = whose::current(judged.before, asked.key, asked.protocol());
-    had.retain(|(of, old)| of == table && old.backend == flow.backend && is_lent(old.via));
+    had.retain(|(of, old)| *of == table && old.backend == flow.backend && is_lent(old.via));
     for (_, old) in had {
-        assert_eq!(old.via, via, "a flow that had a port got another one");
+        assert_eq!(old.via, flow.via, "a flow that had a port got another one");
     }
 }
 

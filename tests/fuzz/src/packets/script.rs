@@ -27,6 +27,8 @@ use crate::bytes::Bytes;
 
 /// Packets of one script, at most.
 const PACKETS: u32 = 6;
+/// Steps, at most.
+const STEPS: usize = 16;
 /// Bytes of a frame, at most.
 const LONGEST: usize = 2048;
 /// Flows that scripts put into a world, at most.
@@ -72,7 +74,10 @@ pub(super) fn play(data: &[u8], cases: &[Case]) {
         left: None,
         packets: 0,
     };
-    while !bytes.is_empty() && stage.packets < PACKETS {
+    for _ in 0..STEPS {
+        if bytes.is_empty() || stage.packets == PACKETS {
+            break;
+        }
         match bytes.u8() % step::ALL {
             step::FRAME => stage.frame(&mut bytes),
             step::BUILT => stage.built(&mut bytes),

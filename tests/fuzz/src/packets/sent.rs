@@ -58,10 +58,14 @@ impl Both {
 
     /// Nothing but these bytes of the packet may differ.
     pub(super) fn same_but(&self, ranges: &[Range<usize>]) {
-        let both = self.came.packet.iter().zip(&self.left.packet).enumerate();
-        for (at, (old, new)) in both {
-            let allowed = ranges.iter().any(|range| range.contains(&at));
-            assert!(allowed || old == new, "byte {at} of the packet changed");
+        let (old, new) = (&self.came.packet, &self.left.packet);
+        let mut expected = old.clone();
+        for range in ranges {
+            expected[range.clone()].copy_from_slice(&new[range.clone()]);
+        }
+        if expected != *new {
+            let at = expected.iter().zip(new).position(|(old, new)| old != new);
+            panic!("byte {at:?} of the packet changed");
         }
     }
 
@@ -265,12 +269,12 @@ fn to_backend(judged: &Judged<'_>, both: &Both) -> Vec<Way> {
     if judged.verdict.reason == Reason::ForwardedOrphan || both.old.protocol == UDP {
         assert!(known.is_empty(), "a known flow, taken for a new one");
     }
-    let ways = fits(asked.new_ways(judged));
+    let mut ways = fits(asked.new_ways(judged));
     assert!(
         !ways.is_empty(),
         "a new flow takes the word's colour: to {new:?}"
     );
-    ports::newcomer(judged, &asked, ways[0].via);
+    ports::newcomer(judged, &asked, &mut ways);
     ways
 }
 

@@ -201,9 +201,15 @@ impl Side {
 /// The one's complement sum over `parts`, each of which begins at an even place;
 /// 0 and 0xffff are one number (RFC 1071).
 pub fn sum(parts: &[&[u8]]) -> u64 {
-    let words = parts.iter().flat_map(|part| part.chunks(2));
-    let sum: u64 = words
-        .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0)))
-        .sum();
-    sum % 0xffff
+    let sum = parts.iter().map(|part| {
+        // 2^16 is 1 modulo 2^16 - 1, so words of 32 bits will do.
+        let (words, rest) = part.as_chunks::<4>();
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        let words = words.iter().chain([&last]);
+        words
+            .map(|word| u64::from(u32::from_be_bytes(*word)))
+            .sum::<u64>()
+    });
+    sum.sum::<u64>() % 0xffff
 }
