@@ -11,7 +11,7 @@ use bg_common::{
     key::{Endpoint, UDP},
     reason::Reason,
     service::{NextHop, ReturnPath},
-    snat::via,
+    snat::{Source, via},
 };
 
 use crate::{
@@ -92,6 +92,11 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         Some(interface) if interface.ifindex != 0 => interface,
         _ => return drop(Reason::Inconsistent),
     };
+    let hidden = via::is_port(translation.via);
+    let source = tables.source(u32::from(translation.block));
+    if hidden && !source.is_some_and(Source::is_known) {
+        return drop(Reason::ForwardUnreachable);
+    }
     let side = translation.side;
     let edit = Edit::new(side, translation.end, Edit::<A>::ROUTED);
     if !rewrite_error(packet, segment, &edit) {
@@ -100,10 +105,9 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     // Sent back to where it came from, it would meet the router that made it,
     // which takes nothing from its own address: it then comes from the client.
     let back = interface.port() == packet.port() && side == Side::Destination;
-    let hidden = via::is_port(translation.via);
     if back || hidden {
         let Some(end) = other_end(tables, &quote, &translation) else {
-            return drop(Reason::ForwardUnreachable);
+            return drop(Reason::Inconsistent);
         };
         let outer = if back || side == Side::Source {
             Edit::<A>::ADDRESS
@@ -187,7 +191,6 @@ fn remembered<T: Tables>(tables: &T, protocol: u8) -> Option<&FlowCell> {
 
 /// The end of the quote that is the client: itself, or in `snat` the gateway's own
 /// address and port where the backend's side looks, and the client where its own does.
-/// `None` while that address is not known.
 #[inline(always)]
 fn other_end<T: Tables, A: Network>(
     tables: &T,
@@ -201,9 +204,7 @@ fn other_end<T: Tables, A: Network>(
         let client = tables.sought();
         return Some((A::from_client(client.client), client.port()));
     }
-    let source = tables
-        .source(u32::from(to.block))
-        .filter(|source| source.is_known())?;
+    let source = tables.source(u32::from(to.block))?;
     Some((A::from_wide(&source.address), to.via.to_be_bytes()))
 }
 

@@ -30,7 +30,7 @@ const PACKETS: u32 = 6;
 /// Steps, at most.
 const STEPS: usize = 16;
 /// Bytes of a frame, at most.
-const LONGEST: usize = 2048;
+pub(super) const LONGEST: usize = 2048;
 /// Flows that scripts put into a world, at most.
 const FLOWS: usize = 6;
 
@@ -51,13 +51,12 @@ mod step {
     pub const ALL: u8 = FLOW + 1;
 }
 
-/// The script of a case, with the packet of another one behind its own.
-pub(super) fn seed(cases: &[Case], case: usize, next: Option<usize>) -> Vec<u8> {
+/// The script of the world of a case, and of frames that come in by slots.
+pub(super) fn seed(case: usize, frames: &[(u32, Vec<u8>)]) -> Vec<u8> {
     let mut script = (case as u16).to_be_bytes().to_vec();
-    for case in [Some(case), next].into_iter().flatten() {
-        let Case { world, frame, .. } = &cases[case];
+    for (ingress, frame) in frames {
         script.push(step::FRAME);
-        script.push(world.ingress as u8);
+        script.push(*ingress as u8);
         script.extend((frame.len() as u16).to_be_bytes());
         script.extend(frame);
     }

@@ -284,13 +284,14 @@ fn to_client(judged: &Judged<'_>, both: &Both) -> Vec<NextHop> {
     let owed = whose::owed(judged.before, old, both.old.protocol)
         .expect("what is returned is a backend's");
     assert_eq!(new, owed.ends(), "from the listener to the flow's client");
-    assert!(
-        !owed.own(judged.before).is_empty(),
-        "another backend's flow, or none"
-    );
-    // A route that was looked up counts at once.
-    let flows = owed.own(judged.after);
-    flows.iter().map(|(_, flow)| flow.hop()).collect()
+    let flows = owed.own(judged.before);
+    assert!(!flows.is_empty(), "another backend's flow, or none");
+    // A route that was looked up counts at once, and a flow may end with its last packet.
+    let after = &judged.after.flows;
+    let hops = flows
+        .iter()
+        .filter_map(|(table, _)| after.get(&(*table, owed.key)));
+    hops.map(bg_common::flow::Flow::hop).collect()
 }
 
 /// The frame leaves by one of these next hops, with that interface's address and
