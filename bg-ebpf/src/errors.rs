@@ -11,7 +11,7 @@ use bg_common::{
     key::{Endpoint, UDP},
     reason::Reason,
     service::{NextHop, ReturnPath},
-    snat::via,
+    snat::{Source, via},
 };
 
 use crate::{
@@ -92,6 +92,11 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         Some(interface) if interface.ifindex != 0 => interface,
         _ => return drop(Reason::Inconsistent),
     };
+    let hidden = via::is_port(translation.via);
+    let source = tables.source(u32::from(translation.block));
+    if hidden && !source.is_some_and(Source::is_known) {
+        return drop(Reason::ForwardUnreachable);
+    }
     let side = translation.side;
     let edit = Edit::new(side, translation.end, Edit::<A>::ROUTED);
     if !rewrite_error(packet, segment, &edit) {
@@ -100,7 +105,6 @@ pub(crate) fn translate<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     // Sent back to where it came from, it would meet the router that made it,
     // which takes nothing from its own address: it then comes from the client.
     let back = interface.port() == packet.port() && side == Side::Destination;
-    let hidden = via::is_port(translation.via);
     if back || hidden {
         let Some(end) = other_end(tables, &quote, &translation) else {
             return drop(Reason::Inconsistent);

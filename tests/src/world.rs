@@ -5,7 +5,7 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     hash::Hash,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use bg_common::{
@@ -256,21 +256,18 @@ impl World {
         world
     }
 
-    /// True when all listeners and flows are `nat`'s.
-    pub fn is_nat(&self) -> bool {
-        let listeners = self.listeners_v4.values();
-        let listeners = listeners.chain(self.listeners_v6.values());
-        self.flows.values().all(|flow| flow.via == via::NAT)
-            && listeners.into_iter().all(|l| l.forward == forward::NAT)
-    }
-
     fn with_mode(&self, mode: u16) -> Self {
         let mut world = self.clone();
-        let listeners = world.listeners_v4.values_mut();
-        for listener in listeners.chain(world.listeners_v6.values_mut()) {
+        world.set_mode(mode);
+        world
+    }
+
+    /// From now on new flows are forwarded in this mode.
+    pub fn set_mode(&mut self, mode: u16) {
+        let listeners = self.listeners_v4.values_mut();
+        for listener in listeners.chain(self.listeners_v6.values_mut()) {
             listener.forward = mode;
         }
-        world
     }
 
     /// The ports, by index, that are looked at for a flow, in their order.
@@ -293,28 +290,16 @@ impl World {
             service: 0,
             block: 0,
         };
-        let backends = self.backends.clone();
-        for backend in backends
-            .iter()
-            .filter(|b| (b.family == 6) == address.is_ipv6())
-        {
-            // Both green endpoints serve one listener each: TCP's and UDP's.
-            let port = if backend.port == [0, 0] {
-                path.port
-            } else {
-                backend.port
-            };
-            match address {
-                SocketAddr::V4(_) => {
-                    let [a, b, c, d, ..] = backend.address;
-                    self.returns_v4
-                        .insert(Endpoint::new([a, b, c, d], port, protocol), path);
-                }
-                SocketAddr::V6(_) => {
-                    self.returns_v6
-                        .insert(Endpoint::new(backend.address, port, protocol), path);
-                }
+        for backend in at::BACKENDS {
+            let mut from = addr(backend);
+            if from.is_ipv4() != address.is_ipv4() {
+                continue;
             }
+            // Both green endpoints serve one listener each: TCP's and UDP's.
+            if from.port() == 0 {
+                from.set_port(address.port());
+            }
+            self.answers(from, protocol, path);
         }
         let port = address.port().to_be_bytes();
         match address {
@@ -325,6 +310,21 @@ impl World {
             SocketAddr::V6(v6) => {
                 self.listeners_v6
                     .insert(Endpoint::new(v6.ip().octets(), port, protocol), listener);
+            }
+        }
+    }
+
+    /// What a backend's endpoint sends is rewritten back to this.
+    pub fn answers(&mut self, from: SocketAddr, protocol: u8, path: ReturnPath) {
+        let port = from.port().to_be_bytes();
+        match from.ip() {
+            IpAddr::V4(ip) => {
+                let from = Endpoint::new(ip.octets(), port, protocol);
+                self.returns_v4.insert(from, path);
+            }
+            IpAddr::V6(ip) => {
+                let from = Endpoint::new(ip.octets(), port, protocol);
+                self.returns_v6.insert(from, path);
             }
         }
     }
@@ -431,11 +431,12 @@ impl World {
     }
 }
 
-/// What the packet before left where flows are written down: nothing to go by.
+/// What the packet before left where flows are written down: nothing to go by, and
+/// like what there might be.
 fn left_over() -> FlowCell {
     let flow = FlowCell::default();
     flow.via.set(via::DSR);
-    flow.backend.set(u32::MAX);
+    flow.backend.set(1);
     flow
 }
 

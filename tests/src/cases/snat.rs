@@ -5,11 +5,13 @@
 
 use bg_common::{
     flow::FlowKey,
-    snat::{Lease, index, port, via},
+    key::TCP,
+    service::ReturnPath,
+    snat::{Lease, RESERVED, index, port, via},
 };
 
 use super::{errors::Icmp, *};
-use crate::frame;
+use crate::{frame, world::wide};
 
 /// A port that flows of these cases were lent.
 const LENT: u16 = 2000;
@@ -169,12 +171,46 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
         out: syn.clone(),
         flow: Some(f.check(FlowTable::HalfOpen, None)),
     });
+    // One whose handshake is stuck does not go before one that nobody has.
+    let mut stuck = world.clone();
+    let mut flow = Family::flow(&stuck, f.blue);
+    (flow.via, flow.seen) = (port(candidates[0]), stuck.tick - 400);
+    stuck.flows.insert((FlowTable::HalfOpen, stranger(f)), flow);
+    let first = port(candidates[0]);
+    lend(&mut stuck, f, first, stranger(f), FlowTable::HalfOpen);
+    // And none is a listener's.
+    let mut reserved = world.clone();
+    let nobody = FlowKey::of([0; 2], 0);
+    lend(&mut reserved, f, first, nobody, FlowTable::HalfOpen);
+    for lease in reserved.leases.values_mut() {
+        lease.table = RESERVED;
+    }
+    for (name, world) in [
+        (
+            "snat: a handshake keeps its port where others are free",
+            stuck,
+        ),
+        ("snat: a port that is a listener's is not lent", reserved),
+    ] {
+        cases.push(Case {
+            name,
+            world,
+            frame: syn.clone(),
+            action: TO_BACKEND,
+            reason: ForwardedNew,
+            out: to(port(candidates[1])),
+            flow: Some(f.check(FlowTable::HalfOpen, Some(|flow| via::is_port(flow.via)))),
+        });
+    }
     let chosen = candidates[5];
     let mut case = |name, table, silent: u32, holds: bool| {
         let mut world = full.clone();
         let mut flow = Family::flow(&world, f.blue);
         (flow.via, flow.seen) = (port(chosen), world.tick - silent);
         flow.proof = UDP_IDLE;
+        if table == FlowTable::HalfOpen && holds {
+            flow.from_client = bits::PROVEN;
+        }
         world.flows.insert((table, stranger(f)), flow);
         lend(&mut world, f, port(chosen), stranger(f), table);
         cases.push(Case {
@@ -198,6 +234,12 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
         FlowTable::HalfOpen,
         400,
         false,
+    );
+    case(
+        "snat: nobody takes the port of a proven flow that found the table full",
+        FlowTable::HalfOpen,
+        400,
+        true,
     );
     case(
         "snat: the port of a datagram flow that is long over is lent to the next one",
@@ -341,6 +383,31 @@ fn back(world: &World, f: Family, cases: &mut Vec<Case>) {
         action: TO_CLIENTS,
         reason: Returned,
         out: datagram(TO_CLIENT, f.udp, f.client).hops(63).bytes(),
+        flow: None,
+    });
+    // Blue serves another listener, too.
+    let mut second = f.blue();
+    second.set_port(second.port() + 1);
+    let mut other = tcp.clone();
+    other.answers(
+        second,
+        TCP,
+        ReturnPath {
+            address: wide(f.service),
+            port: second.port().to_be_bytes(),
+            listener: 9,
+            service: 0,
+            block: other.backends[f.blue as usize].block,
+        },
+    );
+    let stray = reply(from_backend(f.blue), second, own(f, LENT)).bytes();
+    cases.push(Case {
+        name: "snat: a reply of another listener's server to a lent port is not its flow's",
+        world: other,
+        frame: stray.clone(),
+        action: Pass,
+        reason: ReturnUnknown,
+        out: stray,
         flow: None,
     });
     let elsewhere = SocketAddr::new(f.client.ip(), LENT);
@@ -566,6 +633,21 @@ fn errors(world: &World, f: Family, cases: &mut Vec<Case>) {
             flow: None,
         });
     }
+    // It would quote to the backend what it never sent.
+    let mut no_source = known.clone();
+    let block = no_source.backends[f.blue as usize].block;
+    no_source.sources[usize::from(block)] = bg_common::snat::Source::default();
+    let quote = about(f.service, f.client, header + 400);
+    let error = Frame::icmp(FROM_CLIENT, router, f.service.ip(), too_big, &quote).bytes();
+    cases.push(Case {
+        name: "snat: without an own address an error about a reply is dropped",
+        world: no_source,
+        frame: error.clone(),
+        action: Drop,
+        reason: ForwardUnreachable,
+        out: error,
+        flow: None,
+    });
     // Ours: too big for the way out, in the client's own words.
     let mut small = known;
     small.interfaces[BACKENDS as usize].mtu = 1280;

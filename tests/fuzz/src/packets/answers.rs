@@ -1,11 +1,8 @@
 //! Packets that are made here: read by etherparse, to the letter.
 
-use bg_common::{key::TCP, reason::Reason};
+use bg_common::{key::TCP, reason::Reason, snat::via};
 use bg_ebpf::{packet::tcp_flag, pipeline::Action};
-use bg_tests::{
-    frame::wrong_checksum,
-    world::{key, wide},
-};
+use bg_tests::frame::wrong_checksum;
 use etherparse::{
     Icmpv4Type, Icmpv6Type, NetHeaders, PacketHeaders, PayloadSlice, TcpHeader, TransportHeader,
     icmpv4::{DestUnreachableHeader, TimeExceededCode as TimeExceededV4},
@@ -13,11 +10,11 @@ use etherparse::{
 };
 
 use super::{
-    oracle::{Judged, entries, return_path},
+    oracle::Judged,
     sent::tags,
-    view::{Ip, Side, View},
+    view::{Ip, View},
+    whose,
 };
-use std::net::SocketAddr;
 
 /// What came, and what was made of it.
 struct Answer<'a> {
@@ -80,13 +77,16 @@ pub(super) fn reset(judged: &Judged<'_>) {
     let (tcp, rest) = TcpHeader::from_slice(segment).expect("TCP");
     assert!(!tcp.rst, "a RST is not answered");
 
-    let [source, destination] = ip.ports(&answer.view.packet).expect("ports");
-    let from_backend = return_path(judged.before, ip, &answer.view.packet, Side::Source);
+    let ends = whose::ends(ip, &answer.view.packet).expect("ports");
+    assert!(
+        whose::is_cut(judged.before, ends, TCP),
+        "its flow is not cut"
+    );
     if answer.goes_back() {
         assert_eq!(judged.verdict.action, Action::Transmit);
         assert_eq!(
-            [rst.source_port, rst.destination_port],
-            [destination, source]
+            [rst.destination_port, rst.source_port],
+            ends.map(|end| end.port())
         );
         if tcp.ack {
             assert_eq!(
@@ -103,24 +103,18 @@ pub(super) fn reset(judged: &Judged<'_>) {
     }
     // For the client, made of what its backend sent.
     assert_eq!(judged.verdict.reason, Reason::ResetClient);
-    let path = from_backend.expect("a backend's");
-    let from = wide(SocketAddr::new(answer.new.source, 0));
-    assert_eq!(
-        (from, rst.source_port.to_be_bytes()),
-        (path.address, path.port)
-    );
-    assert_eq!(answer.new.destination, ip.destination);
-    assert_eq!(rst.destination_port, destination);
-    let client = key(SocketAddr::new(ip.destination, destination), path.listener);
-    let flows = entries(judged.before, client, TCP);
+    let owed = whose::owed(judged.before, ends, TCP).expect("a backend's");
+    let made = whose::ends(&answer.new, &answer.made.packet).expect("ports");
+    assert_eq!(made, owed.ends(), "from the listener to the flow's client");
+    let flows = owed.own(judged.before);
     let waits = |number| number == rst.sequence_number;
     assert!(
-        waits(tcp.sequence_number) || flows.iter().any(|flow| waits(flow.backend_next)),
+        waits(tcp.sequence_number) || flows.iter().any(|(_, flow)| waits(flow.backend_next)),
         "a number that the client does not wait for"
     );
     assert_eq!(rst.ack, tcp.ack);
     let interfaces = &judged.before.interfaces;
-    let leaves = flows.iter().any(|flow| {
+    let leaves = flows.iter().any(|(_, flow)| {
         let slot = flow.hop().slot().unwrap_or(0);
         let interface = &interfaces[usize::from(slot)];
         answer.made.macs == [flow.hop().mac(), interface.mac]
@@ -129,6 +123,22 @@ pub(super) fn reset(judged: &Judged<'_>) {
     assert!(leaves, "by another way than its flow's");
     let flags = answer.view.packet[ip.header + 13];
     assert_eq!(flags & tcp_flag::RST, 0);
+}
+
+/// True when the stack would take the packet, had it been rewritten.
+fn by_stack(judged: &Judged<'_>, answer: &Answer<'_>) -> bool {
+    let ends = whose::ends(&answer.ip, &answer.view.packet).expect("ports");
+    let Some(asked) = whose::asked(judged.before, ends, answer.ip.protocol) else {
+        return true;
+    };
+    let known = asked.known_ways(judged.before, true);
+    let mut ways = known
+        .iter()
+        .chain(&asked.new_ways(judged))
+        .copied()
+        .collect::<Vec<_>>();
+    ways.retain(|way| way.via != via::NAT);
+    ways.is_empty()
 }
 
 /// An ICMP error of ours (RFC 792, RFC 4443).
@@ -157,7 +167,10 @@ pub(super) fn told(judged: &Judged<'_>) {
     if too_big {
         let mtu = mtu.expect("an MTU");
         assert!(ip.total > mtu as usize, "it would have fitted");
-        assert!(!ip.may_fragment, "routers split it");
+        assert!(
+            !ip.may_fragment || !by_stack(judged, &answer),
+            "routers split it"
+        );
         let real = judged.before.interfaces.iter().any(|i| i.mtu == mtu);
         assert!(real, "an MTU of {mtu}");
     } else {

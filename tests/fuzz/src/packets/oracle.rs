@@ -4,17 +4,21 @@ use std::collections::BTreeMap;
 
 use bg_common::{
     abi::FRAGMENT_TICKS,
-    flow::{Flow, FlowKey, FlowTable},
-    key::{Endpoint, TCP, UDP},
+    flow::{Flow, FlowKey, FlowTable, bits},
+    key::TCP,
     reason::Reason,
-    service::{Backend, Listener, NextHop, PoolWord, ReturnPath, way},
+    service::{Backend, NextHop, PoolWord, way},
 };
-use bg_ebpf::pipeline::{Action, Verdict};
+use bg_ebpf::{
+    packet::tcp_flag,
+    pipeline::{Action, Verdict},
+};
 use bg_tests::world::World;
 
 use super::{
-    answers, sent,
-    view::{Ip, Side, View},
+    answers, errors, ports, sent,
+    view::{Side, View},
+    whose,
 };
 
 /// A packet and what became of it.
@@ -31,14 +35,14 @@ enum Fate {
     /// Passed, byte for byte.
     Untouched,
     Dropped,
-    /// Sent on, with one end rewritten.
+    /// Sent on: what was for a listener to a backend, what was from one to a client.
     Sent(Side),
-    /// A later fragment sent on, with one address rewritten.
+    /// A later fragment sent on likewise.
     SentFragment(Side),
-    /// Passed with one end rewritten.
+    /// Passed with its ends rewritten.
     ByStack,
-    /// An ICMP error sent on, with this end of what it quotes rewritten.
-    SentError(Side),
+    /// An ICMP error sent on.
+    SentError,
     /// Answered, or turned into an answer, by a RST.
     Reset,
     /// Answered by an ICMP error.
@@ -74,8 +78,7 @@ const fn fate(reason: Reason) -> Fate {
         Reason::ForwardedFragment => Fate::SentFragment(Side::Destination),
         Reason::ReturnedFragment => Fate::SentFragment(Side::Source),
         Reason::ForwardedByStack => Fate::ByStack,
-        Reason::ForwardedError => Fate::SentError(Side::Source),
-        Reason::ReturnedError => Fate::SentError(Side::Destination),
+        Reason::ForwardedError | Reason::ReturnedError => Fate::SentError,
         Reason::ResetClient | Reason::ResetBackend => Fate::Reset,
         Reason::SentTimeExceeded | Reason::SentTooBig => Fate::Told,
     }
@@ -97,11 +100,12 @@ pub(super) fn judge(before: &World, frame: &[u8], after: &World, verdict: Verdic
         Fate::Sent(side) => sent::whole(&judged, side),
         Fate::SentFragment(side) => sent::fragment(&judged, side),
         Fate::ByStack => sent::by_stack(&judged),
-        Fate::SentError(side) => sent::error(&judged, side),
+        Fate::SentError => errors::sent(&judged),
         Fate::Reset => answers::reset(&judged),
         Fate::Told => answers::told(&judged),
     }
     flows_stay(&judged);
+    ports::stay(&judged);
     fragments_follow(&judged);
 }
 
@@ -115,18 +119,33 @@ fn untouched(judged: &Judged<'_>) {
         let [before, after] = [judged.before, judged.after].map(living);
         assert_eq!(before, after, "not ours, and a flow changed");
     }
-    let ours = View::new(judged.frame).is_some_and(|view| {
-        view.tags.is_empty()
-            && view.macs[0][0] & 1 == 0
-            && view.ip.is_some_and(|ip| {
-                ip.is_whole()
-                    && listener(judged.before, &ip, &view.packet, Side::Destination).is_some()
-            })
-    });
-    assert!(
-        !ours || judged.verdict.reason != Reason::NotOurs,
-        "for a listener, and not ours"
-    );
+    if judged.verdict.reason == Reason::IcmpError {
+        errors::nobodys(judged);
+    }
+    let Some(view) = View::new(judged.frame) else {
+        return;
+    };
+    let Some((ip, ends)) = view
+        .ip
+        .as_ref()
+        .and_then(|ip| Some((ip, whose::ends(ip, &view.packet)?)))
+    else {
+        return;
+    };
+    let plain = view.tags.is_empty() && view.macs[0][0] & 1 == 0 && ip.is_whole();
+    let asked = whose::asked(judged.before, ends, ip.protocol);
+    let owed = whose::owed(judged.before, ends, ip.protocol);
+    match judged.verdict.reason {
+        Reason::NotOurs => assert!(
+            !plain || asked.is_none() && owed.is_none(),
+            "for a listener or from a backend, and not ours"
+        ),
+        Reason::ReturnUnknown => {
+            let owed = owed.expect("what is returned is a backend's");
+            assert!(owed.flows(judged.before).is_empty(), "of a flow of ours");
+        }
+        _ => {}
+    }
 }
 
 /// Flows that are not over: the lines of others are anybody's.
@@ -139,10 +158,51 @@ fn living(world: &World) -> BTreeMap<(FlowTable, FlowKey), Flow> {
 
 fn dropped(judged: &Judged<'_>) {
     assert_eq!(judged.verdict.action, Action::Drop);
-    assert!(
-        judged.verdict.reason != Reason::Inconsistent || !is_consistent(judged.before),
-        "the tables do not contradict each other"
-    );
+    let view = View::new(judged.frame).expect("a frame's header");
+    let ip = view.ip.as_ref().expect("an IP header");
+    let ends = whose::ends(ip, &view.packet);
+    match judged.verdict.reason {
+        Reason::Inconsistent => assert!(
+            !is_consistent(judged.before),
+            "the tables do not contradict each other"
+        ),
+        Reason::NoPort => {
+            ports::refused(judged, &view);
+            assert_eq!(
+                calm(judged.before),
+                calm(judged.after),
+                "refused, and a flow changed"
+            );
+        }
+        Reason::ForwardUnreachable => ports::unreachable(judged, &view),
+        Reason::NoBackend => {
+            let asked = ends.and_then(|ends| whose::asked(judged.before, ends, ip.protocol));
+            let pools = asked.expect("a client's packet").pools(judged.before);
+            assert!(pools.iter().any(|pool| pool.slots() == 0), "{pools:?}");
+        }
+        Reason::CutDropped => assert!(
+            ends.is_none_or(|ends| whose::is_cut(judged.before, ends, ip.protocol)),
+            "dropped as cut, and it is not"
+        ),
+        Reason::ReturnStale => {
+            let flags = view.packet.get(ip.header + 13).copied().unwrap_or(0);
+            let syn = ip.protocol == TCP && flags & tcp_flag::SYN != 0;
+            let owed = ends.and_then(|ends| whose::owed(judged.before, ends, ip.protocol));
+            let mut own = owed.expect("a backend's packet").own(judged.before);
+            own.retain(|(table, _)| !syn || *table != FlowTable::Established);
+            assert!(own.is_empty(), "its own backend's: {own:?}");
+        }
+        _ => {}
+    }
+}
+
+/// Flows that are not over, without the note that a SYN of the same tuple came.
+fn calm(world: &World) -> BTreeMap<(FlowTable, FlowKey), Flow> {
+    let mut flows = living(world);
+    for flow in flows.values_mut() {
+        flow.from_client &= !bits::CONTESTED;
+    }
+    flows
 }
 
 /// Laws 2 and 7: a packet changes one flow at most, and takes no line of an
@@ -159,8 +219,8 @@ fn flows_stay(judged: &Judged<'_>) {
             Some(now) if now == flow => {}
             Some(now) => {
                 let contested = before.contains_key(&(FlowTable::HalfOpen, *key));
-                let stays = (now.backend, now.generation, now.colour())
-                    == (flow.backend, flow.generation, flow.colour());
+                let of = |flow: &Flow| (flow.backend, flow.via, flow.generation, flow.colour());
+                let stays = of(now) == of(flow);
                 let established = *table == FlowTable::Established;
                 assert!(
                     !established || contested || stays,
@@ -196,57 +256,10 @@ fn fragments_follow(judged: &Judged<'_>) {
             Reason::ResetClient | Reason::ResetBackend | Reason::CutDropped
         );
         assert_eq!(cut, entry.way == way::CUT, "{entry:?}");
+        if leads {
+            sent::leads_on(judged, entry);
+        }
     }
-}
-
-/// The listener at one end of a packet.
-pub(super) fn listener(world: &World, ip: &Ip, packet: &[u8], side: Side) -> Option<Listener> {
-    end(ip, packet, side).and_then(|end| match end {
-        End::V4(endpoint) => world.listeners_v4.get(&endpoint).copied(),
-        End::V6(endpoint) => world.listeners_v6.get(&endpoint).copied(),
-    })
-}
-
-/// The way back from the backend at one end of a packet.
-pub(super) fn return_path<'a>(
-    world: &'a World,
-    ip: &Ip,
-    packet: &[u8],
-    side: Side,
-) -> Option<&'a ReturnPath> {
-    end(ip, packet, side).and_then(|end| match end {
-        End::V4(endpoint) => world.returns_v4.get(&endpoint),
-        End::V6(endpoint) => world.returns_v6.get(&endpoint),
-    })
-}
-
-enum End {
-    V4(Endpoint<[u8; 4]>),
-    V6(Endpoint<[u8; 16]>),
-}
-
-fn end(ip: &Ip, packet: &[u8], side: Side) -> Option<End> {
-    let [source, destination] = ip.ports(packet)?;
-    let (address, port) = match side {
-        Side::Source => (ip.source, source),
-        Side::Destination => (ip.destination, destination),
-    };
-    let port = port.to_be_bytes();
-    Some(match address {
-        std::net::IpAddr::V4(v4) => End::V4(Endpoint::new(v4.octets(), port, ip.protocol)),
-        std::net::IpAddr::V6(v6) => End::V6(Endpoint::new(v6.octets(), port, ip.protocol)),
-    })
-}
-
-/// A flow's entries, in each table that has one.
-pub(super) fn entries(world: &World, key: FlowKey, protocol: u8) -> Vec<Flow> {
-    let tables: &[FlowTable] = match protocol {
-        UDP => &[FlowTable::Udp],
-        TCP => &[FlowTable::Established, FlowTable::HalfOpen],
-        _ => &[],
-    };
-    let found = tables.iter().filter_map(|t| world.flows.get(&(*t, key)));
-    found.copied().collect()
 }
 
 /// No table names what another one does not have.

@@ -7,29 +7,30 @@
 use std::net::SocketAddr;
 
 use bg_common::{
-    flow::{Flow, FlowTable},
-    service::{Colour, CutoverWord, NextHop, PoolWord, colour_spread},
-    snat::via,
+    flow::{Flow, FlowKey, FlowTable},
+    service::{Colour, CutoverWord, NextHop, PoolWord, colour_spread, forward},
+    snat::{Lease, PORTS, RESERVED, Source, port, via},
 };
 use bg_ebpf::pipeline::Action;
 use bg_tests::{
     cases::Case,
     frame::{Frame, fragments, tagged},
-    world::{
-        BACKENDS, CLIENT_MAC, CLIENTS, FROM_CLIENT, UDP_IDLE, World, addr, at, from_backend, key,
-    },
+    world::{BACKENDS, CLIENT_MAC, CLIENTS, UDP_IDLE, World, key, wide},
 };
 
 use super::{
     oracle,
+    parts::{FLAGS, Parts, client, number, own},
     view::{Ip, View},
 };
 use crate::bytes::Bytes;
 
 /// Packets of one script, at most.
 const PACKETS: u32 = 6;
+/// Steps, at most.
+const STEPS: usize = 16;
 /// Bytes of a frame, at most.
-const LONGEST: usize = 2048;
+pub(super) const LONGEST: usize = 2048;
 /// Flows that scripts put into a world, at most.
 const FLOWS: usize = 6;
 
@@ -45,17 +46,17 @@ mod step {
     pub const CLOCK: u8 = 4;
     pub const WORD: u8 = 5;
     pub const TABLES: u8 = 6;
-    pub const FLOW: u8 = 7;
+    pub const PORTS: u8 = 7;
+    pub const FLOW: u8 = 8;
     pub const ALL: u8 = FLOW + 1;
 }
 
-/// The script of a case, with the packet of another one behind its own.
-pub(super) fn seed(cases: &[Case], case: usize, next: Option<usize>) -> Vec<u8> {
+/// The script of the world of a case, and of frames that come in by slots.
+pub(super) fn seed(case: usize, frames: &[(u32, Vec<u8>)]) -> Vec<u8> {
     let mut script = (case as u16).to_be_bytes().to_vec();
-    for case in [Some(case), next].into_iter().flatten() {
-        let Case { world, frame, .. } = &cases[case];
+    for (ingress, frame) in frames {
         script.push(step::FRAME);
-        script.push(world.ingress as u8);
+        script.push(*ingress as u8);
         script.extend((frame.len() as u16).to_be_bytes());
         script.extend(frame);
     }
@@ -72,7 +73,10 @@ pub(super) fn play(data: &[u8], cases: &[Case]) {
         left: None,
         packets: 0,
     };
-    while !bytes.is_empty() && stage.packets < PACKETS {
+    for _ in 0..STEPS {
+        if bytes.is_empty() || stage.packets == PACKETS {
+            break;
+        }
         match bytes.u8() % step::ALL {
             step::FRAME => stage.frame(&mut bytes),
             step::BUILT => stage.built(&mut bytes),
@@ -84,6 +88,7 @@ pub(super) fn play(data: &[u8], cases: &[Case]) {
             }
             step::WORD => stage.word(&mut bytes),
             step::TABLES => stage.tables(&mut bytes),
+            step::PORTS => stage.ports(&mut bytes),
             _ => stage.flow(&mut bytes),
         }
     }
@@ -138,7 +143,7 @@ impl Stage {
     /// A packet of parts that fit together.
     fn built(&mut self, bytes: &mut Bytes<'_>) {
         let parts = Parts::choose(bytes);
-        let mut frame = parts.frame(bytes);
+        let mut frame = parts.frame(&self.world, bytes);
         if bytes.u8().is_multiple_of(4) && frame[14] != 0x47 {
             let size = usize::from(bytes.u8() % 32 + 1) * 8;
             let pieces = fragments(&frame, size);
@@ -222,7 +227,7 @@ impl Stage {
         let choice = bytes.u8();
         let backend = usize::from(bytes.u8()) % self.world.backends.len();
         let slot = usize::from(bytes.u8()) % self.world.interfaces.len();
-        match choice % 6 {
+        match choice % 9 {
             0 => self.world.backends[backend].next_hop = 0,
             1 => {
                 let mac = bg_tests::world::backend_mac(backend as u32);
@@ -231,6 +236,21 @@ impl Stage {
             2 => self.world.interfaces[slot].mtu = u32::from(bytes.u16()).max(SMALLEST_MTU),
             3 => self.world.pools[backend % 4] = PoolWord::default(),
             4 => self.world.backends[backend].port = bytes.u16().to_be_bytes(),
+            5 => {
+                let modes = [forward::NAT, forward::SNAT, forward::DSR];
+                self.world.set_mode(modes[backend % modes.len()]);
+            }
+            6 => {
+                if let Some(source) = self.world.sources.get_mut(backend + 1) {
+                    *source = Source::default();
+                }
+            }
+            7 => {
+                let of = usize::from(self.world.backends[backend].block);
+                if let Some(source) = self.world.sources.get_mut(of) {
+                    source.address = wide(own(self.world.backends[backend].family == 6));
+                }
+            }
             _ => self.world.full = !self.world.full && self.world.flows.len() <= FLOWS,
         }
     }
@@ -241,7 +261,7 @@ impl Stage {
         let table = FlowTable::from_index(bytes.u8().into());
         let listener = 1 + u16::from(v6) + if table == FlowTable::Udp { 2 } else { 0 };
         let colour = Colour::from_bit(bytes.u8());
-        let flow = Flow {
+        let mut flow = Flow {
             client_hop: bytes
                 .choose(&[NextHop::new(CLIENT_MAC, CLIENTS as u16), NextHop::NONE])
                 .0,
@@ -263,20 +283,76 @@ impl Stage {
             from_backend: bytes.u8(),
             zero: 0,
         };
+        let key = key(client(v6, bytes), listener);
         if self.world.flows.len() < FLOWS {
-            let key = key(client(v6, bytes), listener);
+            flow.via = self.via(key, table, flow.backend, bytes);
             self.world.flows.insert((table, key), flow);
         }
     }
-}
 
-const FLAGS: [&str; 9] = ["S", "SA", "A", "PA", "FA", "R", "RA", "F", "SR"];
+    /// How the backend of a flow sees its client. A flow without proof may have lost its
+    /// port.
+    fn via(&mut self, key: FlowKey, table: FlowTable, backend: u32, bytes: &mut Bytes<'_>) -> u16 {
+        let block = u32::from(self.world.backends[backend as usize].block);
+        let choice = bytes.u8() % 8;
+        if choice == 0 {
+            return via::DSR;
+        }
+        if choice < 3 || block == 0 {
+            return via::NAT;
+        }
+        let index = if choice == 3 {
+            u32::from(bytes.u16()) % PORTS
+        } else {
+            let nth = usize::from(bytes.u8() / 64);
+            World::candidates(&key, table).nth(nth).unwrap_or(0)
+        };
+        let lost = choice == 4 && table != FlowTable::Established;
+        let since = self.world.tick.wrapping_sub(bytes.u8().into());
+        if lost || self.lend((block, index), key, table as u32, since) {
+            port(index)
+        } else {
+            via::NAT
+        }
+    }
 
-/// Numbers that cases know, their neighbours, or any.
-fn number(bytes: &mut Bytes<'_>) -> u32 {
-    match bytes.u8() {
-        any if any % 8 == 7 => bytes.u32(),
-        near => [1000, 1001, 5000, 5001, 999, 4999, 0][usize::from(near % 8)],
+    /// Lends a port that nobody had yet.
+    fn lend(&mut self, place: (u32, u32), key: FlowKey, table: u32, since: u32) -> bool {
+        let vacant = !self.world.leases.contains_key(&place);
+        if vacant {
+            let lease = Lease {
+                client: key.client,
+                id: key.id,
+                turn: 0,
+                since,
+                table,
+            };
+            self.world.leases.insert(place, lease);
+        }
+        vacant
+    }
+
+    /// Strangers have the ports that a client's next flow would look at.
+    fn ports(&mut self, bytes: &mut Bytes<'_>) {
+        let choice = bytes.u8();
+        let (v6, udp) = (choice & 1 != 0, choice & 2 != 0);
+        let (table, listener) = if udp {
+            (FlowTable::Udp, 3 + u16::from(v6))
+        } else {
+            (FlowTable::HalfOpen, 1 + u16::from(v6))
+        };
+        let backend = usize::from(v6) * 2 + usize::from(choice >> 2 & 1);
+        let block = u32::from(self.world.backends[backend].block);
+        if block == 0 {
+            return;
+        }
+        let next = World::candidates(&key(client(v6, bytes), listener), table);
+        let since = self.world.tick.wrapping_sub(bytes.u16().into());
+        let lent = bytes.choose(&[table as u32, table as u32, RESERVED]);
+        for index in next.take(bytes.u8().into()) {
+            let stranger = FlowKey::of([0, u64::from(index)], 1);
+            self.lend((block, index), stranger, lent, since);
+        }
     }
 }
 
@@ -287,114 +363,4 @@ fn next_numbers(packet: &[u8], ip: &Ip) -> (u32, u32) {
         bytes.map_or(0, |bytes| u32::from_be_bytes(*bytes))
     };
     (word(4), word(8))
-}
-
-fn client(v6: bool, bytes: &mut Bytes<'_>) -> SocketAddr {
-    let mut client = addr(if v6 { at::CLIENT_V6 } else { at::CLIENT });
-    client.set_port(client.port() + u16::from(bytes.u8() / 64));
-    client
-}
-
-/// What a built packet is made of.
-#[expect(clippy::struct_excessive_bools, reason = "choices, each of its own")]
-struct Parts {
-    v6: bool,
-    udp: bool,
-    from_backend: bool,
-    /// An error about a packet that came the other way.
-    error: bool,
-    backend: u32,
-    client: SocketAddr,
-    service: SocketAddr,
-}
-
-impl Parts {
-    fn choose(bytes: &mut Bytes<'_>) -> Self {
-        let choice = bytes.u8();
-        let (v6, udp) = (choice & 1 != 0, choice & 2 != 0);
-        let service = match (v6, udp) {
-            (false, false) => at::SERVICE,
-            (true, false) => at::SERVICE_V6,
-            (false, true) => at::SERVICE_UDP,
-            (true, true) => at::SERVICE_UDP_V6,
-        };
-        Self {
-            v6,
-            udp,
-            from_backend: choice & 4 != 0,
-            error: choice & 0x18 == 0x18,
-            backend: u32::from(v6) * 2 + u32::from(choice >> 5 & 1),
-            client: client(v6, bytes),
-            service: addr(service),
-        }
-    }
-
-    fn frame(&self, bytes: &mut Bytes<'_>) -> Vec<u8> {
-        let macs = if self.from_backend {
-            from_backend(self.backend)
-        } else {
-            FROM_CLIENT
-        };
-        let mut backend = addr(at::BACKENDS[self.backend as usize]);
-        if backend.port() == 0 {
-            backend.set_port(self.service.port());
-        }
-        let (from, to) = if self.from_backend {
-            (backend, self.client)
-        } else {
-            (self.client, self.service)
-        };
-        if self.error {
-            // About what was sent to whoever sends the error.
-            let about = self.segment(macs, to, from, bytes).quote(bytes.u8().into());
-            let (kind, code) = if self.v6 {
-                bytes.choose(&[(1, 0), (2, 0), (3, 0), (4, 1)])
-            } else {
-                bytes.choose(&[(3, 4), (3, 1), (11, 0), (12, 0)])
-            };
-            let rest = bytes.u16().into();
-            let (from, to) = (from.ip(), to.ip());
-            return Frame::icmp(macs, from, to, (kind, code, rest), &about).bytes();
-        }
-        self.segment(macs, from, to, bytes).bytes()
-    }
-
-    fn segment(
-        &self,
-        macs: bg_tests::frame::Macs,
-        from: SocketAddr,
-        to: SocketAddr,
-        bytes: &mut Bytes<'_>,
-    ) -> Frame {
-        let mut frame = if self.udp {
-            Frame::udp(macs, from, to)
-        } else {
-            let flags = bytes.choose(&FLAGS);
-            let options: &[u8] = bytes.choose(&[&[], &[], &[2, 4, 5, 180], &[1; 12]]);
-            Frame::tcp(macs, from, to, flags)
-                .numbers(number(bytes), number(bytes))
-                .tcp_options(options)
-        };
-        let choice = bytes.u8();
-        if choice & 1 != 0 {
-            frame = frame.hops(bytes.u8() % 4);
-        }
-        if choice & 2 != 0 {
-            frame = frame.may_fragment();
-        }
-        if choice & 0xc == 0xc && !self.v6 {
-            frame = frame.ip_options(&[1; 8]);
-        }
-        if choice & 0x30 == 0x30 && self.udp {
-            frame = frame.without_checksum();
-        }
-        let payload = match choice >> 6 {
-            0 => 0,
-            1 => usize::from(bytes.u8()),
-            2 => 1400 + usize::from(bytes.u8()),
-            _ => return frame.padding(usize::from(bytes.u8() % 32)),
-        };
-        let filling: Vec<u8> = (0..payload).map(|n| n as u8).collect();
-        frame.payload(&filling)
-    }
 }

@@ -75,6 +75,8 @@ pub struct Ip {
     pub offset: usize,
     /// More fragments come.
     pub more: bool,
+    /// What fragments of one packet have in common.
+    pub identification: u32,
 }
 
 impl Ip {
@@ -97,6 +99,7 @@ impl Ip {
             may_fragment: fragment & 0x4000 == 0,
             offset: usize::from(fragment & 0x1fff) * 8,
             more: fragment & 0x2000 != 0,
+            identification: u16::from_be_bytes([fixed[4], fixed[5]]).into(),
         })
     }
 
@@ -116,12 +119,15 @@ impl Ip {
             may_fragment: false,
             offset: 0,
             more: false,
+            identification: 0,
         };
         while matches!(ip.protocol, 0 | 43 | 44 | 60) && ip.offset == 0 {
             let extension = packet.get(ip.header..)?.first_chunk::<8>()?;
             if ip.protocol == 44 {
                 let word = u16::from_be_bytes([extension[2], extension[3]]);
                 (ip.offset, ip.more) = (usize::from(word & 0xfff8), word & 1 != 0);
+                let [.., a, b, c, d] = *extension;
+                ip.identification = u32::from_be_bytes([a, b, c, d]);
                 ip.header += 8;
             } else {
                 ip.header += (usize::from(extension[1]) + 1) * 8;
@@ -155,6 +161,14 @@ impl Ip {
         }
     }
 
+    /// Where a port stands in the packet.
+    pub const fn port_at(&self, side: Side) -> std::ops::Range<usize> {
+        match side {
+            Side::Source => self.header..self.header + 2,
+            Side::Destination => self.header + 2..self.header + 4,
+        }
+    }
+
     /// Source and destination port of TCP or UDP, if the packet shows them.
     pub fn ports(&self, packet: &[u8]) -> Option<[u16; 2]> {
         let known = self.protocol == TCP || self.protocol == UDP;
@@ -180,22 +194,22 @@ pub enum Side {
 }
 
 impl Side {
-    /// The other end.
-    #[must_use]
-    pub const fn other(self) -> Self {
-        match self {
-            Self::Source => Self::Destination,
-            Self::Destination => Self::Source,
-        }
-    }
+    /// Both ends.
+    pub const BOTH: [Self; 2] = [Self::Source, Self::Destination];
 }
 
 /// The one's complement sum over `parts`, each of which begins at an even place;
 /// 0 and 0xffff are one number (RFC 1071).
 pub fn sum(parts: &[&[u8]]) -> u64 {
-    let words = parts.iter().flat_map(|part| part.chunks(2));
-    let sum: u64 = words
-        .map(|word| u64::from(word[0]) << 8 | u64::from(word.get(1).copied().unwrap_or(0)))
-        .sum();
-    sum % 0xffff
+    let sum = parts.iter().map(|part| {
+        // 2^16 is 1 modulo 2^16 - 1, so words of 32 bits will do.
+        let (words, rest) = part.as_chunks::<4>();
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        let words = words.iter().chain([&last]);
+        words
+            .map(|word| u64::from(u32::from_be_bytes(*word)))
+            .sum::<u64>()
+    });
+    sum.sum::<u64>() % 0xffff
 }
