@@ -307,6 +307,12 @@ fn to_the_stack(world: &World, f: Family, cases: &mut Vec<Case>) {
         Vlan,
     );
     pass(
+        "three tags, two of which the host has a device for",
+        BACKENDS,
+        tagged(&syn, &[QINQ[0], QINQ[1], VLAN_100]),
+        Vlan,
+    );
+    pass(
         "a VLAN that the host has no device for",
         CLIENTS,
         tagged(&syn, &[[0x81, 0, 0, 101]]),
