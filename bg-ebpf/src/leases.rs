@@ -150,3 +150,56 @@ fn is_fresh(lease: &LeaseCell, now: u32) -> bool {
     let age = now.wrapping_sub(lease.since.get());
     age <= GRACE || age > u32::MAX / 2
 }
+
+#[cfg(test)]
+mod tests {
+    use bg_common::{flow::Flow, snat::PORTS};
+
+    use super::*;
+
+    const NOW: u32 = 1_000_000;
+    const VIA: u16 = 2000;
+
+    /// How dispensable a handshake is that was silent for so long.
+    fn of_handshake(silence: u32) -> Hold {
+        let lease = LeaseCell::default();
+        lease.lend(
+            &FlowKey::new([1, 2], [3, 4], 5),
+            FlowTable::HalfOpen,
+            NOW - 100,
+        );
+        let half = FlowCell::default();
+        half.set(&Flow {
+            seen: NOW - silence,
+            via: VIA,
+            ..Flow::default()
+        });
+        let find = |table| (table == FlowTable::HalfOpen).then_some(&half);
+        hold(&lease, VIA, NOW, find)
+    }
+
+    #[test]
+    fn a_handshake_is_stuck_after_a_third_of_a_second() {
+        for (silence, is_stuck) in [(0, false), (STUCK - 2, false), (STUCK - 1, true)] {
+            let hold = of_handshake(silence);
+            assert!(KEPT < hold && hold < FREE, "{silence}: {hold}");
+            assert_eq!(hold >= STUCK, is_stuck, "{silence}: {hold}");
+        }
+        let ms = |ticks: u32| bg_common::abi::tick_ns(ticks) / 1_000_000;
+        assert!((250..400).contains(&ms(STUCK)), "{} ms", ms(STUCK));
+    }
+
+    #[test]
+    fn candidates_are_of_their_tables_half_and_stuck_ones_come_last() {
+        for hash in 0..200 {
+            let hash = mix(hash);
+            for n in 0..2 * CANDIDATES {
+                let (tcp, least) = candidate(hash, FlowTable::HalfOpen, n);
+                let (udp, same) = candidate(hash, FlowTable::Udp, n);
+                assert!(tcp < HALF && (HALF..PORTS).contains(&udp));
+                let wanted = if n < CANDIDATES { FREE } else { STUCK };
+                assert_eq!((least, same), (wanted, wanted));
+            }
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! The packet path in the kernel, fed by test runs (`BPF_PROG_TEST_RUN`).
 
+mod together;
+
 use std::{
     collections::{HashMap as Map, hash_map::Entry},
     fs::{self, File},

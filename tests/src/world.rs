@@ -431,12 +431,11 @@ impl World {
     }
 }
 
-/// What the packet before left where flows are written down: nothing to go by, and
-/// like what there might be.
+/// What the packet before left where flows are written down: nothing to go by, and it
+/// looks like a flow to blue.
 fn left_over() -> FlowCell {
     let flow = FlowCell::default();
     flow.via.set(via::DSR);
-    flow.backend.set(1);
     flow
 }
 

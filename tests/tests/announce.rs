@@ -348,6 +348,13 @@ fn addresses_outlive_the_daemon_and_an_operators_own_is_left_alone() {
         );
     }
 
+    // A reload may drop what an operator put there, and take it up again.
+    for service in [llm(), llm() + &web] {
+        lab.configure(&service).unwrap();
+        lab.ask(&["reload"]).unwrap();
+        assert_eq!(held(&lab, "clients", OTHER), own);
+    }
+
     // What left the file while nobody ran goes at the next start.
     lab.end_daemon(Signal::SIGKILL).unwrap();
     lab.configure(&(service("llm", &[V4], "announce = true") + &web))

@@ -5,15 +5,17 @@ use std::{
     net::{SocketAddr, UdpSocket},
 };
 
+use aya::maps::{Array, ArrayOfMaps, Map, MapData};
 use bg_common::{
     abi::map,
     flow::{Flow, FlowKey, FlowTable},
+    snat::Lease,
 };
 use bg_tests::{
     conversation::Conversation,
     flow_table::FlowTables,
     kernel::in_namespace,
-    lab::{Lab, Place, default_service, listener, listener_v6},
+    lab::{Lab, Place, SERVERS, default_service, listener, listener_v6, service},
     load::{PATIENCE, until},
 };
 use serde_json::{Value, json};
@@ -257,6 +259,57 @@ fn datagrams_go_where_it_was_said() {
     }
     assert_eq!(tables(&lab), before);
     drop(sockets);
+}
+
+/// The source ports that are lent, by block and index.
+fn leases(lab: &Lab) -> BTreeMap<(u32, u32), Lease> {
+    let blocks = MapData::from_pin(lab.pinned_map(map::LEASES)).unwrap();
+    let blocks: ArrayOfMaps<_, Array<MapData, Lease>> =
+        Map::ArrayOfMaps(blocks).try_into().unwrap();
+    let mut leases = BTreeMap::new();
+    for number in 0..=2 * SERVERS[0].len() as u32 {
+        let Ok(block) = blocks.get(&number, 0) else {
+            continue;
+        };
+        let lent = (0..).zip(block.iter().map(Result::unwrap));
+        leases.extend(
+            lent.filter(|(_, lease)| lease.id != 0)
+                .map(|(index, lease)| ((number, index), lease)),
+        );
+    }
+    leases
+}
+
+/// With `snat` a new flow is lent a port, and a proven one keeps it: not in a dry run.
+#[test]
+fn with_snat_asking_lends_no_port() {
+    let service = service("forward = \"snat\"", SERVERS);
+    let lab = Lab::new().unwrap().served_as(&service).unwrap();
+    let client = lab.enter(Place::Client).unwrap();
+    let pairs = pairs(24_000);
+    let (known, new) = pairs.split_at(6);
+    let mut open: Vec<Conversation> = known
+        .iter()
+        .map(|(from, to)| Conversation::open_from(&client, *from, *to).unwrap())
+        .collect();
+    for conversation in &mut open {
+        assert_eq!(conversation.ask().unwrap(), "blue");
+    }
+    let (before, lent) = (tables(&lab), leases(&lab));
+    assert_eq!(lent.len(), known.len());
+    for (from, to) in new.iter().chain(known) {
+        let (reason, colour, _) = fate(&explain(&lab, "tcp", *from, *to), "syn");
+        let said = (reason.as_str(), colour.as_str());
+        assert_eq!(said, ("forwarded_new", "blue"));
+        let to = SocketAddr::new(to.ip(), 4433);
+        let (reason, ..) = fate(&explain(&lab, "udp", *from, to), "datagram");
+        assert_eq!(reason, "forwarded_new");
+    }
+    assert_eq!(leases(&lab), lent);
+    assert_eq!(tables(&lab), before);
+    for conversation in &mut open {
+        assert_eq!(conversation.ask().unwrap(), "blue");
+    }
 }
 
 /// Law 2 in a dry run: a canary's share is the client's, and a connection that is

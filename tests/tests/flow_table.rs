@@ -150,3 +150,32 @@ fn what_a_handshake_left_behind_goes_before_a_handshake() {
     assert!(tables.insert(half_open, &key(1000), &seen(now), now));
     assert_eq!(tables.get(half_open, &key(3)), None);
 }
+
+/// Law 7, where the established table is full: a handshake that just began gives way
+/// before a proven flow that has been silent for long.
+#[test]
+fn what_is_proven_goes_after_all_that_is_not() {
+    let tables = small();
+    let half_open = FlowTable::HalfOpen;
+    let proven = |side: u32| Flow {
+        from_client: if side == 0 { bits::PROVEN } else { 0 },
+        from_backend: if side == 0 { 0 } else { bits::PROVEN },
+        ..seen(NOW)
+    };
+    for number in 0..LINES as u32 {
+        let flow = if number == 6 {
+            seen(NOW + 500)
+        } else {
+            proven(number % 2)
+        };
+        assert!(tables.insert(half_open, &key(number), &flow, NOW + 500));
+    }
+    for newcomer in 1000..1010 {
+        assert!(tables.insert(half_open, &key(newcomer), &seen(NOW + 501), NOW + 501));
+        for number in (0..LINES as u32).filter(|number| *number != 6) {
+            assert!(tables.get(half_open, &key(number)).is_some(), "{number}");
+        }
+        assert!(tables.get(half_open, &key(newcomer)).is_some());
+    }
+    assert_eq!(tables.get(half_open, &key(6)), None);
+}

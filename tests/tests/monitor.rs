@@ -443,7 +443,7 @@ fn a_flood_is_shown_in_part_and_the_rest_is_counted() {
         &["--reason", "forwarded", "--reason", "forwarded_new"],
     );
     let before = counted(&lab);
-    flood(&lab, 300_000, 1000);
+    flood(&lab, datagram, 300_000, 1000);
     let flooded = || {
         let after = counted(&lab);
         let of = |reason: &str| after[reason] - before[reason];
@@ -460,16 +460,27 @@ fn a_flood_is_shown_in_part_and_the_rest_is_counted() {
     );
 }
 
-/// Datagrams of so many clients.
-fn flood(lab: &Lab, frames: u32, clients: u32) {
+/// A frame of anybody's.
+type Anyones = fn(Macs, SocketAddr) -> Frame;
+
+fn datagram(macs: Macs, from: SocketAddr) -> Frame {
+    Frame::udp(macs, from, listener(4433)).payload(&[0; 22])
+}
+
+fn syn(macs: Macs, from: SocketAddr) -> Frame {
+    Frame::tcp(macs, from, listener(8000), "S").padding(10)
+}
+
+/// Frames of so many clients.
+fn flood(lab: &Lab, frame: Anyones, frames: u32, clients: u32) {
     let macs = Macs {
         to: lab.mac(Place::Gateway, "clients").unwrap(),
         from: lab.mac(Place::Client, "eth0").unwrap(),
     };
     let anyone = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-    let frame = Frame::udp(macs, anyone, listener(4433)).payload(&[0; 22]);
+    let frame = frame(macs, anyone).bytes();
     let first = Ipv4Addr::new(198, 18, 0, 0).to_bits();
-    let stream = generator::stream(&frame.bytes(), Client::Source, clients, first).unwrap();
+    let stream = generator::stream(&frame, Client::Source, clients, first).unwrap();
     let mut generator = Generator::load().unwrap();
     generator.set(&stream).unwrap();
     let namespace = lab.enter(Place::Client).unwrap();
@@ -477,28 +488,40 @@ fn flood(lab: &Lab, frames: u32, clients: u32) {
     generator.run(&namespace, "eth0", frames, cpus - 1).unwrap();
 }
 
-/// A UDP table that is full gives the lines of old flows to new ones, and says so.
+/// A table without proof that is full gives the lines of old flows to new ones, and
+/// says so: first that of datagrams, then that of handshakes.
 #[test]
 fn flows_that_give_way_are_an_event_and_counted() {
     let lab = lab();
-    let before = lab.status().unwrap()["flow_table"].clone();
-    assert_eq!(before["evicted_udp"], 0);
+    let evicted = || {
+        let table = lab.status().unwrap()["flow_table"].clone();
+        assert_eq!(table["full"], 0, "{table}");
+        ["evicted_udp", "evicted_half_open"].map(|key| table[key].as_u64().unwrap())
+    };
+    assert_eq!(evicted(), [0, 0]);
     let monitor = Monitor::start(&lab, &["--reason", "inconsistent"]);
-    let clients = 2 * capacity::UDP as u32;
-    flood(&lab, clients, clients);
-    until("it is shown", || {
-        let events = monitor.of("event");
-        events.iter().any(|event| {
-            let detail = event["detail"].as_str().unwrap();
-            event["event"] == "evicted" && detail.starts_with("udp: ")
-        })
+    let told = |table: &str| {
+        let events = monitor.of("event").into_iter();
+        let evicted = events.filter(|event| event["event"] == "evicted");
+        let numbers = evicted.filter_map(|event| {
+            let detail = event["detail"].as_str()?.strip_prefix(table)?;
+            let number = detail.strip_suffix(" flows gave way to newer ones")?;
+            number.parse::<u64>().ok()
+        });
+        numbers.sum::<u64>()
+    };
+    let clients = 2 * capacity::UDP.max(capacity::HALF_OPEN) as u32;
+    flood(&lab, datagram, clients, clients);
+    until("each datagram flow's end is told", || {
+        let [udp, _] = evicted();
+        udp > 10_000 && told("udp: ") == udp
     });
-    let after = lab.status().unwrap()["flow_table"].clone();
-    assert!(after["evicted_udp"].as_u64().unwrap() > 10_000, "{after}");
-    assert_eq!(
-        (&after["full"], &after["evicted_half_open"]),
-        (&json!(0), &json!(0))
-    );
+    assert_eq!((evicted()[1], told("half_open: ")), (0, 0));
+    flood(&lab, syn, clients, clients);
+    until("each handshake's end is told", || {
+        let [_, half_open] = evicted();
+        half_open > 10_000 && told("half_open: ") == half_open
+    });
 }
 
 /// Law 1, as seen by a watcher: in the stream, new flows before the flip go to blue,

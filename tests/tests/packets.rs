@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use bg_common::{flow::Flow, service::Fragment, snat::Lease};
+use bg_common::{flow::Flow, reason::Reason, service::Fragment, snat::Lease};
 use bg_tests::{
     cases,
     frame::{fragments, wrong_checksum},
@@ -147,9 +147,16 @@ fn packets_in_fragments_leave_in_fragments() {
             kernel.set(&whole.world).unwrap();
             let ingress = kernel.ifindexes[whole.world.ingress as usize];
             let sent = fragments(&whole.frame, FRAGMENT);
-            for (fragment, out) in sent.iter().zip(fragments(&out, FRAGMENT)) {
+            for (number, (fragment, out)) in sent.iter().zip(fragments(&out, FRAGMENT)).enumerate()
+            {
                 let (verdict, host_out) = host.run(fragment);
                 assert_eq!(host_out, out, "{}: on the host", whole.name);
+                let reason = match number {
+                    0 => whole.reason,
+                    _ => of_later_ones(whole.reason),
+                };
+                let wanted = (whole.action, reason);
+                assert_eq!((verdict.action, verdict.reason), wanted, "{}", whole.name);
                 let (returned, reason, kernel_out) = kernel.run(fragment, ingress).unwrap();
                 assert_eq!(kernel_out, out, "{}: in the kernel", whole.name);
                 let host = (xdp_action(verdict.action), verdict.reason);
@@ -157,6 +164,17 @@ fn packets_in_fragments_leave_in_fragments() {
             }
         }
     });
+}
+
+/// The reason that is given for later fragments, by that of the first one.
+fn of_later_ones(first: Reason) -> Reason {
+    match first {
+        Reason::Forwarded | Reason::ForwardedNew => Reason::ForwardedFragment,
+        Reason::Returned => Reason::ReturnedFragment,
+        Reason::NotOurs => Reason::Fragment,
+        Reason::NoBackend => Reason::FragmentDropped,
+        same => same,
+    }
 }
 
 #[derive(Clone, Debug)]

@@ -1,13 +1,21 @@
-//! Programs that know nothing of us, across a flip: curl over IPv6, and iperf3
-//! through links of different sizes.
+//! Programs that know nothing of us, across a flip: curl over IPv6, iperf3 through
+//! links of different sizes, and dig.
 
-use std::process::{Child, Command, Output, Stdio};
+use std::{
+    net::{SocketAddr, UdpSocket},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
 
 use bg_tests::{
-    lab::{Lab, Place, SERVICE, SERVICE_V6, default_service},
+    kernel::in_namespace,
+    lab::{Lab, Place, SERVERS, SERVICE, SERVICE_V6, default_service, service},
     load::until,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Starts a client, to be waited for.
 fn start(lab: &Lab, program: &str, words: &[&str]) -> Child {
@@ -138,4 +146,131 @@ fn uploads_through_a_narrow_way_to_servers_end_where_they_began() {
 #[test]
 fn downloads_through_a_narrow_way_to_clients_end_where_they_began() {
     assert_tests_end_where_they_began("clients", &["--reverse"]);
+}
+
+// ---- DNS ------------------------------------------------------------------
+
+/// What servers of names and their test share.
+#[derive(Default)]
+struct Desk {
+    /// Questions that came.
+    asked: AtomicUsize,
+    /// Questions for [`LATER`] may be answered.
+    is_open: AtomicBool,
+}
+
+/// A name that is answered when the desk opens, and one that is answered at once.
+const LATER: &str = "later.test";
+const NOW: &str = "now.test";
+
+/// The answer to a question: one TXT record, which says the colour (RFC 1035, section
+/// 4). `None` where it is none.
+fn answer(question: &[u8], colour: &str) -> Option<Vec<u8>> {
+    // The name ends with the root's empty label; type and class come behind it.
+    let name = question.get(12..)?.iter().position(|octet| *octet == 0)? + 1;
+    let asked = question.get(12..12 + name + 4)?;
+    let length = colour.len() as u8;
+    let header = [0x84, 0, 0, 1, 0, 1, 0, 0, 0, 0]; // an authoritative answer; 1 and 1
+    let record = [0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 0, 0, length + 1, length]; // no TTL
+    Some([&question[..2], &header, asked, &record, colour.as_bytes()].concat())
+}
+
+/// A gateway before servers of names.
+fn names() -> (Lab, Arc<Desk>) {
+    let mut lab = Lab::new().unwrap();
+    lab.configure(&service("udp_idle = \"10m\"", SERVERS))
+        .unwrap();
+    let desk = Arc::new(Desk::default());
+    for (place, colour, servers) in [
+        (Place::Blue, "blue", SERVERS[0]),
+        (Place::Green, "green", SERVERS[1]),
+    ] {
+        for server in servers {
+            let at = SocketAddr::new(server.parse().unwrap(), 4433);
+            let namespace = lab.enter(place).unwrap();
+            let socket = in_namespace(&namespace, || UdpSocket::bind(at)).unwrap();
+            let desk = Arc::clone(&desk);
+            std::thread::spawn(move || serve_names(&socket, colour, &desk));
+        }
+    }
+    lab.start().unwrap();
+    (lab, desk)
+}
+
+fn serve_names(socket: &UdpSocket, colour: &'static str, desk: &Arc<Desk>) {
+    let mut buffer = [0; 512];
+    while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+        let question = buffer[..length].to_vec();
+        desk.asked.fetch_add(1, Ordering::Relaxed);
+        let (socket, desk) = (socket.try_clone().unwrap(), Arc::clone(desk));
+        let say = move || {
+            let answer = answer(&question, colour).expect("a question");
+            socket.send_to(&answer, client).unwrap();
+        };
+        if buffer[13..].starts_with(b"later") {
+            std::thread::spawn(move || {
+                until("the desk is open", || desk.is_open.load(Ordering::Relaxed));
+                say();
+            });
+        } else {
+            say();
+        }
+    }
+}
+
+/// `dig` asks once, from this port; over IPv4 and over IPv6.
+fn dig(lab: &Lab, name: &str, port: u16) -> [Child; 2] {
+    let addresses = [("198.51.100.10", SERVICE), ("2001:db8:c::10", SERVICE_V6)];
+    addresses.map(|(client, service)| {
+        let (from, to) = (format!("{client}#{port}"), format!("@{service}"));
+        let words = ["-b", &from, "-p", "4433", &to, "TXT", name];
+        let options = ["+short", "+tries=1", "+time=60", "+ignore"];
+        start(lab, "dig", &[&words[..], &options].concat())
+    })
+}
+
+/// What both were answered.
+fn answers(digs: [Child; 2]) -> [String; 2] {
+    digs.map(|dig| end(dig).trim().trim_matches('"').to_owned())
+}
+
+/// Law 2 for datagrams: a flow is a client's port. Each question is sent once.
+#[test]
+fn each_question_of_dig_is_answered_by_its_ports_colour() {
+    let (lab, desk) = names();
+    let (old, waiting, new) = (20_000..20_008, 21_000..21_004, 22_000..22_008);
+    for port in old.clone() {
+        assert_eq!(answers(dig(&lab, NOW, port)), ["blue"; 2]);
+    }
+    // These are answered after the flip.
+    let waits: Vec<_> = waiting.map(|port| dig(&lab, LATER, port)).collect();
+    let asked = 2 * (old.len() + waits.len());
+    until("all have asked", || {
+        desk.asked.load(Ordering::Relaxed) == asked
+    });
+    lab.ask(&["flip", "llm"]).unwrap();
+    desk.is_open.store(true, Ordering::Relaxed);
+    for digs in waits {
+        assert_eq!(answers(digs), ["blue"; 2], "asked before the flip");
+    }
+    // Many at once, of ports that were seen and of those that were not.
+    let again: Vec<_> = old.clone().map(|port| dig(&lab, NOW, port)).collect();
+    let first: Vec<_> = new.clone().map(|port| dig(&lab, NOW, port)).collect();
+    for (digs, colour) in again
+        .into_iter()
+        .map(|digs| (digs, "blue"))
+        .chain(first.into_iter().map(|digs| (digs, "green")))
+    {
+        assert_eq!(answers(digs), [colour; 2]);
+    }
+    let asked = asked + 2 * (old.len() + new.len());
+    assert_eq!(desk.asked.load(Ordering::Relaxed), asked, "each came once");
+    let status = lab.status().unwrap();
+    let colours = &status["services"][0]["colours"];
+    assert_eq!(colours["blue"]["new_flows"], 24, "{colours}");
+    assert_eq!(colours["green"]["new_flows"], 16, "{colours}");
+    // A question and an answer each.
+    assert_eq!(colours["blue"]["packets"], 80, "{colours}");
+    assert_eq!(colours["green"]["packets"], 32, "{colours}");
+    assert_eq!(status["reasons"]["returned"], json!(asked), "{status}");
 }

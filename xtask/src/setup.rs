@@ -23,13 +23,14 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPF_LINKER: &str = "0.13.0";
 
 /// Packages by the file that shows that they are there.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("sysctl", "procps"),
     ("mount", "mount"),
     ("curl", "curl"),
     ("iperf3", "iperf3"),
+    ("dig", "bind9-dnsutils"),
 ];
 /// The picture's typeface.
 const FONT: (&str, &str) = (

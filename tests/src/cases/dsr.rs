@@ -105,7 +105,7 @@ fn life(world: &World, f: Family, cases: &mut Vec<Case>) {
         flow.seen -= 60_000; // more than an hour
     }
     let mut case = |name, world: &World, flags, reason, holds: fn(&Flow) -> bool| {
-        let segment = |macs| Frame::tcp(macs, f.client, f.service, flags).numbers(1000, 5000);
+        let segment = |macs| Frame::tcp(macs, f.client, f.service, flags).numbers(2000, 5000);
         cases.push(Case {
             name,
             world: world.clone(),
@@ -121,7 +121,8 @@ fn life(world: &World, f: Family, cases: &mut Vec<Case>) {
         &silent,
         "A",
         Forwarded,
-        |flow| flow.from_client == bits::PROVEN,
+        // What it says is where its window is.
+        |flow| (flow.from_client, flow.client_next) == (bits::PROVEN, 2000),
     );
     case(
         "dsr: the client's FIN closes the flow",

@@ -6,6 +6,7 @@ use bg_common::{
     key::{FragmentKey, UDP},
     port::Tags,
     service::{Fragment as FragmentEntry, Interface, way},
+    snat::via,
 };
 
 use super::*;
@@ -148,6 +149,30 @@ pub(super) fn fragments(world: &World, f: Family, cases: &mut Vec<Case>) {
         Fragment,
         &later,
     );
+    let recent = FragmentEntry {
+        seen: world.tick.wrapping_sub(300),
+        ..to
+    };
+    case(
+        "a first fragment of twenty seconds ago is not",
+        remembered(world, ends, recent),
+        &later,
+        TO_BACKEND,
+        ForwardedFragment,
+        &later_out,
+    );
+    // The last offset there is, in 8 bytes.
+    let (mut beyond, at) = (later.clone(), if f.client.is_ipv4() { 20 } else { 56 });
+    let offset = if f.client.is_ipv4() { 8191 } else { 8191 << 3 };
+    beyond[at..at + 2].copy_from_slice(&u16::to_be_bytes(offset));
+    case(
+        "a later fragment that ends behind byte 65 535 is the stack's",
+        known.clone(),
+        &beyond,
+        Pass,
+        Fragment,
+        &beyond,
+    );
     let early = frame::fragments(&request.0.bytes(), 16)[1].clone();
     case(
         "a later fragment that begins before byte 24 is the stack's, whoever came first",
@@ -202,6 +227,19 @@ pub(super) fn fragments(world: &World, f: Family, cases: &mut Vec<Case>) {
     case(
         "a later fragment that is too large and must stay whole is dropped",
         narrow,
+        &later,
+        Drop,
+        FragmentDropped,
+        &later,
+    );
+    let alone = FragmentEntry {
+        next_hop: 0,
+        via: via::DSR,
+        ..to
+    };
+    case(
+        "dsr: without a next hop a later fragment is dropped, too",
+        remembered(world, ends, alone),
         &later,
         Drop,
         FragmentDropped,
@@ -299,17 +337,17 @@ fn tcp(world: &World, f: Family, cases: &mut Vec<Case>) {
     }
 }
 
-/// Large datagrams both ways, new and drained.
+/// Large datagrams both ways: new, drained, cut, and of nobody.
 pub(super) fn large(world: &World, f: Family) -> Vec<(Case, Vec<u8>)> {
     let mut drained = flipped(world, false);
     f.add(&mut drained, FlowTable::Udp, Family::flow(world, f.blue));
-    let case = |name, world: &World, (frame, out): (Frame, Frame)| {
+    let case = |name, world: &World, action, reason, (frame, out): (Frame, Frame)| {
         let case = Case {
             name,
             world: world.clone(),
             frame: frame.bytes(),
-            action: TO_BACKEND,
-            reason: Forwarded,
+            action,
+            reason,
             out: Vec::new(),
             flow: None,
         };
@@ -319,7 +357,17 @@ pub(super) fn large(world: &World, f: Family) -> Vec<(Case, Vec<u8>)> {
         ingress: BACKENDS,
         ..drained.clone()
     };
+    let mut empty = world.clone();
+    empty.pools = [PoolWord::default(); 4];
+    let was_cut = World {
+        word: back
+            .word
+            .flipped(Colour::Blue, true)
+            .flipped(Colour::Green, true),
+        ..back.clone()
+    };
     let (to_service, _) = request(f);
+    let (from_server, _) = answer(f);
     let mut elsewhere = remembered(world, (f.client, f.udp), forwarded(world, f));
     elsewhere.listeners_v4.clear();
     elsewhere.listeners_v6.clear();
@@ -327,10 +375,44 @@ pub(super) fn large(world: &World, f: Family) -> Vec<(Case, Vec<u8>)> {
         case(
             "the host's own datagram, with the identification of one that was sent on",
             &elsewhere,
+            Pass,
+            NotOurs,
+            (to_service.clone(), to_service.clone()),
+        ),
+        case(
+            "a datagram that finds no backend",
+            &empty,
+            Drop,
+            NoBackend,
             (to_service.clone(), to_service),
         ),
-        case("a new flow's datagram", world, request(f)),
-        case("a drained flow's datagram", &drained, request(f)),
-        case("a drained flow's answer", &back, answer(f)),
+        case(
+            "a cut flow's answer",
+            &was_cut,
+            Drop,
+            CutDropped,
+            (from_server.clone(), from_server),
+        ),
+        case(
+            "a new flow's datagram",
+            world,
+            TO_BACKEND,
+            ForwardedNew,
+            request(f),
+        ),
+        case(
+            "a drained flow's datagram",
+            &drained,
+            TO_BACKEND,
+            Forwarded,
+            request(f),
+        ),
+        case(
+            "a drained flow's answer",
+            &back,
+            TO_CLIENTS,
+            Returned,
+            answer(f),
+        ),
     ]
 }

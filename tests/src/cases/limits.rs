@@ -17,6 +17,27 @@ pub(super) fn limits(world: &World, f: Family, cases: &mut Vec<Case>) {
         out: syn.bytes(),
         flow: None,
     });
+    let mut given_away = world.clone();
+    given_away.backends[f.blue as usize].service = 1;
+    let mut no_device = world.clone();
+    no_device.interfaces[BACKENDS as usize].ifindex = 0;
+    for (name, world) in [
+        (
+            "a backend's slot that another service has now is nobody's",
+            given_away,
+        ),
+        ("a next hop through a slot without a device", no_device),
+    ] {
+        cases.push(Case {
+            name,
+            world,
+            frame: syn.bytes(),
+            action: Drop,
+            reason: Inconsistent,
+            out: syn.bytes(),
+            flow: None,
+        });
+    }
     let mut unresolved = world.clone();
     unresolved.backends[f.blue as usize].next_hop = 0;
     cases.push(Case {
@@ -82,6 +103,17 @@ pub(super) fn untouched(world: &World, f: Family, cases: &mut Vec<Case>) {
         Truncated,
     );
     pass("broadcast", [&[0xff; 6], &syn[6..]].concat(), NotOurs);
+    let group = [1, 0, 0x5e, 0, 0, 1];
+    pass("multicast", [&group, &syn[6..]].concat(), NotOurs);
+    let datagram = Frame::udp(FROM_CLIENT, f.client, f.udp).payload(b"x");
+    for (name, length) in [
+        ("a UDP header that says less than itself", 7),
+        ("a UDP header that says more than the packet has", 10),
+    ] {
+        let mut frame = datagram.bytes();
+        frame[14 + header + 5] = length;
+        pass(name, frame, BadHeader);
+    }
     let with = |at: usize, byte: u8| {
         let mut frame = syn.clone();
         frame[at] = byte;
@@ -163,6 +195,11 @@ pub(super) fn headers(world: &World, cases: &mut Vec<Case>) {
     pass(
         "IPv6: an authentication header covers what would be rewritten",
         with(&syn6, 20, &[51]),
+        ExtensionHeader,
+    );
+    pass(
+        "IPv6: a mobility header",
+        with(&syn6, 20, &[135]),
         ExtensionHeader,
     );
     let routed = with(&extended(&syn6, &[43]), 57, &[1]);

@@ -63,6 +63,15 @@ pub(super) fn proof(world: &World, f: Family, cases: &mut Vec<Case>) {
         flow: Some(f.check(FlowTable::Established, None)),
     });
     cases.push(Case {
+        name: "an acknowledgement of what nobody has sent yet does not (law 7)",
+        world: half.clone(),
+        frame: ack(0).bytes(),
+        action: TO_BACKEND,
+        reason: Forwarded,
+        out: out(0),
+        flow: Some(f.check(FlowTable::Established, None)),
+    });
+    cases.push(Case {
         name: "a flip inside the handshake leaves it on its colour",
         world: World {
             word: world.word.flipped(Colour::Green, false),

@@ -32,7 +32,11 @@ fn client(f: Family, table: FlowTable) -> FlowKey {
 
 /// Lends a port towards blue.
 fn lend(world: &mut World, f: Family, port: u16, key: FlowKey, table: FlowTable) {
-    let block = u32::from(world.backends[f.blue as usize].block);
+    lend_towards(f.blue, world, port, key, table);
+}
+
+fn lend_towards(backend: u32, world: &mut World, port: u16, key: FlowKey, table: FlowTable) {
+    let block = u32::from(world.backends[backend as usize].block);
     let place = (block, index(port).expect("a port that can be lent"));
     let lease = Lease {
         client: key.client,
@@ -119,6 +123,17 @@ fn newcomers(world: &World, f: Family, cases: &mut Vec<Case>) {
         lost,
         first,
     );
+    let mut green = world.clone();
+    let mut flow = Family::flow(&green, f.green);
+    flow.via = LENT;
+    f.add(&mut green, FlowTable::HalfOpen, flow);
+    let key = client(f, FlowTable::HalfOpen);
+    lend_towards(f.green, &mut green, LENT, key, FlowTable::HalfOpen);
+    case(
+        "snat: a SYN that is sent again after a flip is lent a port towards its new backend",
+        green,
+        first,
+    );
     case(
         "snat: a SYN of an old flow's tuple is lent a port of its own",
         lent(world, f, FlowTable::Established, |_| ()),
@@ -154,6 +169,7 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
     let candidates: Vec<u32> =
         World::candidates(&client(f, FlowTable::HalfOpen), FlowTable::HalfOpen).collect();
     // Lent in this moment, so nobody may take them.
+    let block = u32::from(world.backends[f.blue as usize].block);
     let mut full = world.clone();
     for (number, index) in candidates.iter().enumerate() {
         let key = key(f.client, 100 + number as u16);
@@ -203,16 +219,16 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
         });
     }
     let chosen = candidates[5];
-    let mut case = |name, table, silent: u32, holds: bool| {
+    let lent_to_stranger = |table, change: &dyn Fn(&mut Flow)| {
         let mut world = full.clone();
         let mut flow = Family::flow(&world, f.blue);
-        (flow.via, flow.seen) = (port(chosen), world.tick - silent);
-        flow.proof = UDP_IDLE;
-        if table == FlowTable::HalfOpen && holds {
-            flow.from_client = bits::PROVEN;
-        }
+        (flow.via, flow.proof) = (port(chosen), UDP_IDLE);
+        change(&mut flow);
         world.flows.insert((table, stranger(f)), flow);
         lend(&mut world, f, port(chosen), stranger(f), table);
+        world
+    };
+    let mut decide = |name, world, holds: bool| {
         cases.push(Case {
             name,
             world,
@@ -222,6 +238,49 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
             out: if holds { syn.clone() } else { to(port(chosen)) },
             flow: None,
         });
+    };
+    let mut reserved = full.clone();
+    let lease = reserved.leases.get_mut(&(block, chosen));
+    *lease.expect("a lease of each candidate") = Lease {
+        table: RESERVED,
+        ..Lease::default()
+    };
+    decide("snat: a listener's port is lent to nobody", reserved, true);
+    for (name, table) in [
+        (
+            "snat: the port that a connection has no longer is lent to the next one",
+            FlowTable::Established,
+        ),
+        (
+            "snat: the port that a datagram flow has no longer is lent to the next one",
+            FlowTable::Udp,
+        ),
+    ] {
+        let other = |flow: &mut Flow| flow.via = LENT;
+        let mut elsewhere = lent_to_stranger(table, &other);
+        for lease in elsewhere.leases.values_mut() {
+            if lease.key() == stranger(f) {
+                lease.since = world.tick - 1_000;
+            }
+        }
+        decide(name, elsewhere, false);
+    }
+    decide(
+        "snat: nobody takes the port of a proven flow that found no room",
+        lent_to_stranger(FlowTable::HalfOpen, &|flow| {
+            flow.from_client = bits::PROVEN;
+            flow.seen -= 400;
+        }),
+        true,
+    );
+    decide(
+        "snat: nobody takes the port of a handshake that goes on",
+        lent_to_stranger(FlowTable::HalfOpen, &|flow| flow.seen += 600),
+        true,
+    );
+    let mut case = |name, table, silent: u32, holds: bool| {
+        let world = lent_to_stranger(table, &|flow| flow.seen -= silent);
+        decide(name, world, holds);
     };
     case(
         "snat: the port of a flow that is over is lent to the next one",
@@ -234,12 +293,6 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
         FlowTable::HalfOpen,
         400,
         false,
-    );
-    case(
-        "snat: nobody takes the port of a proven flow that found the table full",
-        FlowTable::HalfOpen,
-        400,
-        true,
     );
     case(
         "snat: the port of a datagram flow that is long over is lent to the next one",
@@ -265,6 +318,17 @@ fn taken(world: &World, f: Family, cases: &mut Vec<Case>) {
         60_000,
         true,
     );
+    // It would be heard of no more.
+    let rst = Frame::tcp(FROM_CLIENT, f.client, f.service, "R").bytes();
+    cases.push(Case {
+        name: "snat: an unknown flow's RST, which nobody will remember, is lent nothing",
+        world: world.clone(),
+        frame: rst.clone(),
+        action: Drop,
+        reason: NoPort,
+        out: rst,
+        flow: None,
+    });
     // A flow without proof whose port went to another one is no flow any more.
     let mut lost = lent(world, f, FlowTable::Udp, |_| ());
     let other = key(f.client, f.udp_listener + 1);
@@ -410,6 +474,37 @@ fn back(world: &World, f: Family, cases: &mut Vec<Case>) {
         out: stray,
         flow: None,
     });
+    for (name, table) in [
+        (
+            "snat: a reply to a port that its connection has no longer passes untouched",
+            FlowTable::Established,
+        ),
+        (
+            "snat: an answer to a port that its flow has no longer passes untouched",
+            FlowTable::Udp,
+        ),
+    ] {
+        // Lent another one since: both leases name the flow, and it names one.
+        let mut world = lent(world, f, table, |flow| flow.via = LENT + 1);
+        lend(&mut world, f, LENT + 1, client(f, table), table);
+        world.ingress = BACKENDS;
+        for to in [own(f, LENT), f.client] {
+            let frame = match table {
+                FlowTable::Udp => datagram(from_backend(f.blue), blue, to),
+                _ => reply(from_backend(f.blue), f.blue(), to),
+            }
+            .bytes();
+            cases.push(Case {
+                name,
+                world: world.clone(),
+                frame: frame.clone(),
+                action: Pass,
+                reason: ReturnUnknown,
+                out: frame,
+                flow: None,
+            });
+        }
+    }
     let elsewhere = SocketAddr::new(f.client.ip(), LENT);
     for (name, to) in [
         (
@@ -646,6 +741,33 @@ fn errors(world: &World, f: Family, cases: &mut Vec<Case>) {
         action: Drop,
         reason: ForwardUnreachable,
         out: error,
+        flow: None,
+    });
+    let mut moved = lent(world, f, FlowTable::Established, |flow| flow.via = LENT + 1);
+    lend(
+        &mut moved,
+        f,
+        LENT + 1,
+        client(f, FlowTable::Established),
+        FlowTable::Established,
+    );
+    moved.ingress = BACKENDS;
+    let quote = about(own(f, LENT), f.blue(), header + 8);
+    let late = Frame::icmp(
+        from_backend(f.blue),
+        router,
+        own(f, LENT).ip(),
+        too_big,
+        &quote,
+    )
+    .bytes();
+    cases.push(Case {
+        name: "snat: an error about a port that its flow has no longer passes untouched",
+        world: moved,
+        frame: late.clone(),
+        action: Pass,
+        reason: IcmpError,
+        out: late,
         flow: None,
     });
     // Ours: too big for the way out, in the client's own words.

@@ -4,7 +4,7 @@
 
 use bg_common::{port::Tags, service::Interface};
 
-use super::*;
+use super::{errors::Icmp, *};
 use crate::{frame::tagged, world::plain};
 
 /// The slot of VLAN 100 on the clients' interface.
@@ -69,6 +69,7 @@ pub(super) fn vlan(world: &World, f: Family, cases: &mut Vec<Case>) {
     to_backends(&world, f, cases);
     to_clients(&world, f, cases);
     back_by_the_same_vlan(&world, f, cases);
+    error_by_another_vlan(&world, f, cases);
     to_the_stack(&world, f, cases);
     claimed(&world, f, cases);
 }
@@ -264,6 +265,36 @@ fn back_by_the_same_vlan(world: &World, f: Family, cases: &mut Vec<Case>) {
     });
 }
 
+/// An error goes to a backend that is reached by the interface it came in by, but not
+/// by the router that made it: that one is in another VLAN.
+fn error_by_another_vlan(world: &World, f: Family, cases: &mut Vec<Case>) {
+    let Icmp {
+        header,
+        too_big,
+        router,
+        ..
+    } = Icmp::of(f);
+    let mut known = behind(world.clone(), ONE_ARM);
+    let flow = Family::flow(world, f.blue);
+    f.add(&mut known, FlowTable::Established, flow);
+    let error = |macs, to: SocketAddr| {
+        let reply = Frame::tcp(TO_CLIENT, to, f.client, "PA").payload(&[7; 1400]);
+        Frame::icmp(macs, router, to.ip(), too_big, &reply.quote(header + 400))
+    };
+    cases.push(Case {
+        name: "an error that goes back into another VLAN comes from the router that made it",
+        world: known,
+        frame: tagged(&error(FROM_CLIENT, f.service).bytes(), &[VLAN_100]),
+        action: Transmit,
+        reason: ForwardedError,
+        out: tagged(
+            &error(device_to_backend(f.blue), f.blue()).hops(63).bytes(),
+            &[VLAN_200],
+        ),
+        flow: None,
+    });
+}
+
 fn to_the_stack(world: &World, f: Family, cases: &mut Vec<Case>) {
     let syn = Frame::tcp(FROM_CLIENT, f.client, f.service, "S").bytes();
     let ssh = SocketAddr::new(f.service.ip(), 22);
@@ -304,6 +335,12 @@ fn to_the_stack(world: &World, f: Family, cases: &mut Vec<Case>) {
         "three tags",
         CLIENTS,
         tagged(&syn, &[VLAN_100, VLAN_100, VLAN_100]),
+        Vlan,
+    );
+    pass(
+        "three tags, two of which the host has a device for",
+        BACKENDS,
+        tagged(&syn, &[QINQ[0], QINQ[1], VLAN_100]),
         Vlan,
     );
     pass(
