@@ -43,6 +43,8 @@ pub enum Program {
     Drop,
     /// Bare `XDP_REDIRECT` to the servers.
     Redirect,
+    /// Bare `XDP_TX`, back where they came from.
+    Transmit,
     /// The packet path.
     Ours,
     /// One part of what the packet path does, by the program's name; then drops.

@@ -1,9 +1,13 @@
-//! The benchmark: what the packet path costs a packet, in nanoseconds.
-//! `cargo xtask bench` runs it.
+//! The benchmark: what the packet path costs a packet, in nanoseconds, and how it
+//! compares with its peers. `cargo xtask bench` runs it.
 
+mod arrivals;
 mod cases;
+mod gateway;
+mod peers;
 mod report;
 mod stand;
+mod tools;
 
 use std::{
     process::ExitCode,
@@ -17,7 +21,7 @@ use std::{
 use anyhow::{Result, ensure};
 use aya::sys::{Stats, enable_stats};
 use bg_common::reason::Reason;
-use cases::{Case, Kind, Program, STAGES, Side};
+use cases::{Case, Kind, Program, STAGES, Side, Stage};
 use clap::{Parser, ValueEnum};
 use report::{Delivered, Figure, Report};
 use stand::Stand;
@@ -31,6 +35,9 @@ use stand::Stand;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Arguments {
+    /// What is measured; everything, unless named.
+    #[arg(value_enum)]
+    sections: Vec<Section>,
     /// How often everything is measured.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -40,6 +47,25 @@ struct Arguments {
     /// How the figures are printed.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Section {
+    /// What the packet path costs a packet.
+    Packets,
+    /// Packets per second beside bare XDP, the kernel's forwarding and nftables.
+    Peers,
+    /// All of it.
+    All,
+}
+
+/// How much is done for a figure.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    /// How often everything is measured.
+    rounds: u32,
+    /// Frames of one measurement.
+    frames: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -99,12 +125,45 @@ fn main() -> ExitCode {
 
 /// Measures everything. The lab is gone when it returns.
 fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
-    let (rounds, frames, stages) = if arguments.quick {
-        (3, 200_000, &STAGES[..2])
+    let effort = if arguments.quick {
+        Effort {
+            rounds: 3,
+            frames: 200_000,
+        }
     } else {
-        (arguments.rounds, 1_000_000, &STAGES[..])
+        Effort {
+            rounds: arguments.rounds,
+            frames: 1_000_000,
+        }
     };
-    let mut report = Report::new(rounds, frames);
+    let wanted = |section| {
+        let named = &arguments.sections;
+        named.is_empty() || named.contains(&section) || named.contains(&Section::All)
+    };
+    let mut report = Report::new(effort.rounds, effort.frames);
+    if wanted(Section::Packets) {
+        let stages = if arguments.quick {
+            &STAGES[..2]
+        } else {
+            &STAGES
+        };
+        packets(&effort, stages, interrupted, &mut report)?;
+    }
+    if wanted(Section::Peers) {
+        report.peers = Some(peers::measure(&effort, interrupted)?);
+    }
+    report.end();
+    Ok(report)
+}
+
+/// Measures what the packet path costs a packet.
+fn packets(
+    effort: &Effort,
+    stages: &[Stage],
+    interrupted: &AtomicBool,
+    report: &mut Report,
+) -> Result<()> {
+    let Effort { rounds, frames } = *effort;
     let mut bench = Bench {
         stand: Stand::new(MAX_FLOWS)?,
         interrupted,
@@ -116,13 +175,12 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
         eprintln!("bench: {} flows", stage.0);
         bench.stand.remember(stage.0)?;
         report.add_delivered(bench.delivered(stage.0)?);
-        bench.stage(&cases::of_stage(*stage), &mut drops, &mut report)?;
+        bench.stage(&cases::of_stage(*stage), &mut drops, report)?;
     }
     for drops in &drops {
         report.add_drop(drops);
     }
-    report.end();
-    Ok(report)
+    Ok(())
 }
 
 struct Bench<'a> {

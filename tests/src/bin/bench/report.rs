@@ -4,7 +4,7 @@ use std::{fmt, fs, process::Command};
 
 use serde::Serialize;
 
-use crate::cases::Case;
+use crate::{cases::Case, peers::Peers};
 
 /// Version of the JSON.
 const SCHEMA: u32 = 1;
@@ -30,14 +30,16 @@ pub struct Report {
     cases: Vec<Line>,
     /// Frames per second through the two-arm lab, on one core.
     delivered: Vec<Delivered>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
 }
 
 /// Values of one figure over the rounds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Figure {
-    median: f64,
-    min: f64,
-    max: f64,
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,6 +104,7 @@ impl Report {
             drop_ns: Vec::new(),
             cases: Vec::new(),
             delivered: Vec::new(),
+            peers: None,
         }
     }
 
@@ -141,6 +144,18 @@ impl fmt::Display for Report {
             "{} CPUs, {}; Linux {}; {commit}; load {:.2} to {:.2}",
             self.cpus, self.cpu, self.kernel, self.load[0], self.load[1]
         )?;
+        if !self.cases.is_empty() {
+            self.packets(f)?;
+        }
+        if let Some(peers) = &self.peers {
+            peers.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn packets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
             "{} rounds of {} frames a case; ns a packet, net of bare XDP_DROP in the same round\n",
@@ -189,11 +204,13 @@ impl fmt::Display for Report {
     }
 }
 
-fn spread(figure: Figure, digits: usize) -> String {
+/// The smallest and the largest value.
+pub fn spread(figure: Figure, digits: usize) -> String {
     format!("{:.digits$}..{:.digits$}", figure.min, figure.max)
 }
 
-const fn verdict(met: Option<bool>) -> &'static str {
+/// Whether a goal was met, in a word.
+pub const fn verdict(met: Option<bool>) -> &'static str {
     match met {
         None => "",
         Some(true) => "met",
