@@ -1,15 +1,21 @@
 //! The benchmark: what the packet path costs a packet, in nanoseconds, and how it
 //! compares with its peers. `cargo xtask bench` runs it.
 
+mod account;
 mod arrivals;
 mod cases;
+mod clients;
+mod flips;
 mod gateway;
+mod http;
 mod peers;
+mod pictures;
 mod report;
 mod stand;
 mod tools;
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc,
@@ -21,6 +27,7 @@ use std::{
 use anyhow::{Result, ensure};
 use aya::sys::{Stats, enable_stats};
 use bg_common::reason::Reason;
+use bg_tests::lab::beside_the_build;
 use cases::{Case, Kind, Program, STAGES, Side, Stage};
 use clap::{Parser, ValueEnum};
 use report::{Delivered, Figure, Report};
@@ -47,6 +54,9 @@ struct Arguments {
     /// How the figures are printed.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+    /// Where pictures go, as SVG and PNG [default: target/bench].
+    #[arg(long, value_name = "DIRECTORY")]
+    pictures: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -55,6 +65,10 @@ enum Section {
     Packets,
     /// Packets per second beside bare XDP, the kernel's forwarding and nftables.
     Peers,
+    /// HTTP through the gateway, beside nftables, HAProxy and nginx.
+    Http,
+    /// What flips take, and what is seen of them; of ours and of peers'.
+    Flips,
     /// All of it.
     All,
 }
@@ -66,6 +80,8 @@ struct Effort {
     rounds: u32,
     /// Frames of one measurement.
     frames: u32,
+    /// A rough answer will do.
+    quick: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -129,11 +145,13 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
         Effort {
             rounds: 3,
             frames: 200_000,
+            quick: true,
         }
     } else {
         Effort {
             rounds: arguments.rounds,
             frames: 1_000_000,
+            quick: false,
         }
     };
     let wanted = |section| {
@@ -152,7 +170,18 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
     if wanted(Section::Peers) {
         report.peers = Some(peers::measure(&effort, interrupted)?);
     }
+    if wanted(Section::Http) {
+        report.http = Some(http::measure(&effort, interrupted)?);
+    }
+    if wanted(Section::Flips) {
+        report.flips = Some(flips::measure(&effort, interrupted)?);
+    }
     report.end();
+    let pictures = match &arguments.pictures {
+        Some(directory) => directory.clone(),
+        None => beside_the_build("bench")?,
+    };
+    pictures::draw(&report, &pictures)?;
     Ok(report)
 }
 
@@ -163,7 +192,7 @@ fn packets(
     interrupted: &AtomicBool,
     report: &mut Report,
 ) -> Result<()> {
-    let Effort { rounds, frames } = *effort;
+    let Effort { rounds, frames, .. } = *effort;
     let mut bench = Bench {
         stand: Stand::new(MAX_FLOWS)?,
         interrupted,

@@ -4,7 +4,7 @@ use std::{fmt, fs, process::Command};
 
 use serde::Serialize;
 
-use crate::{cases::Case, peers::Peers};
+use crate::{cases::Case, flips::Flips, http::Http, peers::Peers};
 
 /// Version of the JSON.
 const SCHEMA: u32 = 1;
@@ -32,6 +32,10 @@ pub struct Report {
     delivered: Vec<Delivered>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peers: Option<Peers>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flips: Option<Flips>,
 }
 
 /// Values of one figure over the rounds.
@@ -105,6 +109,8 @@ impl Report {
             cases: Vec::new(),
             delivered: Vec::new(),
             peers: None,
+            http: None,
+            flips: None,
         }
     }
 
@@ -130,6 +136,15 @@ impl Report {
         self.delivered.push(delivered);
     }
 
+    /// Where and of what these figures are.
+    pub fn machine(&self) -> String {
+        let commit = self.commit.as_deref().unwrap_or("unknown commit");
+        format!(
+            "{} CPUs, {}; Linux {}; {commit}; load {:.2} to {:.2}",
+            self.cpus, self.cpu, self.kernel, self.load[0], self.load[1]
+        )
+    }
+
     /// Ends the report.
     pub fn end(&mut self) {
         self.load[1] = load();
@@ -138,17 +153,18 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let commit = self.commit.as_deref().unwrap_or("unknown commit");
-        writeln!(
-            f,
-            "{} CPUs, {}; Linux {}; {commit}; load {:.2} to {:.2}",
-            self.cpus, self.cpu, self.kernel, self.load[0], self.load[1]
-        )?;
+        writeln!(f, "{}", self.machine())?;
         if !self.cases.is_empty() {
             self.packets(f)?;
         }
         if let Some(peers) = &self.peers {
             peers.fmt(f)?;
+        }
+        if let Some(http) = &self.http {
+            http.fmt(f)?;
+        }
+        if let Some(flips) = &self.flips {
+            flips.fmt(f)?;
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use bg_tests::lab::beside_the_build;
 
 /// A program of a peer.
 #[derive(Clone, Debug)]
@@ -19,7 +20,7 @@ pub struct Tool {
 impl Tool {
     /// Finds it by its name.
     pub fn find(name: &str) -> Result<Self> {
-        let root = beside_the_build("peers")?;
+        let root = std::path::absolute(beside_the_build("peers")?)?;
         let unpacked = root.join("usr/sbin").join(name);
         let path = std::env::var_os("PATH").unwrap_or_default();
         let path = std::iter::once(unpacked)
@@ -53,16 +54,3 @@ impl Tool {
         }
     }
 }
-
-/// `target/NAME`, beside the profile's directory that this program is in.
-pub fn beside_the_build(name: &str) -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let target = own
-        .ancestors()
-        .nth(2)
-        .context("this program is in no target directory")?;
-    Ok(target.join(name))
-}
-
-/// A configuration of a peer, as it is in the repository.
-pub const NFTABLES: &str = include_str!("peers/nftables.nft");
