@@ -43,7 +43,7 @@ enum Verb {
     /// Measure what the packet path costs a packet, and compare with peers
     #[command(disable_help_flag = true)]
     Bench {
-        /// Handed to the benchmark: packets, peers, --rounds, --quick, -o json, --help
+        /// Handed to the benchmark: packets, peers, http, flips, --rounds, --quick, -o json, --help
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

@@ -56,6 +56,8 @@ pub struct Line {
     pub p999: Figure,
     /// Seconds of the gateway's CPU for a million requests.
     pub cpu: Figure,
+    /// What of it processes use, not the kernel's threads.
+    processes: Figure,
     failed: u64,
     #[serde(skip)]
     values: Vec<Values>,
@@ -76,6 +78,7 @@ struct Values {
     rate: f64,
     latency: [f64; 3],
     cpu: f64,
+    processes: f64,
     failed: u64,
 }
 
@@ -161,6 +164,7 @@ fn once(
         rate: answers as f64 / took.as_secs_f64(),
         latency: [0.5, 0.99, 0.999].map(|part| latency.value_at_quantile(part) as f64),
         cpu: (kernel + own).as_secs_f64() / all as f64 * 1e6,
+        processes: own.as_secs_f64() / all as f64 * 1e6,
         failed,
     })
 }
@@ -177,6 +181,7 @@ impl Line {
             p99: figure(|values| values.latency[1]),
             p999: figure(|values| values.latency[2]),
             cpu: figure(|values| values.cpu),
+            processes: figure(|values| values.processes),
             failed: values.iter().map(|values| values.failed).sum(),
             values,
         }
@@ -241,7 +246,7 @@ impl fmt::Display for Http {
             )?;
             writeln!(
                 f,
-                "{:<36} {:>10} {:>15} {:>8} {:>8} {:>8} {:>13} {:>15} {:>6}",
+                "{:<36} {:>10} {:>15} {:>8} {:>8} {:>8} {:>13} {:>15} {:>9} {:>6}",
                 "",
                 "requests/s",
                 "min..max",
@@ -250,6 +255,7 @@ impl fmt::Display for Http {
                 "p99.9",
                 "CPU s/million",
                 "min..max",
+                "processes",
                 "failed"
             )?;
             for line in self
@@ -259,7 +265,7 @@ impl fmt::Display for Http {
             {
                 writeln!(
                     f,
-                    "{:<36} {:>10.0} {:>15} {:>8.0} {:>8.0} {:>8.0} {:>13.2} {:>15} {:>6}",
+                    "{:<36} {:>10.0} {:>15} {:>8.0} {:>8.0} {:>8.0} {:>13.2} {:>15} {:>9.2} {:>6}",
                     line.peer.name(),
                     line.rate.median,
                     spread(line.rate, 0),
@@ -268,6 +274,7 @@ impl fmt::Display for Http {
                     line.p999.median,
                     line.cpu.median,
                     spread(line.cpu, 2),
+                    line.processes.median,
                     line.failed
                 )?;
             }

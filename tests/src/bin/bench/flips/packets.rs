@@ -44,6 +44,16 @@ struct Store {
     /// `CLOCK_MONOTONIC`, ns, just before it.
     at: u64,
     to: Colour,
+    /// How long after it the packet path stamped the first new flow, ns.
+    stamped: Option<u64>,
+}
+
+/// Microseconds from stores to what came after them.
+#[derive(Debug, Default)]
+struct Seen {
+    stamped: Vec<f64>,
+    first: Vec<f64>,
+    last: Vec<f64>,
 }
 
 /// Flips as long as the generator sends.
@@ -53,7 +63,7 @@ pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<(Packets, Gl
     let end = |place| FarEnd::attach(&stand.lab().enter(place)?, "eth0", effort.frames);
     let mut ends = [end(Place::Blue)?, end(Place::Green)?];
     stand.feed(Kind::First, STRANGER_FLOWS)?;
-    let (mut first, mut last) = (Vec::new(), Vec::new());
+    let mut seen = Seen::default();
     let mut glass = Glass {
         flips: 0,
         bins: vec![[0; 2]; 2 * GLASS_US as usize],
@@ -76,14 +86,15 @@ pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<(Packets, Gl
         );
         rates.push(arrived as f64 / took.as_secs_f64() / 1e6);
         let times = [ends[0].times()?, ends[1].times()?];
-        look(&stores, &times, &mut first, &mut last, &mut glass);
+        look(&stores, &times, &mut seen, &mut glass);
     }
-    ensure!(!first.is_empty(), "no flip was seen");
+    ensure!(!seen.first.is_empty(), "no flip was seen");
     let packets = Packets {
         mpps: crate::report::Figure::of(&rates),
         flips: glass.flips,
-        first_us: Quantiles::of(&first),
-        last_us: Quantiles::of(&last),
+        stamped_us: Quantiles::of(&seen.stamped),
+        first_us: Quantiles::of(&seen.first),
+        last_us: Quantiles::of(&seen.last),
     };
     Ok((packets, glass))
 }
@@ -97,15 +108,22 @@ fn flip_under_load(stand: &Stand, frames: u32) -> Result<(Vec<Store>, Duration)>
             let mut first = CpuSet::new();
             first.set(0)?;
             sched_setaffinity(Pid::from_raw(0), &first)?;
-            let mut stores = Vec::new();
+            let mut stores: Vec<Store> = Vec::new();
             let mut word = words.word(service);
             while !sent.load(Ordering::Relaxed) {
                 std::thread::sleep(PAUSE);
+                let stamp = words.first_flow(service);
+                if let Some(last) = stores.last_mut()
+                    && stamp.generation() == word.generation()
+                {
+                    last.stamped = Some(stamp.ns_since(last.at));
+                }
                 let next = word.flipped(word.active().other(), false);
                 let stored = words.store(service, word, next)?;
                 stores.push(Store {
                     at: stored.at_ns,
                     to: next.active(),
+                    stamped: None,
                 });
                 word = next;
             }
@@ -122,13 +140,7 @@ fn flip_under_load(stand: &Stand, frames: u32) -> Result<(Vec<Store>, Duration)>
 
 /// For each store: microseconds to the first packet at the new colour, and to the
 /// last at the old one, before the next store.
-fn look(
-    stores: &[Store],
-    times: &[Vec<u64>; 2],
-    first: &mut Vec<f64>,
-    last: &mut Vec<f64>,
-    glass: &mut Glass,
-) {
+fn look(stores: &[Store], times: &[Vec<u64>; 2], seen: &mut Seen, glass: &mut Glass) {
     let from = |colour: Colour, at: u64| {
         let times = &times[colour as usize];
         &times[times.partition_point(|time| *time < at)..]
@@ -142,8 +154,10 @@ fn look(
         };
         let strays = from(store.to.other(), store.at);
         let strays = &strays[..strays.partition_point(|time| *time < next.at)];
-        first.push((came - store.at) as f64 / 1e3);
-        last.push(strays.last().map_or(0, |time| time - store.at) as f64 / 1e3);
+        seen.stamped.extend(store.stamped.map(|ns| ns as f64 / 1e3));
+        seen.first.push((came - store.at) as f64 / 1e3);
+        seen.last
+            .push(strays.last().map_or(0, |time| time - store.at) as f64 / 1e3);
         glass.add(store.at, |at| {
             [from(store.to.other(), at), from(store.to, at)]
         });
@@ -171,7 +185,11 @@ mod tests {
 
     #[test]
     fn a_flip_is_seen_by_what_arrives_between_its_store_and_the_next() {
-        let store = |at, to| Store { at, to };
+        let store = |at, to| Store {
+            at,
+            to,
+            stamped: None,
+        };
         let stores = [
             store(1_000_000, Colour::Green),
             store(2_000_000, Colour::Blue),
@@ -179,14 +197,14 @@ mod tests {
         ];
         let blue = vec![999_000, 1_007_000, 2_004_000];
         let green = vec![1_005_000, 1_900_000];
-        let (mut first, mut last) = (Vec::new(), Vec::new());
+        let mut seen = Seen::default();
         let mut glass = Glass {
             flips: 0,
             bins: vec![[0; 2]; 2 * GLASS_US as usize],
         };
-        look(&stores, &[blue, green], &mut first, &mut last, &mut glass);
-        assert_eq!(first, [5.0, 4.0]);
-        assert_eq!(last, [7.0, 0.0]);
+        look(&stores, &[blue, green], &mut seen, &mut glass);
+        assert_eq!(seen.first, [5.0, 4.0]);
+        assert_eq!(seen.last, [7.0, 0.0]);
         let around: Vec<_> = (-2..8)
             .map(|us| glass.bins[(GLASS_US + us) as usize])
             .collect();

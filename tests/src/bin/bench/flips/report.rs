@@ -61,6 +61,8 @@ pub struct Packets {
     /// Millions of new flows a second.
     pub mpps: Figure,
     pub flips: usize,
+    /// From the store to the first new flow, as the packet path stamps it.
+    pub stamped_us: Quantiles,
     /// From the store to the first packet at the far end of the new colour.
     pub first_us: Quantiles,
     /// From the store to the last packet at the far end of the old one.
@@ -210,6 +212,12 @@ impl fmt::Display for Flips {
             "store to first new flow, few clients",
             None,
             self.command.first_new_flow_us,
+            "us",
+        )?;
+        line(
+            "full load: store to first, in the packet path",
+            None,
+            self.packets.stamped_us,
             "us",
         )?;
         line(
