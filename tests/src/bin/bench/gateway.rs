@@ -27,8 +27,8 @@ use crate::tools::Tool;
 /// Where the service listens.
 pub const PORT: u16 = 8000;
 
-/// Room for flows: of connections that are over, too.
-const MAX_FLOWS: u32 = 1_000_000;
+/// Room for flows, as it is unless configured otherwise.
+pub const MAX_FLOWS: u32 = 1_000_000;
 
 /// What costs nftables packets and buys nothing here: events nobody listens to, and
 /// the checks of checksums and windows. Frames of the generator have no window.
@@ -96,7 +96,14 @@ pub struct Gateway {
 impl Gateway {
     /// Sets it up; a proxy and the servers run on these CPUs.
     pub fn new(peer: Peer, proxy: &CpuSet, servers: &CpuSet) -> Result<Self> {
-        let lab = Lab::new()?;
+        Self::with_room(MAX_FLOWS, peer, proxy, servers)
+    }
+
+    /// The same; ours has room for `max_flows` flows.
+    pub fn with_room(max_flows: u32, peer: Peer, proxy: &CpuSet, servers: &CpuSet) -> Result<Self> {
+        let mut lab = Lab::new()?;
+        // They are for what XDP sends back; here nothing is.
+        lab.free_far_ends();
         for place in [Place::Client, Place::Gateway] {
             for setting in ["ip_local_port_range=1024 65535", "tcp_tw_reuse=1"] {
                 lab.sysctl(place, &format!("net.ipv4.{setting}"))?;
@@ -117,11 +124,10 @@ impl Gateway {
         };
         match peer {
             Peer::Bgswitch => {
-                gateway.lab.configure_for(MAX_FLOWS, &default_service())?;
+                gateway.lab.configure_for(max_flows, &default_service())?;
                 gateway.lab.start()?;
             }
             Peer::Nftables => {
-                gateway.lab.free_far_ends();
                 gateway.lab.forward(Place::Gateway)?;
                 nftables(&gateway.lab)?;
                 for setting in SHORT_LIVED {
@@ -204,7 +210,6 @@ impl Gateway {
 
     /// Starts a proxy that listens on the service's address.
     fn proxy(&mut self, start: fn(&Self, usize) -> Result<Command>, cpus: &CpuSet) -> Result<()> {
-        self.lab.free_far_ends();
         self.lab
             .ip(Place::Gateway, &format!("addr add {SERVICE}/32 dev lo"))?;
         let count = (0..CpuSet::count())

@@ -1,7 +1,7 @@
 //! Pictures of the figures: packets beside peers, HTTP beside peers, and a flip under
 //! a magnifying glass.
 
-use std::path::Path;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 use bg_tests::picture::{
@@ -9,7 +9,7 @@ use bg_tests::picture::{
 };
 
 use crate::{
-    flips::{Flips, GLASS_US},
+    flips::{Flips, GLASS_US, Packets},
     gateway::Peer,
     http::{Http, Line, connects},
     peers::Peers,
@@ -26,6 +26,7 @@ const STEP: f64 = 30.0;
 
 /// Draws what the report has: `peers`, `http` and `flip`, as SVG and PNG.
 pub fn draw(report: &Report, directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
     let save = |svg: Svg, name: &str| -> Result<()> {
         let path = directory.join(name);
         svg.save(&path)
@@ -41,7 +42,7 @@ pub fn draw(report: &Report, directory: &Path) -> Result<()> {
         save(requests(http, &machine), "http")?;
     }
     if let Some(flips) = &report.flips {
-        save(glass(flips, &machine), "flip")?;
+        save(glasses(flips, &machine), "flip")?;
     }
     Ok(())
 }
@@ -173,63 +174,21 @@ fn requests(http: &Http, machine: &str) -> Svg {
 }
 
 /// Packets of every microsecond around the store, all flips on each other.
-fn glass(flips: &Flips, machine: &str) -> Svg {
-    const HEIGHT: f64 = 470.0;
-    let mut svg = Svg::new(HEIGHT);
-    let glass = &flips.glass;
-    let title = format!(
-        "{} flips under full load, under the magnifying glass",
-        glass.flips
-    );
-    let about = format!(
-        "every packet is a new flow, {:.2} million a second; the first on the new colour {:.0} \u{b5}s after the store, the last on the old one {:.0} \u{b5}s after it (p50), {:.0} and {:.0} \u{b5}s (p99)",
-        flips.packets.mpps.median,
-        flips.packets.first_us.p50,
-        flips.packets.last_us.p50,
-        flips.packets.first_us.p99,
-        flips.packets.last_us.p99
-    );
-    head(&mut svg, &title, &about, machine);
-    let panel = Panel {
-        top: 170.0,
-        height: 220.0,
-    };
-    svg.text(
-        LEFT,
-        panel.top - 20.0,
-        14.0,
-        INK,
-        "start",
-        600,
-        "Packets that arrive in each microsecond, mean of all flips",
-    );
-    let mean = |count: u32| f64::from(count) / glass.flips.max(1) as f64;
-    let most = glass.bins.iter().flatten().map(|count| mean(*count));
-    let top = round_up(most.fold(0.0, f64::max) * 1.2);
-    axis(&mut svg, panel, top, &format!("{top}"));
-    let width = (RIGHT - LEFT) / glass.bins.len() as f64;
-    for (number, [old, new]) in glass.bins.iter().enumerate() {
-        let x = LEFT + width * number as f64;
-        let mut base = panel.bottom();
-        for (count, fill) in [(*old, BLUE), (*new, GREEN)] {
-            let height = mean(count) / top * panel.height;
-            base -= height;
-            svg.rect(x, base, width - 0.8, height, fill);
-        }
-    }
-    let middle = f64::midpoint(LEFT, RIGHT);
-    svg.dashes(middle, panel.top - 8.0, panel.bottom());
-    let marks = [-GLASS_US, -GLASS_US / 2, 0, GLASS_US / 2, GLASS_US];
-    for us in marks {
-        let x = middle + us as f64 * width;
-        let text = if us == 0 {
-            "the store".to_owned()
-        } else {
-            format!("{us:+} \u{b5}s")
+fn glasses(flips: &Flips, machine: &str) -> Svg {
+    let height = 190.0 + 300.0 * flips.packets.len() as f64;
+    let mut svg = Svg::new(height);
+    let count: usize = flips.packets.iter().map(|packets| packets.flips).sum();
+    let title = format!("{count} flips under full load, under the magnifying glass");
+    let about = "every packet is a new flow; what arrives at the far ends in each microsecond, mean of all flips";
+    head(&mut svg, &title, about, machine);
+    for (number, packets) in flips.packets.iter().enumerate() {
+        let panel = Panel {
+            top: 170.0 + 300.0 * number as f64,
+            height: 200.0,
         };
-        svg.text(x, panel.bottom() + 18.0, 11.0, GREY, "middle", 400, &text);
+        glass(&mut svg, panel, packets);
     }
-    let legend = HEIGHT - 28.0;
+    let legend = height - 28.0;
     for (x, fill, text) in [
         (LEFT, BLUE, "\u{25a0} at the colour that is left"),
         (LEFT + 220.0, GREEN, "\u{25a0} at the new colour"),
@@ -246,4 +205,43 @@ fn glass(flips: &Flips, machine: &str) -> Svg {
         "times of the store and of packets are of one clock; drawn by cargo xtask bench",
     );
     svg
+}
+
+fn glass(svg: &mut Svg, panel: Panel, packets: &Packets) {
+    let glass = &packets.glass;
+    let title = format!(
+        "Batches of {}, {:.2} million a second: first on the new colour {:.0} \u{b5}s after the store, last on the old one {:.0} \u{b5}s (p50); {:.0} and {:.0} \u{b5}s (p99)",
+        packets.batch,
+        packets.mpps.median,
+        packets.first_us.p50,
+        packets.last_us.p50,
+        packets.first_us.p99,
+        packets.last_us.p99
+    );
+    svg.text(LEFT, panel.top - 20.0, 14.0, INK, "start", 600, &title);
+    let mean = |count: u32| f64::from(count) / glass.flips.max(1) as f64;
+    let most = glass.bins.iter().map(|[old, new]| mean(old + new));
+    let top = round_up(most.fold(0.0, f64::max));
+    axis(svg, panel, top, &format!("{top}"));
+    let width = (RIGHT - LEFT) / glass.bins.len() as f64;
+    for (number, [old, new]) in glass.bins.iter().enumerate() {
+        let x = LEFT + width * number as f64;
+        let mut base = panel.bottom();
+        for (count, fill) in [(*old, BLUE), (*new, GREEN)] {
+            let height = mean(count) / top * panel.height;
+            base -= height;
+            svg.rect(x, base, width - 0.8, height, fill);
+        }
+    }
+    let middle = f64::midpoint(LEFT, RIGHT);
+    svg.dashes(middle, panel.top - 8.0, panel.bottom());
+    for us in [-GLASS_US, -GLASS_US / 2, 0, GLASS_US / 2, GLASS_US] {
+        let x = middle + us as f64 * width;
+        let text = if us == 0 {
+            "the store".to_owned()
+        } else {
+            format!("{us:+} \u{b5}s")
+        };
+        svg.text(x, panel.bottom() + 18.0, 11.0, GREY, "middle", 400, &text);
+    }
 }

@@ -226,6 +226,11 @@ impl Stand {
         self.generators[side].set(&stream)
     }
 
+    /// Sets how many frames are made on a side before the first of them leaves.
+    pub const fn set_batch(&mut self, side: Side, frames: u32) {
+        self.generators[side as usize].set_batch(frames);
+    }
+
     /// Sends frames in on a side; returns what it took.
     pub fn run(&self, side: Side, frames: u32) -> Result<Duration> {
         let side = side as usize;

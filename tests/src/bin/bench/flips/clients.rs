@@ -8,13 +8,14 @@ use std::{
 use anyhow::{Result, ensure};
 use bg_common::service::Colour;
 use bg_tests::{
+    flipper::Flipper,
     lab::{Place, listener},
     load::{Answer, Load, Reuse, now_ns},
 };
 
 use super::{
     everywhere,
-    report::{Peer as Row, Quantiles, UnderLoad},
+    report::{By, Peer as Row, Quantiles, UnderLoad},
 };
 use crate::{
     Effort,
@@ -35,7 +36,8 @@ struct Flip {
 }
 
 /// A hundred flips in ten seconds, with 1 000 connections that are kept, or that are
-/// made anew for each request; and as long without flips, half before, half after.
+/// made anew for each request, by the command; as many by the store alone; and as
+/// long without flips, half before, half after.
 pub fn ours(effort: &Effort, interrupted: &AtomicBool) -> Result<Vec<UnderLoad>> {
     let flips = if effort.quick { 20 } else { 100 };
     let every = Duration::from_millis(100);
@@ -50,23 +52,46 @@ pub fn ours(effort: &Effort, interrupted: &AtomicBool) -> Result<Vec<UnderLoad>>
         let half = every * flips / 2;
         let begun = now_ns();
         pause(half, interrupted)?;
-        let first = now_ns();
+        let commands = now_ns();
         let seen = flip(&gateway, flips, every, interrupted)?;
-        let last = now_ns();
+        let stores = now_ns();
+        let (words, service) = gateway.lab().words()?;
+        let flipper = Flipper::start(words, service, Some(every));
+        pause(every * flips, interrupted)?;
+        let story = flipper.finish();
+        let end = now_ns();
         pause(half, interrupted)?;
         let answers = load.finish()?;
-        let (flipping, calm): (Vec<_>, Vec<_>) = answers
-            .iter()
-            .filter(|answer| answer.done_ns >= begun)
-            .partition(|answer| (first..last).contains(&answer.done_ns));
-        lines.push(UnderLoad::new(
-            reuse == Reuse::KeepAlive,
-            CONNECTIONS,
-            seen.len(),
-            &flipping,
-            &calm,
-            strays(&answers, &seen).len(),
-        ));
+        let between = |from: u64, to: u64| -> Vec<&Answer> {
+            let mut between = answers.iter().collect::<Vec<_>>();
+            between.retain(|answer| (from..to).contains(&answer.done_ns));
+            between
+        };
+        let mut calm = between(begun, commands);
+        calm.extend(between(end, u64::MAX));
+        let gone_wrong = answers.iter().filter(|answer| {
+            let known = answer.first && answer.connected_ns >= stores;
+            known
+                && answer
+                    .result
+                    .as_ref()
+                    .is_ok_and(|colour| !story.allows(colour, answer.connected_ns, answer.done_ns))
+        });
+        let (by_store, strays) = (gone_wrong.count(), strays(&answers, &seen, stores).len());
+        for (by, from, to, flips, strays) in [
+            (By::Command, commands, stores, seen.len(), strays),
+            (By::Store, stores, end, story.flips(), by_store),
+        ] {
+            lines.push(UnderLoad::new(
+                by,
+                reuse == Reuse::KeepAlive,
+                CONNECTIONS,
+                flips,
+                &between(from, to),
+                &calm,
+                strays,
+            ));
+        }
     }
     Ok(lines)
 }
@@ -95,7 +120,7 @@ pub fn peers(effort: &Effort, interrupted: &AtomicBool) -> Result<Vec<Row>> {
             .map(|flip| (flip.done - flip.begun) as f64 / 1e6)
             .collect();
         let failed = answers.iter().filter(|answer| answer.result.is_err());
-        let stray = strays(&answers, &seen);
+        let stray = strays(&answers, &seen, u64::MAX);
         rows.push(Row {
             peer,
             flips: seen.len(),
@@ -147,12 +172,12 @@ fn pause(length: Duration, interrupted: &AtomicBool) -> Result<()> {
 }
 
 /// New connections that were begun after a flip's command had ended, were answered
-/// before the next began, and all the same by the colour that was left: how long
-/// after the command, milliseconds.
-fn strays(answers: &[Answer], flips: &[Flip]) -> Vec<f64> {
+/// before the next began (or before `end`), and all the same by the colour that was
+/// left: how long after the command, milliseconds.
+fn strays(answers: &[Answer], flips: &[Flip], end: u64) -> Vec<f64> {
     let mut found = Vec::new();
     for (number, flip) in flips.iter().enumerate() {
-        let next = flips.get(number + 1).map_or(u64::MAX, |next| next.begun);
+        let next = flips.get(number + 1).map_or(end, |next| next.begun);
         let old = flip.to.other().as_str();
         found.extend(
             answers

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Result, ensure};
 use bg_common::{reason::Reason, service::Colour};
-use bg_tests::lab::{Place, SERVERS};
+use bg_tests::{
+    generator,
+    lab::{Place, SERVERS},
+};
 use nix::{
     sched::{CpuSet, sched_setaffinity},
     unistd::Pid,
@@ -27,7 +30,7 @@ use crate::{
 /// Between two stores.
 const PAUSE: Duration = Duration::from_millis(2);
 /// How far the magnifying glass sees, on each side of the store.
-pub const GLASS_US: i64 = 60;
+pub const GLASS_US: i64 = 100;
 
 /// Packets per microsecond around the store, all flips together.
 #[derive(Debug, Serialize)]
@@ -56,13 +59,35 @@ struct Seen {
     last: Vec<f64>,
 }
 
-/// Flips as long as the generator sends.
-pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<(Packets, Glass)> {
+/// Frames that the generator makes before the first of them leaves: all of them are
+/// made, decided on and received one batch after the other, so that a batch is what
+/// a packet waits for.
+const BATCHES: [u32; 2] = [generator::BATCH, 8];
+
+/// Flips as long as the generator sends, with batches of each size.
+pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<Vec<Packets>> {
     let mut stand = Stand::new(MAX_FLOWS)?;
     stand.free_far_ends();
     let end = |place| FarEnd::attach(&stand.lab().enter(place)?, "eth0", effort.frames);
     let mut ends = [end(Place::Blue)?, end(Place::Green)?];
     stand.feed(Kind::First, STRANGER_FLOWS)?;
+    BATCHES
+        .into_iter()
+        .map(|batch| {
+            eprintln!("bench: flips, under packet load, batches of {batch}");
+            stand.set_batch(Side::Clients, batch);
+            of_batch(batch, &stand, &mut ends, effort, interrupted)
+        })
+        .collect()
+}
+
+fn of_batch(
+    batch: u32,
+    stand: &Stand,
+    ends: &mut [FarEnd; 2],
+    effort: &Effort,
+    interrupted: &AtomicBool,
+) -> Result<Packets> {
     let mut seen = Seen::default();
     let mut glass = Glass {
         flips: 0,
@@ -76,7 +101,7 @@ pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<(Packets, Gl
             end.expect(servers[0], PORT, true)?;
         }
         let before = stand.reasons()?;
-        let (stores, took) = flip_under_load(&stand, effort.frames)?;
+        let (stores, took) = flip_under_load(stand, effort.frames)?;
         let new = Reason::ForwardedNew as usize;
         let new = stand.reasons()?[new] - before[new];
         let arrived = ends[0].arrived()? + ends[1].arrived()?;
@@ -89,14 +114,15 @@ pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<(Packets, Gl
         look(&stores, &times, &mut seen, &mut glass);
     }
     ensure!(!seen.first.is_empty(), "no flip was seen");
-    let packets = Packets {
+    Ok(Packets {
+        batch,
         mpps: crate::report::Figure::of(&rates),
         flips: glass.flips,
         stamped_us: Quantiles::of(&seen.stamped),
         first_us: Quantiles::of(&seen.first),
         last_us: Quantiles::of(&seen.last),
-    };
-    Ok((packets, glass))
+        glass,
+    })
 }
 
 /// Sends, and stores the word over and over meanwhile, from another CPU.

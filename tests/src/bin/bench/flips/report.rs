@@ -24,12 +24,10 @@ const CALM: f64 = 1.2;
 /// All of it.
 #[derive(Debug, Serialize)]
 pub struct Flips {
-    pub command: Command,
-    pub packets: Packets,
+    pub commands: Vec<Command>,
+    pub packets: Vec<Packets>,
     pub loads: Vec<UnderLoad>,
     pub peers: Vec<Peer>,
-    #[serde(skip)]
-    pub glass: Glass,
 }
 
 /// How many values there are, and how they spread.
@@ -44,6 +42,8 @@ pub struct Quantiles {
 /// `bgswitch flip`.
 #[derive(Debug, Serialize)]
 pub struct Command {
+    /// `max_flows`.
+    room: u32,
     store_ns: Quantiles,
     store_met: bool,
     /// From the process's start to its exit.
@@ -58,6 +58,8 @@ pub struct Command {
 /// Under the generator's load.
 #[derive(Debug, Serialize)]
 pub struct Packets {
+    /// Frames that are made before the first of them leaves.
+    pub batch: u32,
     /// Millions of new flows a second.
     pub mpps: Figure,
     pub flips: usize,
@@ -67,16 +69,31 @@ pub struct Packets {
     pub first_us: Quantiles,
     /// From the store to the last packet at the far end of the old one.
     pub last_us: Quantiles,
+    #[serde(skip)]
+    pub glass: Glass,
+}
+
+/// Who flips.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum By {
+    /// `bgswitch flip`: a process, the daemon, its journal, and counting flows.
+    Command,
+    /// The store alone.
+    Store,
 }
 
 /// Requests while the service is flipped, and while it is not.
 #[derive(Debug, Serialize)]
 pub struct UnderLoad {
+    by: By,
     keep_alive: bool,
     connections: usize,
     flips: usize,
     requests: usize,
     failed: usize,
+    /// Why the first of them failed.
+    why: Option<String>,
     failed_met: bool,
     /// New connections after a flip that reached the colour that was left.
     strays: usize,
@@ -131,9 +148,10 @@ impl Quantiles {
 
 impl Command {
     /// Out of one value a flip: nanoseconds, milliseconds, microseconds.
-    pub fn new(store: &[f64], whole: &[f64], first: &[f64], failed: usize) -> Self {
+    pub fn new(room: u32, store: &[f64], whole: &[f64], first: &[f64], failed: usize) -> Self {
         let (store_ns, whole_ms) = (Quantiles::of(store), Quantiles::of(whole));
         Self {
+            room,
             store_met: store_ns.p99 <= STORE_NS,
             store_ns,
             whole_met: whole_ms.p99 <= COMMAND_MS,
@@ -147,6 +165,7 @@ impl Command {
 impl UnderLoad {
     /// Out of the answers while flipping, and without.
     pub fn new(
+        by: By,
         keep_alive: bool,
         connections: usize,
         flips: usize,
@@ -161,15 +180,20 @@ impl UnderLoad {
             Quantiles::of(&took.collect::<Vec<_>>())
         };
         let all = flipping.iter().chain(calm);
-        let failed = all.filter(|answer| answer.result.is_err()).count();
+        let failures: Vec<_> = all
+            .filter_map(|answer| answer.result.as_ref().err())
+            .collect();
+        let failed = failures.len();
         let (flipping_ms, calm_ms) = (latency(flipping), latency(calm));
         let ratio = flipping_ms.p99 / calm_ms.p99;
         Self {
+            by,
             keep_alive,
             connections,
             flips,
             requests: flipping.len() + calm.len(),
             failed,
+            why: failures.first().map(|why| (*why).clone()),
             failed_met: failed == 0,
             strays,
             flipping_ms,
@@ -201,48 +225,44 @@ impl fmt::Display for Flips {
                 verdict(met)
             )
         };
-        line("store", Some(STORE_NS), self.command.store_ns, "ns")?;
-        line(
-            "the command, start to exit",
-            Some(COMMAND_MS),
-            self.command.whole_ms,
-            "ms",
-        )?;
-        line(
-            "store to first new flow, few clients",
-            None,
-            self.command.first_new_flow_us,
-            "us",
-        )?;
-        line(
-            "full load: store to first, in the packet path",
-            None,
-            self.packets.stamped_us,
-            "us",
-        )?;
-        line(
-            "full load: store to first on the new",
-            Some(FOLLOWED_US),
-            self.packets.first_us,
-            "us",
-        )?;
-        line(
-            "full load: store to last on the old",
-            Some(FOLLOWED_US),
-            self.packets.last_us,
-            "us",
-        )?;
-        writeln!(
-            f,
-            "full load: {:.2} ({}) million new flows a second arrive",
-            self.packets.mpps.median,
-            spread(self.packets.mpps, 2)
-        )?;
+        for command in &self.commands {
+            let name = format!("the command, room for {} flows", command.room);
+            line(&name, Some(COMMAND_MS), command.whole_ms, "ms")?;
+            line("  its store", Some(STORE_NS), command.store_ns, "ns")?;
+            let first = command.first_new_flow_us;
+            line("  store to first new flow, few clients", None, first, "us")?;
+        }
+        for packets in &self.packets {
+            let name = format!("full load, batches of {}", packets.batch);
+            let stamped = packets.stamped_us;
+            line(&format!("{name}: first, as stamped"), None, stamped, "us")?;
+            let goal = Some(FOLLOWED_US);
+            line(
+                "  to first at the new far end",
+                goal,
+                packets.first_us,
+                "us",
+            )?;
+            line("  to last at the old far end", goal, packets.last_us, "us")?;
+        }
+        for packets in &self.packets {
+            writeln!(
+                f,
+                "full load, batches of {}: {:.2} ({}) million new flows a second arrive",
+                packets.batch,
+                packets.mpps.median,
+                spread(packets.mpps, 2)
+            )?;
+        }
         for load in &self.loads {
             writeln!(
                 f,
-                "\n{} flips in {} requests on {} connections, {}",
+                "\n{} flips by {} in {} requests on {} connections, {}",
                 load.flips,
+                match load.by {
+                    By::Command => "bgswitch flip",
+                    By::Store => "the store alone",
+                },
                 load.requests,
                 load.connections,
                 connects(load.keep_alive)
@@ -254,6 +274,9 @@ impl fmt::Display for Flips {
                 verdict(Some(load.failed_met)),
                 load.strays
             )?;
+            if let Some(why) = &load.why {
+                writeln!(f, "  first failure: {why}")?;
+            }
             writeln!(
                 f,
                 "  p50 {:.2} ms and p99 {:.2} ms, without flips {:.2} and {:.2}: p99 {:.2} times, goal {CALM}, {}",
