@@ -81,7 +81,8 @@ pub fn round_up(value: f64) -> f64 {
     let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0];
     steps
         .iter()
-        .map(|step| step * power)
+        // No number of more digits than it has.
+        .map(|step| (step * power * 1e6).round() / 1e6)
         .find(|top| *top >= value)
         .unwrap_or(10.0 * power)
 }
@@ -217,6 +218,6 @@ mod tests {
         assert_eq!(thousands(1_234_567), "1,234,567");
         assert_eq!(thousands(12), "12");
         assert!((round_up(3100.0) - 4000.0).abs() < 1e-6);
-        assert!((round_up(0.7) - 0.8).abs() < 1e-6);
+        assert_eq!(round_up(0.7).to_string(), "0.8");
     }
 }
