@@ -7,7 +7,7 @@
 //! XDP, forwarding, NAT or the TCP of a proxy; and a proxy's own work is in its
 //! processes' time.
 
-use std::{collections::BTreeSet, fs, process::Command, time::Duration};
+use std::{collections::BTreeSet, fs, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use bg_tests::lab::{Lab, Place};
@@ -47,8 +47,9 @@ impl Account {
         Ok(Self { threads })
     }
 
-    /// What the gateway has used so far: the kernel's threads, and processes.
-    pub fn used(&self, gateway: &Gateway) -> Result<[Duration; 2]> {
+    /// Nanoseconds that the gateway has used so far: the kernel's threads, and
+    /// processes.
+    pub fn used(&self, gateway: &Gateway) -> Result<[u64; 2]> {
         let threads = self.threads.iter();
         let kernel = threads
             .map(|thread| used_by(*thread))
@@ -58,7 +59,7 @@ impl Account {
             .iter()
             .map(|process| used_by(*process))
             .sum::<Result<u64>>()?;
-        Ok([kernel, own].map(Duration::from_nanos))
+        Ok([kernel, own])
     }
 }
 

@@ -112,13 +112,12 @@ async fn client(
 
 /// Asks once; an error unless blue answers.
 async fn request(stream: &mut Option<TcpStream>, to: SocketAddr) -> Result<()> {
-    let stream = match stream {
-        Some(stream) => stream,
-        None => {
-            let new = TcpStream::connect(to).await.context("connecting")?;
-            new.set_nodelay(true)?;
-            stream.insert(new)
-        }
+    let stream = if let Some(stream) = stream {
+        stream
+    } else {
+        let new = TcpStream::connect(to).await.context("connecting")?;
+        new.set_nodelay(true)?;
+        stream.insert(new)
     };
     stream.write_all(REQUEST).await.context("sending")?;
     let mut answer = [0; 512];

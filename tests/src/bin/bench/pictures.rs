@@ -125,8 +125,11 @@ fn throughput(peers: &Peers, machine: &str) -> Svg {
     svg
 }
 
+/// A title, and what of a line is drawn and written.
+type Part = (&'static str, fn(&Line) -> (Figure, String));
+
 fn requests(http: &Http, machine: &str) -> Svg {
-    let parts: [(&str, fn(&Line) -> (Figure, String)); 4] = [
+    let parts: [Part; 4] = [
         ("requests a second", |line| {
             let text = thousands(line.rate.median as usize);
             (line.rate, text)

@@ -122,7 +122,7 @@ pub fn peers(effort: &Effort, interrupted: &AtomicBool) -> Result<Vec<Row>> {
         let failed = answers.iter().filter(|answer| answer.result.is_err());
         let stray = strays(&answers, &seen, u64::MAX);
         rows.push(Row {
-            peer,
+            of: peer,
             flips: seen.len(),
             command_ms: Quantiles::of(&command),
             requests: answers.len(),

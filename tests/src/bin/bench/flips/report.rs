@@ -108,7 +108,8 @@ pub struct UnderLoad {
 /// One peer's flips.
 #[derive(Debug, Serialize)]
 pub struct Peer {
-    pub peer: gateway::Peer,
+    #[serde(rename = "peer")]
+    pub of: gateway::Peer,
     pub flips: usize,
     /// From the begin of the command to its end.
     pub command_ms: Quantiles,
@@ -306,7 +307,7 @@ impl fmt::Display for Flips {
             writeln!(
                 f,
                 "{:<31} {:>5} {:>10.2} {:>8.2} {:>9} {:>7} {:>7} {:>13.1} {:>5.0}% {:>10}",
-                peer.peer.flip(),
+                peer.of.flip(),
                 peer.flips,
                 peer.command_ms.p50,
                 peer.command_ms.max,
