@@ -8,6 +8,8 @@
     reason = "the entry's attribute macro makes an item of its own, and fixes the entry's shape"
 )]
 
+mod arrivals;
+
 use core::ptr;
 
 use aya_ebpf::{
@@ -74,6 +76,12 @@ pub fn discard(_context: XdpContext) -> u32 {
 pub fn redirect(_context: XdpContext) -> u32 {
     OUT.redirect(0, u64::from(xdp_action::XDP_DROP))
         .unwrap_or_else(|action| action)
+}
+
+/// Sends everything back, as it is.
+#[xdp]
+pub fn transmit(_context: XdpContext) -> u32 {
+    xdp_action::XDP_TX
 }
 
 /// One look-up among the listeners.

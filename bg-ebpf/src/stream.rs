@@ -96,6 +96,24 @@ pub const fn client(flow: u32) -> (u32, u16) {
     (flow >> 14, 1024 + (flow & 0x3fff) as u16)
 }
 
+/// What came in at the far end of a link: the value of `arrive`'s first map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Arrivals {
+    /// Frames for this network and port, over IPv4 without options.
+    pub intended: u64,
+    /// Frames for anybody else.
+    pub others: u64,
+    /// Where intended frames go: a network of 24 bits, ...
+    pub network: [u8; 3],
+    /// Not 0: the time of each intended frame is written down.
+    pub timed: u8,
+    /// ... and a port, network byte order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub reserved: u16,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -32,8 +32,9 @@ pub enum Client {
     Destination,
 }
 
-/// Frames of the kernel's batches: as many as a veth's ring takes with ease.
-const BATCH: u32 = 64;
+/// Frames of the kernel's batches, unless others are wanted: as many as a veth's ring
+/// takes with ease.
+pub const BATCH: u32 = 64;
 const XDP_TX: u32 = 3;
 const PROGRAM: &str = "generate";
 const MAP: &str = "STREAM";
@@ -87,6 +88,7 @@ pub fn stream(frame: &[u8], client: Client, flows: u32, first: u32) -> Result<St
 pub struct Generator {
     ebpf: Ebpf,
     length: usize,
+    batch: u32,
 }
 
 impl Generator {
@@ -100,7 +102,16 @@ impl Generator {
         program
             .load()
             .context("the verifier refused the generator")?;
-        Ok(Self { ebpf, length: 0 })
+        Ok(Self {
+            ebpf,
+            length: 0,
+            batch: BATCH,
+        })
+    }
+
+    /// Sets how many frames are made before the first of them leaves.
+    pub const fn set_batch(&mut self, frames: u32) {
+        self.batch = frames;
     }
 
     /// Sets what is sent from here on.
@@ -132,7 +143,7 @@ impl Generator {
                 data_in: Some(&frame),
                 ctx_in: Some(context.bytes()),
                 repeat: frames,
-                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+                attrs: TestRunAttrs::new().xdp_live_frames(self.batch),
                 ..TestRunOptions::new()
             })?;
             Ok(begun.elapsed())

@@ -656,6 +656,23 @@ pub fn binary() -> Result<PathBuf> {
         .context("target/release/bgswitch is not built: `cargo build --release`")
 }
 
+/// `target/NAME`, a directory beside the profile's one that this program is in; as
+/// seen from the current directory, where that is above it.
+pub fn beside_the_build(name: &str) -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let target = own
+        .ancestors()
+        .nth(2)
+        .context("this program is in no target directory")?
+        .join(name);
+    fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
+    let here = std::env::current_dir()?;
+    Ok(target
+        .strip_prefix(&here)
+        .map(Path::to_owned)
+        .unwrap_or(target))
+}
+
 fn ip(line: &str) -> Result<()> {
     let output = Command::new("ip")
         .args(line.split_whitespace())

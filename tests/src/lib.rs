@@ -27,4 +27,6 @@ pub mod load;
 #[cfg(feature = "lab")]
 pub mod pass;
 #[cfg(feature = "lab")]
+pub mod picture;
+#[cfg(feature = "lab")]
 pub mod wire;

@@ -10,6 +10,7 @@ mod fuzz;
 mod kernels;
 mod lint;
 mod panics;
+mod peers;
 mod setup;
 mod test;
 mod toolchain;
@@ -39,10 +40,10 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Measure what the packet path costs a packet
+    /// Measure what the packet path costs a packet, and compare with peers
     #[command(disable_help_flag = true)]
     Bench {
-        /// Handed to the benchmark: --rounds, --quick, -o json, --help
+        /// Handed to the benchmark: packets, peers, http, flips, --rounds, --quick, -o json, --help
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

@@ -18,7 +18,7 @@ pub const CLIENTS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0);
 /// Where those begin whose flows nobody knows.
 const STRANGERS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 0);
 /// So many strangers come round that each is forgotten in between.
-const STRANGER_FLOWS: u32 = 1_000_000;
+pub const STRANGER_FLOWS: u32 = 1_000_000;
 /// A MAC address that nobody has: the stack drops what is passed to it at once.
 const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 
@@ -43,6 +43,8 @@ pub enum Program {
     Drop,
     /// Bare `XDP_REDIRECT` to the servers.
     Redirect,
+    /// Bare `XDP_TX`, back where they came from.
+    Transmit,
     /// The packet path.
     Ours,
     /// One part of what the packet path does, by the program's name; then drops.

@@ -1,11 +1,21 @@
-//! The benchmark: what the packet path costs a packet, in nanoseconds.
-//! `cargo xtask bench` runs it.
+//! The benchmark: what the packet path costs a packet, in nanoseconds, and how it
+//! compares with its peers. `cargo xtask bench` runs it.
 
+mod account;
+mod arrivals;
 mod cases;
+mod clients;
+mod flips;
+mod gateway;
+mod http;
+mod peers;
+mod pictures;
 mod report;
 mod stand;
+mod tools;
 
 use std::{
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc,
@@ -17,7 +27,8 @@ use std::{
 use anyhow::{Result, ensure};
 use aya::sys::{Stats, enable_stats};
 use bg_common::reason::Reason;
-use cases::{Case, Kind, Program, STAGES, Side};
+use bg_tests::lab::beside_the_build;
+use cases::{Case, Kind, Program, STAGES, Side, Stage};
 use clap::{Parser, ValueEnum};
 use report::{Delivered, Figure, Report};
 use stand::Stand;
@@ -31,6 +42,9 @@ use stand::Stand;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Arguments {
+    /// What is measured; everything, unless named.
+    #[arg(value_enum)]
+    sections: Vec<Section>,
     /// How often everything is measured.
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
@@ -46,6 +60,34 @@ struct Arguments {
     /// How the figures are printed.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+    /// Where pictures go, as SVG and PNG [default: target/bench].
+    #[arg(long, value_name = "DIRECTORY")]
+    pictures: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Section {
+    /// What the packet path costs a packet.
+    Packets,
+    /// Packets per second beside bare XDP, the kernel's forwarding and nftables.
+    Peers,
+    /// HTTP through the gateway, beside nftables, HAProxy and nginx.
+    Http,
+    /// What flips take, and what is seen of them; of ours and of peers'.
+    Flips,
+    /// All of it.
+    All,
+}
+
+/// How much is done for a figure.
+#[derive(Clone, Copy, Debug)]
+struct Effort {
+    /// How often everything is measured.
+    rounds: u32,
+    /// Frames of one measurement.
+    frames: u32,
+    /// A rough answer will do.
+    quick: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -105,12 +147,58 @@ fn main() -> ExitCode {
 
 /// Measures everything. The lab is gone when it returns.
 fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
-    let (rounds, frames, stages) = if arguments.quick {
-        (3, 200_000, &STAGES[..2])
+    let effort = if arguments.quick {
+        Effort {
+            rounds: 3,
+            frames: 200_000,
+            quick: true,
+        }
     } else {
-        (arguments.rounds, 1_000_000, &STAGES[..])
+        Effort {
+            rounds: arguments.rounds,
+            frames: 1_000_000,
+            quick: false,
+        }
     };
-    let mut report = Report::new(rounds, frames);
+    let wanted = |section| {
+        let named = &arguments.sections;
+        named.is_empty() || named.contains(&section) || named.contains(&Section::All)
+    };
+    let mut report = Report::new(effort.rounds, effort.frames);
+    if wanted(Section::Packets) {
+        let stages = if arguments.quick {
+            &STAGES[..2]
+        } else {
+            &STAGES
+        };
+        packets(&effort, stages, interrupted, &mut report)?;
+    }
+    if wanted(Section::Peers) {
+        report.peers = Some(peers::measure(&effort, interrupted)?);
+    }
+    if wanted(Section::Http) {
+        report.http = Some(http::measure(&effort, interrupted)?);
+    }
+    if wanted(Section::Flips) {
+        report.flips = Some(flips::measure(&effort, interrupted)?);
+    }
+    report.end();
+    let pictures = match &arguments.pictures {
+        Some(directory) => directory.clone(),
+        None => beside_the_build("bench")?,
+    };
+    pictures::draw(&report, &pictures)?;
+    Ok(report)
+}
+
+/// Measures what the packet path costs a packet.
+fn packets(
+    effort: &Effort,
+    stages: &[Stage],
+    interrupted: &AtomicBool,
+    report: &mut Report,
+) -> Result<()> {
+    let Effort { rounds, frames, .. } = *effort;
     let mut bench = Bench {
         stand: Stand::new(MAX_FLOWS)?,
         interrupted,
@@ -127,13 +215,12 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
             Some(text) => cases.retain(|case| case.name.contains(text.as_str())),
             None => report.add_delivered(bench.delivered(stage.0)?),
         }
-        bench.stage(&cases, &mut drops, &mut report)?;
+        bench.stage(&cases, &mut drops, report)?;
     }
     for drops in &drops {
         report.add_drop(drops);
     }
-    report.end();
-    Ok(report)
+    Ok(())
 }
 
 struct Bench<'a> {

@@ -4,7 +4,7 @@ use std::{fmt, fs, process::Command};
 
 use serde::Serialize;
 
-use crate::cases::Case;
+use crate::{cases::Case, flips::Flips, http::Http, peers::Peers};
 
 /// Version of the JSON.
 const SCHEMA: u32 = 1;
@@ -30,14 +30,20 @@ pub struct Report {
     cases: Vec<Line>,
     /// Frames per second through the two-arm lab, on one core.
     delivered: Vec<Delivered>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peers: Option<Peers>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<Http>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flips: Option<Flips>,
 }
 
 /// Values of one figure over the rounds.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Figure {
-    median: f64,
-    min: f64,
-    max: f64,
+    pub median: f64,
+    pub min: f64,
+    pub max: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -102,6 +108,9 @@ impl Report {
             drop_ns: Vec::new(),
             cases: Vec::new(),
             delivered: Vec::new(),
+            peers: None,
+            http: None,
+            flips: None,
         }
     }
 
@@ -127,6 +136,15 @@ impl Report {
         self.delivered.push(delivered);
     }
 
+    /// Where and of what these figures are.
+    pub fn machine(&self) -> String {
+        let commit = self.commit.as_deref().unwrap_or("unknown commit");
+        format!(
+            "{} CPUs, {}; Linux {}; {commit}; load {:.2} to {:.2}",
+            self.cpus, self.cpu, self.kernel, self.load[0], self.load[1]
+        )
+    }
+
     /// Ends the report.
     pub fn end(&mut self) {
         self.load[1] = load();
@@ -135,12 +153,25 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let commit = self.commit.as_deref().unwrap_or("unknown commit");
-        writeln!(
-            f,
-            "{} CPUs, {}; Linux {}; {commit}; load {:.2} to {:.2}",
-            self.cpus, self.cpu, self.kernel, self.load[0], self.load[1]
-        )?;
+        writeln!(f, "{}", self.machine())?;
+        if !self.cases.is_empty() {
+            self.packets(f)?;
+        }
+        if let Some(peers) = &self.peers {
+            peers.fmt(f)?;
+        }
+        if let Some(http) = &self.http {
+            http.fmt(f)?;
+        }
+        if let Some(flips) = &self.flips {
+            flips.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Report {
+    fn packets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
             "{} rounds of {} frames a case; ns a packet, net of bare XDP_DROP in the same round\n",
@@ -189,11 +220,13 @@ impl fmt::Display for Report {
     }
 }
 
-fn spread(figure: Figure, digits: usize) -> String {
+/// The smallest and the largest value.
+pub fn spread(figure: Figure, digits: usize) -> String {
     format!("{:.digits$}..{:.digits$}", figure.min, figure.max)
 }
 
-const fn verdict(met: Option<bool>) -> &'static str {
+/// Whether a goal was met, in a word.
+pub const fn verdict(met: Option<bool>) -> &'static str {
     match met {
         None => "",
         Some(true) => "met",

@@ -61,7 +61,7 @@ pub struct Stand {
     ours: Xdp,
     bare: Ebpf,
     /// Keeps the programs at the far ends.
-    _far_ends: Ebpf,
+    far_ends: Option<Ebpf>,
     reasons: PerCpuArray<MapData, u64>,
     /// Which program is where.
     attached: [Program; 2],
@@ -85,8 +85,7 @@ impl Stand {
             })
         };
         let macs = [macs(Side::Clients)?, macs(Side::Servers)?];
-        let green = lab.mac(Place::Green, FAR_INTERFACE)?;
-        know_neighbours(&lab, [macs[0].from, macs[1].from, green])?;
+        know_neighbours(&lab)?;
         lab.forward(Place::Gateway)?;
         lab.start()?;
         lab.end_daemon(Signal::SIGTERM)?;
@@ -113,7 +112,7 @@ impl Stand {
             .map_max_entries(map::FLOWS, buckets_for(max_flows))
             .override_global("LISTENER", &u32::from(tcp.id), true)
             .load(bg_userspace::object::BENCH)?;
-        for name in ["discard", "redirect"]
+        for name in ["discard", "redirect", "transmit"]
             .into_iter()
             .chain(PARTS.map(|(name, _)| name))
         {
@@ -136,7 +135,7 @@ impl Stand {
             macs,
             ours,
             bare,
-            _far_ends: far_ends,
+            far_ends: Some(far_ends),
             reasons,
             attached: [Program::Ours; 2],
             remembered: 0,
@@ -194,6 +193,16 @@ impl Stand {
         Ok(())
     }
 
+    /// The lab.
+    pub const fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Takes the programs at the far ends away, to make room for others.
+    pub fn free_far_ends(&mut self) {
+        self.far_ends = None;
+    }
+
     /// Puts a program on the gateway's interface of a side.
     pub fn put(&mut self, side: Side, wanted: Program) -> Result<()> {
         if self.attached[side as usize] == wanted {
@@ -215,6 +224,11 @@ impl Stand {
         let server = SERVERS[Colour::Blue as usize][0].parse()?;
         let stream = kind.stream(self.macs[side], server, flows)?;
         self.generators[side].set(&stream)
+    }
+
+    /// Sets how many frames are made on a side before the first of them leaves.
+    pub const fn set_batch(&mut self, side: Side, frames: u32) {
+        self.generators[side as usize].set_batch(frames);
     }
 
     /// Sends frames in on a side; returns what it took.
@@ -263,6 +277,7 @@ impl Stand {
             Program::Ours => Ok(&mut self.ours),
             Program::Drop => self::program(&mut self.bare, "discard"),
             Program::Redirect => self::program(&mut self.bare, "redirect"),
+            Program::Transmit => self::program(&mut self.bare, "transmit"),
             Program::Part(name) => self::program(&mut self.bare, name),
         }
     }
@@ -306,7 +321,9 @@ where
 /// Tells every stack where its neighbours are: with the far ends dropping
 /// everything, nobody could ask. Clients of the benchmark's networks live behind
 /// the client.
-fn know_neighbours(lab: &Lab, [client, blue, green]: [[u8; 6]; 3]) -> Result<()> {
+pub fn know_neighbours(lab: &Lab) -> Result<()> {
+    let mac = |place| lab.mac(place, FAR_INTERFACE);
+    let [client, blue, green] = [mac(Place::Client)?, mac(Place::Blue)?, mac(Place::Green)?];
     let gateway = |line: &str| lab.ip(Place::Gateway, line);
     let know = |address: &str, mac: [u8; 6], interface: &str| {
         let [a, b, c, d, e, f] = mac;

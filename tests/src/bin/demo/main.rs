@@ -7,7 +7,7 @@ mod summary;
 use std::{
     io::{IsTerminal as _, Write as _},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     sync::{
         Arc,
@@ -19,7 +19,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use bg_tests::{
-    lab::{Lab, Place, SERVICE, SERVICE_V6},
+    lab::{Lab, Place, SERVICE, SERVICE_V6, beside_the_build},
     load::{self, Load, Reuse},
 };
 use bg_userspace::api::Flipped;
@@ -90,7 +90,7 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<bool> {
     let picture = match &arguments.picture {
         Some(path) => path.clone(),
-        None => beside_the_build()?.join("flips"),
+        None => beside_the_build("demo")?.join("flips"),
     };
     eprintln!(
         "demo: a gateway, {} clients, two servers a colour, in network namespaces",
@@ -152,22 +152,6 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<bool> {
         Output::Json => println!("{}", serde_json::to_string(&summary)?),
     }
     Ok(summary.is_clean())
-}
-
-/// `target/demo`, beside the profile's directory that this program is in.
-fn beside_the_build() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let target = own
-        .ancestors()
-        .nth(2)
-        .context("this program is in no target directory")?
-        .join("demo");
-    std::fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
-    let here = std::env::current_dir()?;
-    Ok(target
-        .strip_prefix(&here)
-        .map(Path::to_owned)
-        .unwrap_or(target))
 }
 
 /// Clients over both families and both ports. Those that keep connections alive

@@ -1,30 +1,19 @@
 //! The picture: who answered when, around each flip. SVG by hand, PNG from it.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
-use bg_tests::load::Answer;
+use anyhow::Result;
+use bg_tests::{
+    load::Answer,
+    picture::{
+        BLUE, GREEN, GREY, INK, LEFT, Panel, RED, RIGHT, Svg, WIDTH, axis, round_up, thousands,
+    },
+};
 use bg_userspace::api::Flipped;
-use resvg::{tiny_skia, usvg};
 
 use crate::summary::{Summary, ns, us};
 
-const WIDTH: f64 = 1200.0;
 const HEIGHT: f64 = 1010.0;
-const LEFT: f64 = 76.0;
-const RIGHT: f64 = WIDTH - 48.0;
-
-const BLUE: &str = "#2563eb";
-const GREEN: &str = "#16a34a";
-const INK: &str = "#111827";
-const GREY: &str = "#6b7280";
-const GRID: &str = "#e5e7eb";
-const RED: &str = "#dc2626";
 
 /// Width of a bar, where no flip cuts it.
 const STEP_NS: u64 = 50_000_000;
@@ -53,29 +42,7 @@ pub fn draw(
         begun_ns,
         length_ns: end_ns.saturating_sub(begun_ns).max(STEP_NS),
     };
-    let svg = story.svg(summary, clients);
-    let file = |ending: &str| -> PathBuf { path.with_extension(ending) };
-    fs::write(file("svg"), &svg)?;
-    png(&svg)?.save_png(file("png"))?;
-    Ok(())
-}
-
-/// Renders at twice the size, for screens of today.
-fn png(svg: &str) -> Result<tiny_skia::Pixmap> {
-    let mut options = usvg::Options {
-        font_family: "Inter".to_owned(),
-        ..usvg::Options::default()
-    };
-    Arc::make_mut(&mut options.fontdb).load_system_fonts();
-    let tree = usvg::Tree::from_str(svg, &options)?;
-    let mut pixmap = tiny_skia::Pixmap::new(WIDTH as u32 * 2, HEIGHT as u32 * 2)
-        .context("no room for the picture")?;
-    resvg::render(
-        &tree,
-        tiny_skia::Transform::from_scale(2.0, 2.0),
-        &mut pixmap.as_mut(),
-    );
-    Ok(pixmap)
+    story.svg(summary, clients).save(path)
 }
 
 /// What happened, on one time axis.
@@ -86,22 +53,9 @@ struct Story<'a> {
     length_ns: u64,
 }
 
-/// A panel's place: top and height of its plot.
-#[derive(Clone, Copy)]
-struct Panel {
-    top: f64,
-    height: f64,
-}
-
-impl Panel {
-    const fn bottom(self) -> f64 {
-        self.top + self.height
-    }
-}
-
 impl Story<'_> {
-    fn svg(&self, summary: &Summary, clients: u32) -> String {
-        let mut svg = Svg::new();
+    fn svg(&self, summary: &Summary, clients: u32) -> Svg {
+        let mut svg = Svg::new(HEIGHT);
         self.head(&mut svg, summary, clients);
         let fresh = Panel {
             top: 236.0,
@@ -136,7 +90,7 @@ impl Story<'_> {
                 height: 110.0,
             },
         );
-        svg.end()
+        svg
     }
 
     fn head(&self, svg: &mut Svg, summary: &Summary, clients: u32) {
@@ -461,148 +415,4 @@ fn width_of(edges: &[u64], bar: usize) -> f64 {
 
 fn colour(name: &str) -> &'static str {
     if name == "blue" { BLUE } else { GREEN }
-}
-
-fn axis(svg: &mut Svg, panel: Panel, top: f64, label: &str) {
-    for share in [0.0, 0.5, 1.0] {
-        svg.rule(LEFT, RIGHT, panel.bottom() - share * panel.height);
-    }
-    svg.text(LEFT - 8.0, panel.top + 4.0, 11.0, GREY, "end", 400, label);
-    let half = if top >= 2.0 {
-        thousands((top / 2.0) as usize)
-    } else {
-        format!("{}", top / 2.0)
-    };
-    svg.text(
-        LEFT - 8.0,
-        panel.top + panel.height / 2.0 + 4.0,
-        11.0,
-        GREY,
-        "end",
-        400,
-        &half,
-    );
-    svg.text(
-        LEFT - 8.0,
-        panel.bottom() + 4.0,
-        11.0,
-        GREY,
-        "end",
-        400,
-        "0",
-    );
-}
-
-/// The next of 1, 2, 4, 6, 8, 10 times a power of ten.
-fn round_up(value: f64) -> f64 {
-    if value <= 0.0 {
-        return 1.0;
-    }
-    let power = 10f64.powf(value.log10().floor());
-    let steps = [1.0, 2.0, 4.0, 6.0, 8.0, 10.0];
-    steps
-        .iter()
-        .map(|step| step * power)
-        .find(|top| *top >= value)
-        .unwrap_or(10.0 * power)
-}
-
-fn thousands(number: usize) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// The few shapes that a picture is made of.
-struct Svg(String);
-
-impl Svg {
-    fn new() -> Self {
-        Self(format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"Inter, sans-serif\">\n\
-             <rect width=\"{WIDTH}\" height=\"{HEIGHT}\" fill=\"white\"/>\n"
-        ))
-    }
-
-    fn end(mut self) -> String {
-        self.0.push_str("</svg>\n");
-        self.0
-    }
-
-    fn add(&mut self, shape: std::fmt::Arguments<'_>) {
-        let _ = writeln!(self.0, "{shape}");
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "place, look and words of a text")]
-    fn text(
-        &mut self,
-        x: f64,
-        y: f64,
-        size: f64,
-        fill: &str,
-        anchor: &str,
-        weight: u32,
-        text: &str,
-    ) {
-        self.add(format_args!(
-            "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" fill=\"{fill}\" text-anchor=\"{anchor}\" font-weight=\"{weight}\">{text}</text>"
-        ));
-    }
-
-    fn rect(&mut self, x: f64, y: f64, width: f64, height: f64, fill: &str) {
-        self.add(format_args!(
-            "<rect x=\"{x:.2}\" y=\"{y:.2}\" width=\"{width:.2}\" height=\"{height:.2}\" fill=\"{fill}\"/>"
-        ));
-    }
-
-    fn frame(&mut self, x: f64, y: f64, width: f64, height: f64) {
-        self.add(format_args!(
-            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"none\" stroke=\"{GRID}\"/>"
-        ));
-    }
-
-    fn rule(&mut self, from: f64, to: f64, y: f64) {
-        self.add(format_args!(
-            "<path d=\"M{from:.1} {y:.1}H{to:.1}\" stroke=\"{GRID}\"/>"
-        ));
-    }
-
-    fn dashes(&mut self, x: f64, from: f64, to: f64) {
-        self.add(format_args!(
-            "<path d=\"M{x:.1} {from:.1}V{to:.1}\" stroke=\"{INK}\" stroke-width=\"1\" stroke-dasharray=\"3 3\" opacity=\"0.55\"/>"
-        ));
-    }
-
-    fn dot(&mut self, x: f64, y: f64, fill: &str) {
-        self.add(format_args!(
-            "<circle cx=\"{x:.2}\" cy=\"{y:.2}\" r=\"2.2\" fill=\"{fill}\" fill-opacity=\"0.8\"/>"
-        ));
-    }
-
-    fn line(&mut self, points: impl Iterator<Item = (f64, f64)>, stroke: &str, width: f64) {
-        let points: Vec<String> = points.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        self.add(format_args!(
-            "<polyline points=\"{}\" fill=\"none\" stroke=\"{stroke}\" stroke-width=\"{width}\"/>",
-            points.join(" ")
-        ));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_readable() {
-        assert_eq!(thousands(1_234_567), "1,234,567");
-        assert_eq!(thousands(12), "12");
-        assert!((round_up(3100.0) - 4000.0).abs() < 1e-6);
-        assert!((round_up(0.7) - 0.8).abs() < 1e-6);
-    }
 }

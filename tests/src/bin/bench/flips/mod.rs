@@ -1,0 +1,92 @@
+//! Flips: what the command takes, what clients see of a hundred of them, how soon
+//! packets follow the store, and the same of peers.
+
+mod clients;
+mod packets;
+mod report;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use bg_tests::{
+    lab::{Place, listener},
+    load::{Load, Reuse},
+};
+use bg_userspace::api::Flipped;
+use nix::sched::CpuSet;
+
+use crate::{
+    Effort,
+    gateway::{Gateway, MAX_FLOWS, PORT, Peer},
+};
+pub use packets::GLASS_US;
+use report::Command;
+pub use report::{Flips, Packets};
+
+/// Measures everything. The labs are gone when it returns.
+pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<Flips> {
+    let commands = ROOMS
+        .into_iter()
+        .map(|room| command(room, effort, interrupted))
+        .collect::<Result<_>>()?;
+    let packets = packets::measure(effort, interrupted)?;
+    let loads = clients::ours(effort, interrupted)?;
+    let peers = clients::peers(effort, interrupted)?;
+    Ok(Flips {
+        commands,
+        packets,
+        loads,
+        peers,
+    })
+}
+
+/// Room for flows, which the command walks over to count those that stay behind.
+const ROOMS: [u32; 2] = [MAX_FLOWS, 100_000];
+
+/// `bgswitch flip`, from the process's start to its exit, while some clients connect
+/// all the time: the command waits for a first new flow.
+fn command(room: u32, effort: &Effort, interrupted: &AtomicBool) -> Result<Command> {
+    const CLIENTS: usize = 16;
+    const PAUSE: Duration = Duration::from_millis(4);
+    eprintln!("bench: flips, the command, room for {room} flows");
+    let flips = if effort.quick { 30 } else { 150 };
+    let all = everywhere()?;
+    let gateway = Gateway::with_room(room, Peer::Bgswitch, &all, &all)?;
+    let lab = gateway.lab();
+    let load = Load::start(
+        lab.enter(Place::Client)?,
+        vec![(listener(PORT), Reuse::Never); CLIENTS],
+        PAUSE,
+    );
+    let (mut whole, mut store, mut first) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..flips {
+        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+        let mut command = lab.bgswitch(&["-o", "json", "flip", "llm", "-m", "bench"])?;
+        let begun = Instant::now();
+        let output = command.output()?;
+        whole.push(begun.elapsed().as_secs_f64() * 1e3);
+        ensure!(
+            output.status.success(),
+            "bgswitch flip: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        let flipped: Flipped = serde_json::from_slice(&output.stdout)?;
+        store.extend(flipped.store_ns.map(|ns| ns as f64));
+        first.extend(flipped.first_new_flow_us);
+    }
+    let answers = load.finish()?;
+    let failed = answers.iter().filter(|answer| answer.result.is_err());
+    Ok(Command::new(room, &store, &whole, &first, failed.count()))
+}
+
+/// Every CPU.
+fn everywhere() -> Result<CpuSet> {
+    let mut all = CpuSet::new();
+    for cpu in 0..std::thread::available_parallelism()?.get() {
+        all.set(cpu)?;
+    }
+    Ok(all)
+}
