@@ -863,6 +863,7 @@ pub(crate) fn seek_client<T: Tables, A: Network>(
     if path.block != 0
         && let Some(index) = snat::index(via)
         && let Some(source) = tables.source(u32::from(path.block))
+        && source.is_known()
         && A::from_wide(&source.address) == address
         && tables.seek_lessee(u32::from(path.block), index, path.listener)
     {

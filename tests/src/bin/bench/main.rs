@@ -51,10 +51,10 @@ struct Arguments {
     /// A rough answer in seconds: 3 short rounds, no million flows.
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
-    /// Only what has this in its name, and no frames per second.
+    /// Of packets, only what has this in its name, and no frames per second.
     #[arg(long, value_name = "TEXT")]
     only: Option<String>,
-    /// Only with at most so many flows.
+    /// Of packets, only with at most so many flows.
     #[arg(long, value_name = "FLOWS")]
     flows: Option<u32>,
     /// How the figures are printed.
@@ -171,7 +171,7 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
         } else {
             &STAGES
         };
-        packets(&effort, stages, interrupted, &mut report)?;
+        packets(arguments, &effort, stages, interrupted, &mut report)?;
     }
     if wanted(Section::Peers) {
         report.peers = Some(peers::measure(&effort, interrupted)?);
@@ -193,6 +193,7 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
 
 /// Measures what the packet path costs a packet.
 fn packets(
+    arguments: &Arguments,
     effort: &Effort,
     stages: &[Stage],
     interrupted: &AtomicBool,
