@@ -10,7 +10,7 @@ use bg_common::{
     flow::{FlowKey, FlowTable},
     key::{Endpoint, UDP},
     reason::Reason,
-    service::{NextHop, ReturnPath},
+    service::{Backend, NextHop, ReturnPath},
     snat::{Source, via},
 };
 
@@ -141,7 +141,7 @@ fn find<T: Tables + FamilyTables<A>, A: Network>(
     if let Some(listener) = tables.listener(&sender) {
         let key = FlowKey::new(quote.destination.client(), destination_port, listener.id);
         tables.seek(&key);
-        let flow = remembered(tables, quote.protocol)?;
+        let flow = remembered(tables, quote.protocol, |_| true)?;
         let backend = tables.backend(flow.backend.get())?;
         if u32::from(backend.service) != listener.service || backend.family != A::FAMILY {
             return None;
@@ -162,11 +162,12 @@ fn find<T: Tables + FamilyTables<A>, A: Network>(
     let receiver = Endpoint::new(quote.destination, destination_port, quote.protocol);
     let path: &ReturnPath = tables.return_path(&receiver)?;
     let via = seek_client(tables, (segment.destination, source_port), path);
-    let flow = remembered(tables, quote.protocol).filter(|flow| flow.via.get() == via)?;
-    let backend = tables.backend(flow.backend.get())?;
-    if A::from_wide(&backend.address) != quote.destination {
-        return None;
-    }
+    // A tuple that was taken up again has two flows, which may have two backends.
+    let flow = remembered(tables, quote.protocol, |flow| {
+        let backend = tables.backend(flow.backend.get());
+        let is_its = |backend: &Backend| A::from_wide(&backend.address) == quote.destination;
+        flow.via.get() == via && backend.is_some_and(is_its)
+    })?;
     Some(Translation {
         side: Side::Source,
         end: (A::from_wide(&path.address), path.port),
@@ -177,16 +178,19 @@ fn find<T: Tables + FamilyTables<A>, A: Network>(
     })
 }
 
+/// The sought flow, if it `fits`: an established one before one that is none yet.
 #[inline(always)]
-fn remembered<T: Tables>(tables: &T, protocol: u8) -> Option<&FlowCell> {
+fn remembered<T: Tables>(
+    tables: &T,
+    protocol: u8,
+    fits: impl Fn(&FlowCell) -> bool,
+) -> Option<&FlowCell> {
     let now = tables.tick();
+    let known = |table| current(tables, table, now).filter(|flow| fits(flow));
     if protocol == UDP {
-        return current(tables, FlowTable::Udp, now);
+        return known(FlowTable::Udp);
     }
-    match current(tables, FlowTable::Established, now) {
-        None => current(tables, FlowTable::HalfOpen, now),
-        known => known,
-    }
+    known(FlowTable::Established).or_else(|| known(FlowTable::HalfOpen))
 }
 
 /// The end of the quote that is the client: itself, or in `snat` the gateway's own

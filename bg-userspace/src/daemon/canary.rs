@@ -45,6 +45,7 @@ impl Daemon {
         };
         if request.dry_run {
             drop(changing);
+            answer.standby_flows = self.count_flows(service, standby).await;
         } else {
             let smaller = to.canary() <= word.canary();
             let change = WordChange {
@@ -61,9 +62,9 @@ impl Daemon {
             let done = self.carry_out(&order, change, changing).await?;
             answer.at_ns = Some(done.stored.at_ns);
             answer.store_ns = Some(done.stored.store_ns);
-            answer.warnings = done.warnings;
+            let counted = self.count_flows(service, standby);
+            (answer.standby_flows, answer.warnings) = tokio::join!(counted, done.written());
         }
-        answer.standby_flows = self.count_flows(service, standby).await;
         Ok(answer)
     }
 }

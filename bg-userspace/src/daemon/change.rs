@@ -9,7 +9,7 @@ use crate::{
     datapath::{StoreError, Stored, now_ns},
     drain::Drain,
     journal::Entry,
-    keeper::{INTENT_WAIT, RESULT_WAIT},
+    keeper::{INTENT_WAIT, Pending, RESULT_WAIT},
     switch::Switch,
 };
 
@@ -44,8 +44,20 @@ pub(super) struct Done {
     pub(super) stored: Stored,
     /// The drain that began.
     pub(super) drain: Option<Drain>,
-    /// What did not work beside it.
-    pub(super) warnings: Vec<String>,
+    /// What did not work before the store.
+    warnings: Vec<String>,
+    /// The state and the result, on their way to the disk.
+    writing: [Pending; 2],
+}
+
+impl Done {
+    /// Waits until it is written down; returns what did not work beside it.
+    pub(super) async fn written(self) -> Vec<String> {
+        let [state, result] = self.writing.map(|one| one.within(RESULT_WAIT));
+        let (state, result) = tokio::join!(state, result);
+        let after = state.into_iter().chain(result);
+        self.warnings.into_iter().chain(after).collect()
+    }
 }
 
 impl Daemon {
@@ -124,13 +136,11 @@ impl Daemon {
         drop(changing);
         let saved = self.save();
         let result = entry("result", to.generation(), change.detail.clone());
-        let result = self.keeper.entry(result);
-        let (saved, result) = tokio::join!(saved.within(RESULT_WAIT), result.within(RESULT_WAIT));
-        warnings.extend(saved.into_iter().chain(result));
         Ok(Done {
             stored,
             drain,
             warnings,
+            writing: [saved, self.keeper.entry(result)],
         })
     }
 }

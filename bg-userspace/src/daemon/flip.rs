@@ -7,7 +7,7 @@ use tokio::sync::MutexGuard;
 
 use super::{
     Daemon,
-    change::{Order, WordChange},
+    change::{Done, Order, WordChange},
 };
 use crate::{
     api::{FlipRequest, Flipped, Refusal, RollbackRequest},
@@ -51,8 +51,8 @@ impl Daemon {
         let doomed = self.doomed_flows(service, &switch);
         let why = request.why.as_ref();
         let stored = self.store("flip", &order, &switch, why, request.force, changing);
-        let flipped = stored.await?;
-        Ok(self.watch(flipped, service, doomed).await)
+        let (flipped, done) = stored.await?;
+        Ok(self.watch(flipped, done, service, doomed).await)
     }
 
     pub(super) async fn rollback(
@@ -77,8 +77,8 @@ impl Daemon {
         let doomed = self.doomed_flows(service, &switch);
         let why = request.why.as_ref();
         let stored = self.store("rollback", &order, &switch, why, true, changing);
-        let flipped = stored.await?;
-        Ok(self.watch(flipped, service, doomed).await)
+        let (flipped, done) = stored.await?;
+        Ok(self.watch(flipped, done, service, doomed).await)
     }
 
     /// Carries a switch out. A journal that cannot be written stops what is not
@@ -91,7 +91,7 @@ impl Daemon {
         why: Option<&String>,
         forced: bool,
         changing: MutexGuard<'_, ()>,
-    ) -> Result<Flipped, Refusal> {
+    ) -> Result<(Flipped, Done), Refusal> {
         let change = WordChange {
             action,
             from: switch.from,
@@ -103,14 +103,14 @@ impl Daemon {
             forcing: (!forced).then_some("`bgswitch flip --force` flips"),
         };
         let done = self.carry_out(order, change, changing).await?;
-        Ok(Flipped {
+        let flipped = Flipped {
             at_ns: Some(done.stored.at_ns),
             store_ns: Some(done.stored.store_ns),
             draining_until: done.drain.and_then(|drain| drain.until()),
             resets_until: done.drain.and_then(|drain| drain.resets_until()),
-            warnings: done.warnings,
             ..describe(order.service, switch)
-        })
+        };
+        Ok((flipped, done))
     }
 
     /// Backends of a colour without a next hop.
@@ -157,10 +157,11 @@ impl Daemon {
     }
 
     /// Waits a moment for the first new flow, and counts the old ones, unless those
-    /// that were `doomed` are being counted.
+    /// that were `doomed` are being counted; meanwhile what was done is written down.
     async fn watch(
         self: Arc<Self>,
         mut flipped: Flipped,
+        done: Done,
         service: &str,
         doomed: Option<impl Future<Output = Option<u64>>>,
     ) -> Flipped {
@@ -169,14 +170,6 @@ impl Daemon {
         } else {
             [Colour::Green, Colour::Blue]
         };
-        let silent = self.unreachable(service, new);
-        if !silent.is_empty() {
-            flipped.warnings.push(format!(
-                "no next hop is known for {} of {}: their share of new flows may go nowhere",
-                silent.join(", "),
-                flipped.to
-            ));
-        }
         let first_flow = async {
             loop {
                 let stamp = self.datapath.first_flow(service).unwrap_or(FirstFlow(0));
@@ -194,7 +187,16 @@ impl Daemon {
                 None => self.count_flows(service, old).await,
             }
         };
-        let (first_flow, count) = tokio::join!(first_flow, count);
+        let (first_flow, count, warnings) = tokio::join!(first_flow, count, done.written());
+        flipped.warnings = warnings;
+        let silent = self.unreachable(service, new);
+        if !silent.is_empty() {
+            flipped.warnings.push(format!(
+                "no next hop is known for {} of {}: their share of new flows may go nowhere",
+                silent.join(", "),
+                flipped.to
+            ));
+        }
         flipped.first_new_flow_us = first_flow.ok();
         flipped.old_flows = count;
         flipped

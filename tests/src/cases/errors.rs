@@ -177,6 +177,29 @@ fn about_requests(known: &World, f: Family, cases: &mut Vec<Case>) {
             flow: None,
         });
     }
+    // The client has taken its old flow's tuple up again, and the word leads to green.
+    let mut again = back;
+    f.add(
+        &mut again,
+        FlowTable::HalfOpen,
+        Family::flow(&again, f.green),
+    );
+    let error = |macs, from: IpAddr, about, hops| {
+        let quote = Frame::tcp(TO_CLIENT, f.client, about, "S").hops(hops);
+        let quote = quote.quote(icmp.header + 20);
+        Frame::icmp(macs, from, f.client.ip(), icmp.unreachable, &quote)
+    };
+    cases.push(Case {
+        name: "an error about the SYN that took an old flow's tuple up again is told to the client",
+        world: again,
+        frame: error(from_backend(f.green), icmp.router, f.green(), 63).bytes(),
+        action: TO_CLIENTS,
+        reason: ReturnedError,
+        out: error(TO_CLIENT, f.service.ip(), f.service, 63)
+            .hops(63)
+            .bytes(),
+        flow: None,
+    });
 }
 
 fn nobodys(known: &World, f: Family, cases: &mut Vec<Case>) {
