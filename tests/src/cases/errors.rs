@@ -178,12 +178,9 @@ fn about_requests(known: &World, f: Family, cases: &mut Vec<Case>) {
         });
     }
     // The client has taken its old flow's tuple up again, and the word leads to green.
+    let flow = Family::flow(&back, f.green);
     let mut again = back;
-    f.add(
-        &mut again,
-        FlowTable::HalfOpen,
-        Family::flow(&again, f.green),
-    );
+    f.add(&mut again, FlowTable::HalfOpen, flow);
     let error = |macs, from: IpAddr, about, hops| {
         let quote = Frame::tcp(TO_CLIENT, f.client, about, "S").hops(hops);
         let quote = quote.quote(icmp.header + 20);
