@@ -40,9 +40,10 @@ fn main() -> Result<()> {
             linker_dir.join("bpf-linker"),
         );
         env::remove_var("RUSTUP_TOOLCHAIN");
-        // An object built incrementally is another one, and one that the kernel may
-        // refuse.
+        // An object built incrementally, or in several codegen units, is another one,
+        // and one that the kernel may refuse.
         env::set_var("CARGO_INCREMENTAL", "0");
+        env::set_var("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
     }
 
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);

@@ -141,7 +141,10 @@ fn find<T: Tables + FamilyTables<A>, A: Network>(
     if let Some(listener) = tables.listener(&sender) {
         let key = FlowKey::new(quote.destination.client(), destination_port, listener.id);
         tables.seek(&key);
-        let flow = remembered(tables, quote.protocol, |_| true)?;
+        // One of another service is left from a listener that had the same id before.
+        let flow = remembered(tables, quote.protocol, |flow| {
+            u32::from(flow.service.get()) == listener.service
+        })?;
         let backend = tables.backend(flow.backend.get())?;
         if u32::from(backend.service) != listener.service || backend.family != A::FAMILY {
             return None;

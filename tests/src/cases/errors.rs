@@ -226,6 +226,18 @@ fn nobodys(known: &World, f: Family, cases: &mut Vec<Case>) {
         error(f.service.ip(), &reply),
         IcmpError,
     );
+    let mut other = fresh.clone();
+    let flow = Flow {
+        service: 1,
+        ..Family::flow(&other, f.blue)
+    };
+    f.add(&mut other, FlowTable::Established, flow);
+    pass(
+        "an error about a flow of another service that had this listener's id is the stack's",
+        &other,
+        error(f.service.ip(), &reply),
+        IcmpError,
+    );
     pass(
         "an error that came to somebody else than the sender of what it quotes is the stack's",
         known,
