@@ -34,7 +34,7 @@ pub extern "C" fn hold_of(block: u32, index: u32, now: u32) -> u64 {
         return u64::from(KEPT);
     };
     remembered::seek(scratch, &lease.key());
-    let find = |table| remembered::flow(scratch, table);
+    let find = |table| remembered::flow_by_call(scratch, table);
     u64::from(hold(lease, port(index), now, find))
 }
 

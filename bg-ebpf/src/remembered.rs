@@ -80,6 +80,12 @@ pub fn flow(scratch: *mut Scratch, table: FlowTable) -> Option<&'static FlowCell
             return Some(&line.flow);
         }
     }
+    flow_by_call(scratch, table)
+}
+
+/// The same, with little stack: for those who call from deep down.
+#[inline(always)]
+pub fn flow_by_call(scratch: *mut Scratch, table: FlowTable) -> Option<&'static FlowCell> {
     let spot = Spot(find_line(table as u32));
     if !spot.is_some() {
         return None;
@@ -87,6 +93,8 @@ pub fn flow(scratch: *mut Scratch, table: FlowTable) -> Option<&'static FlowCell
     let bucket = Lines.bucket(table, spot.bucket())?;
     // SAFETY: the values of an array map are never freed while the program runs.
     let bucket = unsafe { &*ptr::from_ref(bucket) };
+    // SAFETY: this CPU's own value; read here, as it would be kept over the call.
+    let hash = unsafe { (*scratch).hash };
     Some(&spot.line(bucket, start(hash)).flow)
 }
 

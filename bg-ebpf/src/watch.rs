@@ -213,7 +213,7 @@ fn remember(scratch: *mut Scratch, sighting: &mut Sighting, now: u32) {
         _ => [FlowTable::Established, FlowTable::HalfOpen],
     };
     for table in tables {
-        let Some(flow) = remembered::flow(scratch, table) else {
+        let Some(flow) = remembered::flow_by_call(scratch, table) else {
             continue;
         };
         if flow.is_over(table, now) {
