@@ -222,16 +222,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Frees the blocks that no backend has: a daemon that ended between making blocks and
-    /// naming them left them, with the ports of that time's listeners reserved.
-    pub(super) fn free_unnamed_blocks(&self) -> Result<(), Error> {
-        let leases: ArrayOfMaps<_, Block> = self.open_map(map::LEASES, Map::ArrayOfMaps)?;
-        let named: BTreeSet<u16> = self.backends().values().map(|b| b.block).collect();
-        let unnamed = (0..capacity::BLOCKS as u16)
-            .filter(|id| !named.contains(id) && leases.get(&u32::from(*id), 0).is_ok());
-        self.free_blocks(unnamed.collect())
-    }
-
     /// Gives the memory of blocks back that no backend has any more.
     pub(super) fn free_blocks(&self, blocks: BTreeSet<u16>) -> Result<(), Error> {
         let leases = self.pinned(map::LEASES)?;

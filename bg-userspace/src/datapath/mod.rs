@@ -254,7 +254,6 @@ impl Datapath {
         // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
         inner.shape_tables()?;
-        inner.free_unnamed_blocks()?;
         let change = inner.prepare(plan, known)?;
         let added = attach::add(program, settings, pins)?;
         inner.introduce(&change)?;
