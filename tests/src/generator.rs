@@ -15,13 +15,9 @@ use aya::{
 };
 use bg_common::key::TCP;
 use bg_ebpf::stream::{SHORT_WORDS, Stream, WORDS};
-use nix::{
-    net::if_::if_nametoindex,
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
+use nix::net::if_::if_nametoindex;
 
-use crate::kernel::{Context, in_namespace};
+use crate::kernel::{Context, in_namespace, pin};
 
 /// Which end of the frame is the client's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,9 +130,7 @@ impl Generator {
         let program = self.program()?;
         let frame = vec![0; self.length];
         in_namespace(namespace, || -> Result<Duration> {
-            let mut cpus = CpuSet::new();
-            cpus.set(cpu)?;
-            sched_setaffinity(Pid::from_raw(0), &cpus).context("choosing a CPU")?;
+            pin(cpu)?;
             let context = Context::new(frame.len(), if_nametoindex(interface)?);
             let begun = Instant::now();
             program.test_run(TestRunOptions {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, ArrayOfMaps, DevMap, HashMap, MapData, PerCpuArray},
-    programs::{TestRun as _, TestRunAttrs, TestRunOptions},
+    programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
 };
 use bg_common::{
     abi::{MaglevRow, TICK_SHIFT, map},
@@ -25,8 +25,9 @@ use bg_common::{
 use bg_ebpf::packet::ETHERNET;
 use bg_userspace::datapath::{Features, Loaded, block_of};
 use nix::{
-    sched::{CloneFlags, setns, unshare},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
     time::{ClockId, clock_gettime},
+    unistd::Pid,
 };
 
 use crate::{
@@ -67,6 +68,13 @@ pub fn in_namespace<R: Send>(file: &File, work: impl FnOnce() -> R + Send) -> R 
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// Keeps the calling thread on a CPU.
+pub fn pin(cpu: usize) -> Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpus).context("choosing a CPU")
 }
 
 /// The loaded program and its maps, none of it pinned or attached.
@@ -311,21 +319,12 @@ impl Kernel {
         ingress: u32,
     ) -> Result<(u32, Reason, Vec<u8>)> {
         let before = self.reasons()?;
-        let context = Context::new(first, ingress);
         ensure!(
             self.says_ingress || ingress == LOOPBACK,
             "this kernel's test runs come in by the loopback device alone"
         );
-        let mut out = vec![0; frame.len() + 256];
-        let result = self.loaded.program()?.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: self.says_ingress.then(|| context.bytes()),
-            ctx_out: None,
-            repeat: 1,
-            attrs: TestRunAttrs::new(),
-        })?;
-        out.truncate(result.data_size_out as usize);
+        let context = self.says_ingress.then(|| Context::new(first, ingress));
+        let (returned, out) = once(self.loaded.program()?, frame, context)?;
         let counted: Vec<Reason> = Reason::ALL
             .iter()
             .zip(self.reasons()?.iter().zip(&before))
@@ -334,7 +333,7 @@ impl Kernel {
         let [reason] = counted[..] else {
             bail!("one packet must count one reason (law 6), it counted {counted:?}");
         };
-        Ok((result.return_value, reason, out))
+        Ok((returned, reason, out))
     }
 
     /// The flows, as the maps have them.
@@ -359,6 +358,24 @@ impl Kernel {
             .map(|reason| Ok(counters.get(&(*reason as u32), 0)?.iter().sum()))
             .collect()
     }
+}
+
+/// What XDP returned for a frame, and the frame afterwards.
+pub type Ran = (u32, Vec<u8>);
+
+/// Runs one frame through a program.
+fn once(program: &Xdp, frame: &[u8], context: Option<Context>) -> Result<Ran> {
+    let mut out = vec![0; frame.len() + 256];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: context.as_ref().map(Context::bytes),
+        ctx_out: None,
+        repeat: 1,
+        attrs: TestRunAttrs::new(),
+    })?;
+    out.truncate(result.data_size_out as usize);
+    Ok((result.return_value, out))
 }
 
 impl Case {

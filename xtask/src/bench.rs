@@ -19,14 +19,9 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
     Err(bench.exec()).with_context(|| format!("starting `{}`", command::line(&bench)))
 }
 
-/// Whether peers are measured: always, unless only other sections are named, or help
-/// is asked for.
+/// Whether peers are measured: unless only packets are named, or help is asked for.
 fn compares(arguments: &[OsString]) -> bool {
-    const WITHOUT: [&str; 1] = ["packets"];
-    const HELP: [&str; 2] = ["-h", "--help"];
-    let is_one_of = |words: &[&str], word: &OsString| words.iter().any(|one| word == one);
-    let named = arguments.iter().any(|word| is_one_of(&WITHOUT, word));
-    let others = ["peers", "http", "flips", "all"];
-    !arguments.iter().any(|word| is_one_of(&HELP, word))
-        && (!named || arguments.iter().any(|word| is_one_of(&others, word)))
+    let has = |word: &str| arguments.iter().any(|given| given == word);
+    let others = ["peers", "http", "flips", "all"].into_iter().any(has);
+    !has("-h") && !has("--help") && (others || !has("packets"))
 }

@@ -5,17 +5,9 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result};
-use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
-};
+use anyhow::Result;
 
-use super::{Context, Kernel};
-
-/// What XDP returned for a frame, and the frame afterwards.
-pub type Ran = (u32, Vec<u8>);
+use super::{Context, Kernel, Ran, once, pin};
 
 impl Kernel {
     /// Runs frames on several CPUs, as many on each: frame n of all in the same moment, as
@@ -24,18 +16,8 @@ impl Kernel {
         let says_ingress = self.says_ingress;
         let program = &*self.loaded.program()?;
         let run = |frame: &[u8]| -> Result<Ran> {
-            let context = Context::new(frame.len(), ingress);
-            let mut out = vec![0; frame.len() + 256];
-            let result = program.test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: says_ingress.then(|| context.bytes()),
-                ctx_out: None,
-                repeat: 1,
-                attrs: TestRunAttrs::new(),
-            })?;
-            out.truncate(result.data_size_out as usize);
-            Ok((result.return_value, out))
+            let context = says_ingress.then(|| Context::new(frame.len(), ingress));
+            once(program, frame, context)
         };
         // How often any of them was ready for its next frame.
         let ready = AtomicUsize::new(0);
@@ -64,11 +46,4 @@ impl Kernel {
                 .collect()
         })
     }
-}
-
-/// Keeps this thread on a CPU.
-fn pin(cpu: usize) -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus).context("choosing a CPU")
 }

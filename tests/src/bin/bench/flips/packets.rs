@@ -10,11 +10,8 @@ use anyhow::{Result, ensure};
 use bg_common::{reason::Reason, service::Colour};
 use bg_tests::{
     generator,
+    kernel::pin,
     lab::{Place, SERVERS},
-};
-use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
 };
 use serde::Serialize;
 
@@ -131,9 +128,7 @@ fn flip_under_load(stand: &Stand, frames: u32) -> Result<(Vec<Store>, Duration)>
     let sent = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let flipper = scope.spawn(|| -> Result<Vec<Store>> {
-            let mut first = CpuSet::new();
-            first.set(0)?;
-            sched_setaffinity(Pid::from_raw(0), &first)?;
+            pin(0)?;
             let mut stores: Vec<Store> = Vec::new();
             let mut word = words.word(service);
             while !sent.load(Ordering::Relaxed) {
