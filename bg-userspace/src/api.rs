@@ -3,6 +3,7 @@
 
 mod explain;
 mod monitor;
+mod release;
 
 use std::collections::BTreeMap;
 
@@ -11,6 +12,10 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     explain::{Explained, ExplainedFlow, ExplainedHop, ExplainedPacket, ExplainedWord},
     monitor::{MonitorBegin, MonitorEvent, MonitorLine, PacketSeen},
+    release::{
+        DecisionRequest, ExtendRequest, GateReport, NoteReport, ReleaseReport, ReleaseRequest,
+        ReleaseStatus,
+    },
 };
 use crate::config::FlipMode;
 
@@ -69,7 +74,7 @@ pub struct ServiceStatus {
     pub active: String,
     /// How often it has flipped, or a canary was rolled back, modulo 65 536.
     pub generation: u16,
-    /// Of its release: always `STEADY` in this version.
+    /// Of its release: see [`ReleaseStatus`]; `STEADY` before the first one.
     pub state: String,
     /// Share of new flows that go to the standby, as it is: a multiple of 1/655.36.
     pub canary_percent: f64,
@@ -388,10 +393,16 @@ pub enum Kind {
     StaleGeneration,
     /// Changed at the same time, or nothing to flip.
     Conflict,
+    /// A gate of a release failed.
+    GateFailed,
+    /// A release waits for a human.
+    Inconclusive,
     /// The target cannot be reached.
     Unhealthy,
     /// Timed out.
     TimedOut,
+    /// A release rolled back by itself.
+    RolledBack,
     /// Packet path.
     Datapath,
 }
@@ -405,15 +416,18 @@ impl Kind {
             Self::NoDaemon => exit::NO_DAEMON,
             Self::NotPermitted => exit::NOT_PERMITTED,
             Self::StaleGeneration | Self::Conflict => exit::CONFLICT,
+            Self::GateFailed => exit::GATE,
+            Self::Inconclusive => exit::INCONCLUSIVE,
             Self::Unhealthy => exit::UNHEALTHY,
             Self::TimedOut => exit::TIMED_OUT,
+            Self::RolledBack => exit::ROLLED_BACK,
             Self::Datapath => exit::DATAPATH,
         }
     }
 }
 
 /// What went wrong.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -469,12 +483,18 @@ pub mod exit {
     pub const NO_DAEMON: u8 = 3;
     /// Not permitted.
     pub const NOT_PERMITTED: u8 = 4;
-    /// Stale generation, or nothing to flip.
+    /// Stale generation, another release runs, or nothing to flip.
     pub const CONFLICT: u8 = 5;
+    /// A gate failed.
+    pub const GATE: u8 = 6;
+    /// Inconclusive, or waiting for an approval.
+    pub const INCONCLUSIVE: u8 = 7;
     /// The target cannot be reached.
     pub const UNHEALTHY: u8 = 8;
     /// Timed out.
     pub const TIMED_OUT: u8 = 9;
+    /// A release rolled back by itself.
+    pub const ROLLED_BACK: u8 = 10;
     /// Packet path.
     pub const DATAPATH: u8 = 11;
 }

@@ -12,6 +12,7 @@ pub mod journal;
 pub mod keeper;
 pub mod object;
 pub mod plan;
+pub mod release;
 mod sighting;
 pub mod state;
 pub mod switch;

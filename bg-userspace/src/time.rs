@@ -76,6 +76,23 @@ fn at_second(unix_ms: i64) -> String {
         .to_string()
 }
 
+/// Milliseconds since 1970, as the clock on the wall is set now.
+pub fn unix_ms() -> i64 {
+    Timestamp::now().as_millisecond()
+}
+
+/// A moment by the clock on the wall: RFC 3339, UTC, to the second.
+pub fn rfc3339_at_unix_ms(unix_ms: i64) -> String {
+    at_second(unix_ms)
+}
+
+/// Whole seconds from now to an RFC 3339 time; 0 when that has passed.
+pub fn seconds_until(rfc3339: &str) -> Option<u64> {
+    let then = rfc3339.parse::<Timestamp>().ok()?;
+    let left = then.as_millisecond() - unix_ms();
+    Some(u64::try_from(left).unwrap_or(0) / 1000)
+}
+
 /// What the kernel calls this boot.
 pub fn boot_id() -> String {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();

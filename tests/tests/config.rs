@@ -222,13 +222,124 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm.blue]",
-        "[[service.llm.gate]]\nkind = \"http\"\n[service.llm.blue]",
-        "18: service.llm.gate: is not supported by this version yet: remove it",
+        "[service.llm.parity]\ncompare = []\n[service.llm.blue]",
+        "18: service.llm.parity: is not supported by this version yet: remove it",
     ),
     (
         "[service.llm.blue]",
         "[service.llm.red]\n[service.llm.blue]",
         "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `gate`, `approval`, `bake`, `standby`",
+    ),
+    // ---- releases
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nkind = \"http\"\n[service.llm.blue]",
+        "18: service.llm.gate.name: is missing: add name = \"smoke\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a b\"\n[service.llm.blue]",
+        "19: service.llm.gate.name: a gate's name has 1 to 63 letters, digits, `-` and `_`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"/\"\n[[service.llm.gate]]\nname = \"a\"\n[service.llm.blue]",
+        "23: service.llm.gate.name: `a` is the name of another gate",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\n[service.llm.blue]",
+        "18: service.llm.gate.kind: is missing: \"exec\" or \"http\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\n[service.llm.blue]",
+        "20: service.llm.gate.kind: `prompts` is unknown: \"exec\" or \"http\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\ntimeout = \"500ms\"\n[service.llm.blue]",
+        "21: service.llm.gate.timeout: `500ms` is not in whole seconds, at least 1s",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\n[service.llm.blue]",
+        "18: service.llm.gate.path: is missing: what to ask for, like \"/v2/health/ready\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"a b\"\n[service.llm.blue]",
+        "21: service.llm.gate.path: `a b` is no path, like \"/v2/health/ready\" (escape other bytes as %20)",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"/\"\nstatus = 1000\n[service.llm.blue]",
+        "22: service.llm.gate.status: 1000 is not between 100 and 599",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"/\"\njson = \"state\"\n[service.llm.blue]",
+        "22: service.llm.gate.json: `state` is no JSON pointer, like \"/models/0/state\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"/\"\nequals = 1\n[service.llm.blue]",
+        "22: service.llm.gate.equals: is only of use with json: add json = \"/models/0/state\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"/\"\njson = \"/a\"\nequals = [1]\n[service.llm.blue]",
+        "23: service.llm.gate.equals: must be a string, a number or a boolean",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"/\"\ncommand = [\"/bin/true\"]\n[service.llm.blue]",
+        "22: service.llm.gate.command: belongs to kind = \"exec\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"exec\"\npath = \"/\"\n[service.llm.blue]",
+        "21: service.llm.gate.path: belongs to kind = \"http\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"exec\"\n[service.llm.blue]",
+        "18: service.llm.gate.command: is missing: a program and its arguments, like [\"/etc/bgswitch/smoke\"]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"exec\"\ncommand = [\"smoke\"]\n[service.llm.blue]",
+        "21: service.llm.gate.command: must begin with the absolute path of a program, like [\"/etc/bgswitch/smoke\"]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.approval]\nnot_requester = true\n[service.llm.blue]",
+        "19: service.llm.approval.not_requester: is only of use with required = true: nobody is asked",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.approval]\nrequired = true\nexpires = \"0s\"\n[service.llm.blue]",
+        "20: service.llm.approval.expires: `0s` is not in whole seconds, at least 1s",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.approval]\non_expiry = \"approve\"\n[service.llm.blue]",
+        "19: service.llm.approval.on_expiry: unknown variant `approve`, expected `abort` or `flip`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\non_fail = \"ignore\"\n[service.llm.blue]",
+        "19: service.llm.bake.on_fail: unknown variant `ignore`, expected `rollback` or `pause`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[service.llm.blue]",
+        "19: service.llm.bake.prometheus: unknown field `prometheus`, expected one of `duration`, `settle`, `on_fail`, `on_inconclusive`, `cooldown`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.standby]\nhold = \"31days\"\n[service.llm.blue]",
+        "19: service.llm.standby.hold: `31days` is longer than 30 days",
     ),
     // ---- listeners
     (
@@ -575,6 +686,14 @@ fn what_looks_odd_and_is_right_passes() {
         ("drain_end  = \"reset\"", "reset_over = \"0s\""),
         ("on_flip    = \"drain\"", "on_flip    = \"cut\""),
         ("xdp        = \"native\"", "xdp        = \"generic\""),
+        // What a release goes through.
+        (
+            "[service.llm.blue]",
+            "[[service.llm.gate]]\nname = \"smoke\"\nkind = \"http\"\npath = \"/v2/health/ready\"\nport = 8002\njson = \"/a\"\nequals = 1.5\n\
+             [[service.llm.gate]]\nname = \"load\"\nkind = \"exec\"\ncommand = [\"/bin/true\"]\ntimeout = \"3m\"\n\
+             [service.llm.approval]\nrequired = true\nnot_requester = true\n\
+             [service.llm.bake]\nsettle = \"0s\"\non_fail = \"pause\"\n[service.llm.standby]\nhold = \"1h\"\n[service.llm.blue]",
+        ),
         // One server for both colours: a flip changes nothing for it, that is all.
         ("10.0.4.10:8443", "10.0.3.10:8443"),
         // The same port over another protocol is another listener.

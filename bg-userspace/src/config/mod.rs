@@ -3,6 +3,7 @@
 
 mod across;
 mod raw;
+mod release;
 mod rules;
 mod text;
 
@@ -16,6 +17,10 @@ use std::{
 
 use serde::Deserialize;
 
+pub use self::release::{
+    ApprovalPlan, BakePlan, GateKind, GatePlan, HttpGate, OnExpiry, OnTrouble, ReleasePlan,
+    StandbyPlan,
+};
 pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};
 use crate::{
@@ -138,6 +143,8 @@ pub struct Service {
     pub on_flip: FlipMode,
     /// How it drains, unless a flip says otherwise.
     pub drain: DrainPlan,
+    /// What its releases go through.
+    pub release: ReleasePlan,
 }
 
 /// What is wrong with a configuration: where, what, and what would be right.

@@ -8,7 +8,10 @@ use serde::{
 };
 use toml::Spanned;
 
-use super::{DrainEnd, FlipMode};
+use super::{
+    DrainEnd, FlipMode,
+    release::{RawApproval, RawBake, RawGate, RawStandby},
+};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,10 +48,10 @@ pub(super) struct RawService {
     pub(super) green: Option<RawColour>,
     pub(super) health: Option<Spanned<toml::Value>>,
     pub(super) parity: Option<Spanned<toml::Value>>,
-    pub(super) gate: Option<Spanned<toml::Value>>,
-    pub(super) approval: Option<Spanned<toml::Value>>,
-    pub(super) bake: Option<Spanned<toml::Value>>,
-    pub(super) standby: Option<Spanned<toml::Value>>,
+    pub(super) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
+    pub(super) approval: Option<RawApproval>,
+    pub(super) bake: Option<RawBake>,
+    pub(super) standby: Option<RawStandby>,
 }
 
 #[derive(Deserialize)]

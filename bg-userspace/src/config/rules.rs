@@ -13,6 +13,7 @@ use toml::Spanned;
 use super::{
     ConfigError, DrainPlan, FlipMode, Gateway, MAX_DURATION, Paths, Service,
     raw::{RawBackend, RawColour, RawGateway, RawService},
+    release::{self, RawRelease},
     text::Text,
 };
 use crate::{
@@ -162,6 +163,13 @@ pub(super) fn service(
     };
     let listeners = listeners(text, listen, &key("listen"))?;
     let drain = drain(text, &raw, &key)?;
+    let release = RawRelease {
+        gate: raw.gate,
+        approval: raw.approval,
+        bake: raw.bake,
+        standby: raw.standby,
+    };
+    let release = release::plan(text, release, &key)?;
     let mut versions = [None, None];
     let mut pools = [Vec::new(), Vec::new()];
     let mut places = [Vec::new(), Vec::new()];
@@ -191,6 +199,7 @@ pub(super) fn service(
         backends: places,
         service: Service {
             drain,
+            release,
             versions,
             on_flip: raw.on_flip.unwrap_or(FlipMode::Drain),
             plan: ServicePlan {
@@ -217,14 +226,7 @@ fn not_yet(
     raw: &RawService,
     key: &impl Fn(&str) -> String,
 ) -> Result<(), ConfigError> {
-    for (part, name) in [
-        (&raw.health, "health"),
-        (&raw.parity, "parity"),
-        (&raw.gate, "gate"),
-        (&raw.approval, "approval"),
-        (&raw.bake, "bake"),
-        (&raw.standby, "standby"),
-    ] {
+    for (part, name) in [(&raw.health, "health"), (&raw.parity, "parity")] {
         if let Some(part) = part {
             return Err(text.wrong(part, key(name), NOT_YET));
         }
@@ -268,7 +270,7 @@ fn drain(
 }
 
 /// A duration, of whole seconds.
-fn duration(
+pub(super) fn duration(
     text: &Text<'_>,
     value: Option<&Spanned<String>>,
     key: &str,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bg_common::service::Colour;
-use bg_userspace::config::{Config, MAX_DURATION, Service};
+use bg_userspace::config::{Config, GateKind, MAX_DURATION, ReleasePlan, Service};
 
 const FILE: &str = "bgswitch.toml";
 
@@ -144,6 +144,72 @@ fn write_service(text: &mut String, name: &str, service: &Service) {
             let _ = writeln!(text, "version = {}", quoted(version));
         }
     }
+    write_release(text, &name, &service.release);
+}
+
+fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
+    let seconds = |time: Duration| format!("\"{}s\"", time.as_secs());
+    let (approval, bake) = (plan.approval, plan.bake);
+    let _ = write!(
+        text,
+        "[service.{name}.approval]\nrequired = {}\n{}expires = {}\non_expiry = \"{}\"\n\
+         [service.{name}.bake]\nduration = {}\nsettle = {}\non_fail = \"{}\"\non_inconclusive = \"{}\"\n\
+         cooldown = {}\n[service.{name}.standby]\nhold = {}\n",
+        approval.required,
+        // Refused where nobody is asked.
+        if approval.not_requester {
+            "not_requester = true\n"
+        } else {
+            ""
+        },
+        seconds(approval.expires),
+        approval.on_expiry.as_str(),
+        seconds(bake.duration),
+        seconds(bake.settle),
+        bake.on_fail.as_str(),
+        bake.on_inconclusive.as_str(),
+        seconds(bake.cooldown),
+        seconds(plan.standby.hold),
+    );
+    for gate in &plan.gates {
+        let (kind, timeout) = (gate.kind.as_str(), seconds(gate.timeout));
+        let _ = write!(
+            text,
+            "[[service.{name}.gate]]\nname = {}\nkind = \"{kind}\"\ntimeout = {timeout}\n",
+            quoted(&gate.name)
+        );
+        match &gate.kind {
+            GateKind::Exec(words) => {
+                let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+                let _ = writeln!(text, "command = [{}]", words.join(", "));
+            }
+            GateKind::Http(http) => {
+                let _ = writeln!(
+                    text,
+                    "path = {}\nstatus = {}",
+                    quoted(&http.path),
+                    http.status
+                );
+                let port = http.port.map(|port| port.to_string());
+                let body = http.body.as_ref().map(|body| quoted(body));
+                let json = http.json.as_ref().map(|json| quoted(json));
+                let equals = http.equals.as_ref().map(|value| match value.as_str() {
+                    Some(text) => quoted(text),
+                    None => value.to_string(),
+                });
+                for (key, value) in [
+                    ("port", port),
+                    ("body", body),
+                    ("json", json),
+                    ("equals", equals),
+                ] {
+                    if let Some(value) = value {
+                        let _ = writeln!(text, "{key} = {value}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A basic string of TOML.
@@ -192,6 +258,35 @@ listen = ["tcp://203.0.113.10:9"]
 blue.backends = ["10.0.1.12"]
 green.backends = ["10.0.2.12:90"]
 "#;
+    const RELEASE: &str = r#"[[service.a.gate]]
+name = "smoke"
+kind = "http"
+timeout = "5s"
+path = "/v2/models?x=1"
+port = 8002
+status = 204
+body = "ok"
+json = "/models/0/state"
+equals = "READY"
+[[service.a.gate]]
+name = "load"
+kind = "exec"
+command = ["/bin/true", "a b"]
+[service.a.approval]
+required = true
+not_requester = true
+expires = "1h"
+on_expiry = "flip"
+[service.a.bake]
+duration = "10m"
+settle = "0s"
+on_fail = "pause"
+on_inconclusive = "rollback"
+cooldown = "1m"
+[service.a.standby]
+hold = "1h"
+"#;
+    let release = SMALL.to_owned() + RELEASE;
     let wrong = [
         LARGE.replace("udp://203", "tcp://203"),
         LARGE.replace("[service.health]", "[service.llm]"),
@@ -204,8 +299,10 @@ green.backends = ["10.0.2.12:90"]
             "\"tcp://[2001:db8::10%1]:8000\", \"udp://203",
         ),
         SMALL.replace("\"]", "\""),
+        release.replace("exec", "http"),
+        release.replace("load", "smoke"),
     ];
-    let right = [SMALL.to_owned(), LARGE.to_owned()];
+    let right = [SMALL.to_owned(), LARGE.to_owned(), release];
     right
         .into_iter()
         .chain(wrong)

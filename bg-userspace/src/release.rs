@@ -1,0 +1,700 @@
+//! The life of a release, top to bottom: events and times come in, commands go out.
+//! No clock, no socket, no kernel. Whoever runs it keeps the machine on the disk
+//! before it carries the commands out; after a restart the kernel's word is believed
+//! over what was kept (law 4), and a rollback by hand needs nothing of all this
+//! (law 5).
+
+mod record;
+
+#[cfg(test)]
+mod properties;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use self::record::Phase;
+pub use self::record::{
+    By, Command, Event, Gate, Health, Held, Note, Now, Outcome, Release, Start, State, Verdict,
+    Word,
+};
+use crate::{
+    api::{Kind, Refusal, exit},
+    config::{MAX_DURATION, OnExpiry, OnTrouble},
+};
+
+/// A gate that overran its own time by so much is not heard of any more.
+const GRACE: Duration = Duration::from_secs(5);
+/// How long a store may take.
+const SWITCH: Duration = Duration::from_secs(30);
+/// How often the active colour is looked at while its illness keeps the old one up.
+const RECHECK: Duration = Duration::from_mins(1);
+
+/// The releases of a service: one at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The one that runs, or ran last.
+    pub release: Option<Release>,
+}
+
+impl Machine {
+    /// Takes an event in, and says what is to be done.
+    pub fn handle(&mut self, event: Event, now: Now) -> Vec<Command> {
+        let mut todo = Vec::new();
+        // What the word says counts more than what the clock says.
+        if !matches!(event, Event::Word { .. } | Event::Restarted { .. }) {
+            self.expire(now, &mut todo);
+        }
+        let done = match event {
+            Event::Start(start) => self.start(*start, now, &mut todo),
+            event => match &mut self.release {
+                Some(release) => release.handle(event, now, &mut todo),
+                None => no_release(&event),
+            },
+        };
+        if let Err(refusal) = done {
+            todo.push(Command::Refuse(refusal));
+        }
+        self.expire(now, &mut todo);
+        todo
+    }
+
+    /// When it must hear of the time again, milliseconds since the boot.
+    pub fn next_deadline(&self) -> Option<u64> {
+        let release = self.release.as_ref()?;
+        let until = release.until_ms()?;
+        Some(match release.phase {
+            Phase::Baking { settled_ms } if matches!(release.health, Health::Ill(_)) => {
+                until.min(settled_ms)
+            }
+            _ => until,
+        })
+    }
+
+    /// Where the service is.
+    pub fn state(&self) -> State {
+        let release = self.release.as_ref();
+        release.map_or(State::Steady, Release::state)
+    }
+
+    fn expire(&mut self, now: Now, todo: &mut Vec<Command>) {
+        let is_due = self.next_deadline().is_some_and(|at| now.ms >= at);
+        if let Some(release) = self.release.as_mut().filter(|_| is_due) {
+            release.expire(now, todo);
+        }
+    }
+
+    // ---- STEADY -> VALIDATING
+
+    /// Begins a release. One that holds its standby ends with it: that colour is
+    /// needed.
+    fn start(&mut self, start: Start, now: Now, todo: &mut Vec<Command>) -> Result<(), Refusal> {
+        let before = self.release.as_mut().filter(|release| !release.is_over());
+        if let Some(release) = &before
+            && release.state() != State::Standby
+        {
+            let message = format!(
+                "another release runs: {} is {}. Wait for it, or end it with `bgswitch release abort`, or \
+                 `bgswitch rollback` after its flip",
+                release.id(),
+                release.state().as_str()
+            );
+            return conflict(message);
+        }
+        if start.to == start.word.active {
+            let message = format!("{} is active already: nothing was begun", start.to.as_str());
+            return conflict(message);
+        }
+        if start.plan.gates.is_empty() && !start.plan.approval.required && !start.force {
+            let message = "nothing would be looked at: there are no gates, and no approval is required. \
+                           Configure [[service.NAME.gate]] or [service.NAME.approval], or say --force";
+            return Err(Refusal::new(Kind::Usage, message));
+        }
+        if let Some(release) = before {
+            release.over(
+                State::Superseded,
+                exit::CONFLICT,
+                "another release was started".to_owned(),
+                Some(&start.by),
+                now,
+            );
+        }
+        let release = Release::new(start, self.release.as_ref(), now);
+        self.release.insert(release).next_gate(now, todo);
+        Ok(())
+    }
+}
+
+impl Release {
+    fn new(start: Start, before: Option<&Self>, now: Now) -> Self {
+        let forced_by = start.force.then(|| start.by.actor.clone());
+        let gates = start.plan.gates.iter().map(|plan| Gate {
+            plan: plan.clone(),
+            outcome: None,
+            forced_by: forced_by.clone(),
+        });
+        let mut release = Self {
+            number: before.map_or(0, |before| before.number) + 1,
+            requester: start.by.actor.clone(),
+            from: start.to.other(),
+            to: start.to,
+            version: start.version,
+            backends: start.backends,
+            generation: start.word.generation,
+            forced: start.force,
+            gates: gates.collect(),
+            plan: start.plan,
+            approved_by: None,
+            notes: Vec::new(),
+            why: String::new(),
+            since_unix_ms: now.unix_ms,
+            phase: Phase::Validating { gate: 0, run: 0 },
+            until_ms: now.ms,
+            wait_ms: 0,
+            // A late result of an earlier release is none of this one.
+            runs: before.map_or(0, |before| before.runs),
+            cool_until_ms: before.map_or(0, |before| before.cool_until_ms),
+            watched: start.watched,
+            health: Health::Unknown,
+        };
+        let forced = if start.force {
+            ", gates passed over"
+        } else {
+            ""
+        };
+        let version = release.version.as_deref().unwrap_or("no version named");
+        let text = format!(
+            "{} to {} ({version}){forced}",
+            release.id(),
+            release.to.as_str()
+        );
+        release.note(text, Some(&start.by), now);
+        release
+    }
+
+    fn handle(&mut self, event: Event, now: Now, todo: &mut Vec<Command>) -> Result<(), Refusal> {
+        match event {
+            Event::GateEnded { run, outcome } => self.gate_ended(run, outcome, now, todo),
+            Event::Approve(by) => return self.approve(&by, now, todo),
+            Event::Reject(by) => return self.reject(&by, now),
+            Event::NotFlipped { refusal } => self.not_flipped(&refusal, now),
+            Event::Health(health) => self.hear(health, now, todo),
+            Event::Extend { by, more } => return self.extend(&by, more, now),
+            Event::Retire(by) => return self.retire(&by, now),
+            Event::Pause(by) => return self.pause_by_hand(&by, now),
+            Event::Resume { by, force } => return self.resume(&by, force, now, todo),
+            Event::Abort(by) => return self.abort(&by, now),
+            Event::Word { word, by } => self.believe(word, by, now),
+            Event::Restarted { word, same_boot } => self.restart(word, same_boot, now, todo),
+            Event::Start(_) | Event::Tick => {}
+        }
+        Ok(())
+    }
+
+    // ---- VALIDATING: gates, in order
+
+    /// Runs the first gate that is not passed yet, or goes on behind the last one.
+    fn next_gate(&mut self, now: Now, todo: &mut Vec<Command>) {
+        let mut gates = self.gates.iter().enumerate();
+        let next = gates.find(|(_, gate)| !gate.is_passed());
+        let Some((index, gate)) = next.map(|(index, gate)| (index, gate.plan.clone())) else {
+            return self.gates_passed(now, todo);
+        };
+        self.runs += 1;
+        let run = self.runs;
+        let phase = Phase::Validating { gate: index, run };
+        let why = format!("gate {} runs", gate.name);
+        self.enter(phase, gate.timeout + GRACE, why, None, now);
+        todo.push(Command::RunGate { run, gate });
+    }
+
+    /// A result counts only for the run that is waited for.
+    fn gate_ended(&mut self, run: u32, outcome: Outcome, now: Now, todo: &mut Vec<Command>) {
+        let Phase::Validating {
+            gate,
+            run: waited_for,
+        } = self.phase
+        else {
+            return;
+        };
+        let Some(passing) = self.gates.get_mut(gate).filter(|_| run == waited_for) else {
+            return;
+        };
+        let (name, verdict) = (passing.plan.name.clone(), outcome.verdict);
+        let told = format!("gate {name}: {}, {}", verdict.as_str(), outcome.evidence);
+        passing.outcome = Some(outcome);
+        match verdict {
+            Verdict::Pass => {
+                self.note(told, None, now);
+                self.next_gate(now, todo);
+            }
+            Verdict::Fail => self.over(State::Failed, exit::GATE, told, None, now),
+            Verdict::Inconclusive => self.pause(Held::Gate(gate), told, None, now),
+        }
+    }
+
+    fn gates_passed(&mut self, now: Now, todo: &mut Vec<Command>) {
+        let why = match (self.forced, self.gates.len()) {
+            (true, _) => "gates were passed over",
+            (false, 0) => "there are no gates",
+            (false, _) => "all gates are passed",
+        };
+        if self.plan.approval.required {
+            return self.ready(why, now);
+        }
+        self.flip(why.to_owned(), None, now, todo);
+    }
+
+    // ---- READY: an approval
+
+    fn ready(&mut self, why: &str, now: Now) {
+        let expires = self.plan.approval.expires;
+        let why = format!("{why}; it waits for an approval");
+        self.enter(Phase::Ready, expires, why, None, now);
+    }
+
+    fn approve(&mut self, by: &By, now: Now, todo: &mut Vec<Command>) -> Result<(), Refusal> {
+        if self.phase != Phase::Ready {
+            return self.cannot("be approved");
+        }
+        if self.plan.approval.not_requester && by.actor == self.requester {
+            let message = format!(
+                "{} was asked for by {}: somebody else must approve it (approval.not_requester)",
+                self.id(),
+                self.requester
+            );
+            return Err(Refusal::new(Kind::NotPermitted, message));
+        }
+        self.approved_by = Some(by.actor.clone());
+        self.flip("it is approved".to_owned(), Some(by), now, todo);
+        Ok(())
+    }
+
+    fn reject(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
+        if self.phase != Phase::Ready {
+            return self.cannot("be rejected");
+        }
+        let why = "it was rejected".to_owned();
+        self.over(State::Aborted, exit::FAILED, why, Some(by), now);
+        Ok(())
+    }
+
+    // ---- SWITCHING: the flip
+
+    fn flip(&mut self, why: String, by: Option<&By>, now: Now, todo: &mut Vec<Command>) {
+        self.enter(Phase::Switching, SWITCH, why, by, now);
+        todo.push(self.flip_command());
+    }
+
+    const fn flip_command(&self) -> Command {
+        Command::Flip {
+            to: self.to,
+            from_generation: self.generation,
+            force: self.forced,
+        }
+    }
+
+    fn not_flipped(&mut self, refusal: &Refusal, now: Now) {
+        if self.phase == Phase::Switching {
+            let why = format!("it was not flipped: {refusal}");
+            self.over(State::Aborted, refusal.code, why, None, now);
+        }
+    }
+
+    // ---- BAKING: the new colour is watched
+
+    fn bake(&mut self, why: String, now: Now) {
+        let plan = self.plan.bake;
+        let settled_ms = now.ms.saturating_add(milliseconds(plan.settle));
+        let phase = Phase::Baking { settled_ms };
+        // What was heard before was of another colour, or of another time.
+        self.health = Health::Unknown;
+        self.enter(phase, plan.settle + plan.duration, why, None, now);
+    }
+
+    fn hear(&mut self, health: Health, now: Now, todo: &mut Vec<Command>) {
+        self.health = health;
+        if let (Phase::Baking { settled_ms }, Health::Ill(why)) = (self.phase, &self.health)
+            && now.ms >= settled_ms
+        {
+            let why = format!("{} is ill: {why}", self.to.as_str());
+            self.bake_failed(self.plan.bake.on_fail, why, now, todo);
+        }
+    }
+
+    fn bake_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
+        let (plan, to) = (self.plan.bake, self.to.as_str());
+        match &self.health {
+            Health::Ill(why) => {
+                let why = format!("{to} is ill: {why}");
+                self.bake_failed(plan.on_fail, why, now, todo);
+            }
+            Health::Unknown if self.watched => {
+                let why = format!("nothing is known of {to}'s health");
+                self.bake_failed(plan.on_inconclusive, why, now, todo);
+            }
+            Health::Unknown => {
+                let why = "the bake is over; there are no health checks, nothing was looked at";
+                self.hold(why.to_owned(), None, now);
+            }
+            Health::Well => self.hold(format!("the bake is over, {to} is well"), None, now),
+        }
+    }
+
+    fn bake_failed(&mut self, then: OnTrouble, why: String, now: Now, todo: &mut Vec<Command>) {
+        match then {
+            OnTrouble::Rollback if now.ms >= self.cool_until_ms => self.roll_back(why, now, todo),
+            OnTrouble::Rollback => {
+                let why =
+                    format!("{why}; it rolled back by itself just before, so a human decides");
+                self.pause(Held::Bake, why, None, now);
+            }
+            OnTrouble::Pause => self.pause(Held::Bake, why, None, now),
+        }
+    }
+
+    /// Back by itself. It ends the release, so there is no second one.
+    fn roll_back(&mut self, why: String, now: Now, todo: &mut Vec<Command>) {
+        let cooldown = milliseconds(self.plan.bake.cooldown);
+        self.cool_until_ms = now.ms.saturating_add(cooldown);
+        self.enter(Phase::SwitchingBack, SWITCH, why, None, now);
+        todo.push(self.roll_back_command());
+    }
+
+    fn roll_back_command(&self) -> Command {
+        Command::RollBack {
+            leave: self.to,
+            from_generation: self.flipped_generation(),
+            why: format!("{}: {}", self.id(), self.why),
+        }
+    }
+
+    // ---- STANDBY: the old colour must stay up
+
+    fn hold(&mut self, why: String, by: Option<&By>, now: Now) {
+        let hold = self.plan.standby.hold;
+        self.enter(Phase::Standby, hold, why, by, now);
+    }
+
+    fn extend(&mut self, by: &By, more: Duration, now: Now) -> Result<(), Refusal> {
+        if self.phase != Phase::Standby {
+            return self.cannot("hold its standby for longer");
+        }
+        let until = self.until_ms.saturating_add(milliseconds(more));
+        if until - now.ms > milliseconds(MAX_DURATION) {
+            let message = "a standby is held for 30 days at most";
+            return Err(Refusal::new(Kind::Usage, message));
+        }
+        (self.until_ms, self.wait_ms) = (until, until - now.ms);
+        let more = humantime::format_duration(more);
+        self.note(
+            format!("the standby is held for {more} more"),
+            Some(by),
+            now,
+        );
+        Ok(())
+    }
+
+    fn retire(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
+        if self.phase != Phase::Standby {
+            return self.cannot("retire its standby");
+        }
+        if let Health::Ill(why) = &self.health {
+            let (to, from) = (self.to.as_str(), self.from.as_str());
+            return conflict(format!("{to} is ill ({why}): {from} must stay up"));
+        }
+        let why = format!("{} need not stay up any more", self.from.as_str());
+        self.over(State::Steady, 0, why, Some(by), now);
+        Ok(())
+    }
+
+    /// The hold is over, but never in an incident, nor while nobody can say.
+    fn hold_ends(&mut self, now: Now) {
+        let from = self.from.as_str();
+        let keeps = match &self.health {
+            Health::Ill(why) => Some(format!("{} is ill: {why}", self.to.as_str())),
+            Health::Unknown if self.watched => {
+                Some(format!("nothing is known of {}'s health", self.to.as_str()))
+            }
+            Health::Unknown | Health::Well => None,
+        };
+        match keeps {
+            None => {
+                let why = format!("{from} was held for its time, and need not stay up any more");
+                self.over(State::Steady, 0, why, None, now);
+            }
+            Some(trouble) => {
+                let why = format!("{trouble}; {from} must stay up");
+                // A story that says the same each minute is none.
+                if self.why == why {
+                    self.wait(RECHECK, now);
+                } else {
+                    self.enter(Phase::Standby, RECHECK, why, None, now);
+                }
+            }
+        }
+    }
+
+    // ---- PAUSED: a human must decide
+
+    fn pause(&mut self, held: Held, why: String, by: Option<&By>, now: Now) {
+        let expires = self.plan.approval.expires;
+        self.enter(Phase::Paused(held), expires, why, by, now);
+    }
+
+    fn pause_by_hand(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
+        let held = match self.phase {
+            Phase::Validating { gate, .. } => Held::Gate(gate),
+            Phase::Ready => Held::Approval,
+            Phase::Baking { .. } => Held::Bake,
+            _ => return self.cannot("be paused"),
+        };
+        self.pause(held, "it was paused".to_owned(), Some(by), now);
+        Ok(())
+    }
+
+    /// What was interrupted begins anew; with `force`, what it asked counts as
+    /// answered, and it is written down who said so.
+    fn resume(
+        &mut self,
+        by: &By,
+        force: bool,
+        now: Now,
+        todo: &mut Vec<Command>,
+    ) -> Result<(), Refusal> {
+        let Phase::Paused(held) = self.phase else {
+            return self.cannot("be resumed");
+        };
+        match held {
+            Held::Gate(index) => {
+                if let Some(gate) = self.gates.get_mut(index).filter(|_| force) {
+                    gate.forced_by = Some(by.actor.clone());
+                    let text = format!("gate {} was passed over", gate.plan.name);
+                    self.note(text, Some(by), now);
+                } else {
+                    self.note("it was resumed".to_owned(), Some(by), now);
+                }
+                self.next_gate(now, todo);
+            }
+            Held::Approval if force => {
+                let message = "an approval cannot be passed over: resume it, then approve it";
+                return Err(Refusal::new(Kind::Usage, message));
+            }
+            Held::Approval => {
+                self.note("it was resumed".to_owned(), Some(by), now);
+                self.ready("it was resumed", now);
+            }
+            Held::Bake if force => {
+                let why = "the rest of the bake was passed over".to_owned();
+                self.hold(why, Some(by), now);
+            }
+            Held::Bake => {
+                self.note("it was resumed".to_owned(), Some(by), now);
+                self.bake(
+                    "it was resumed, and bakes from the beginning".to_owned(),
+                    now,
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn abort(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
+        if self.has_flipped() || self.phase == Phase::Switching {
+            let message = format!(
+                "{} is {}: there is no way back but `bgswitch rollback`",
+                self.id(),
+                self.state().as_str()
+            );
+            return conflict(message);
+        }
+        if self.is_over() {
+            return self.cannot("be aborted");
+        }
+        let why = "it was aborted".to_owned();
+        self.over(State::Aborted, exit::FAILED, why, Some(by), now);
+        Ok(())
+    }
+
+    // ---- What the kernel says, and what the clock says
+
+    /// Believes the word: it says whether the flip was stored, and whether somebody
+    /// else stored another one.
+    fn believe(&mut self, word: Option<Word>, by: Option<String>, now: Now) {
+        let by = by.map(|actor| By { actor, why: None });
+        let by = by.as_ref();
+        if self.is_over() {
+            return;
+        }
+        let Some(word) = word else {
+            let why = "the service is not configured any more".to_owned();
+            return self.over(State::Superseded, exit::CONFLICT, why, by, now);
+        };
+        let flips = word.generation.wrapping_sub(self.generation);
+        let after = word.active == self.to && flips == 1;
+        if self.phase == Phase::Switching && after {
+            let why = format!("new flows go to {}", self.to.as_str());
+            return self.bake(why, now);
+        }
+        let as_expected = if self.has_flipped() {
+            after
+        } else {
+            word.active == self.from && flips == 0
+        };
+        if as_expected {
+            return;
+        }
+        let may_have_flipped = self.has_flipped() || self.phase == Phase::Switching;
+        if may_have_flipped && word.active == self.from && flips >= 2 {
+            return self.rolled_back(by, now);
+        }
+        let why = format!(
+            "somebody flipped: {} is active, generation {}",
+            word.active.as_str(),
+            word.generation
+        );
+        self.over(State::Superseded, exit::CONFLICT, why, by, now);
+    }
+
+    fn rolled_back(&mut self, by: Option<&By>, now: Now) {
+        let from = self.from.as_str();
+        if self.phase == Phase::SwitchingBack {
+            let why = format!("{}; it rolled back by itself to {from}", self.why);
+            return self.over(State::RolledBack, exit::ROLLED_BACK, why, None, now);
+        }
+        let why = format!("rolled back by hand: new flows go to {from}");
+        self.over(State::RolledBack, exit::FAILED, why, by, now);
+    }
+
+    /// Goes on after a restart of the daemon. What nobody looked after in between
+    /// begins anew: the gate that ran, and the bake.
+    fn restart(&mut self, word: Option<Word>, same_boot: bool, now: Now, todo: &mut Vec<Command>) {
+        if self.is_over() {
+            return;
+        }
+        if !same_boot {
+            self.until_ms = now.ms.saturating_add(self.wait_ms);
+            self.cool_until_ms = match self.cool_until_ms {
+                0 => 0,
+                _ => now.ms.saturating_add(milliseconds(self.plan.bake.cooldown)),
+            };
+        }
+        let before = self.phase;
+        self.believe(word, None, now);
+        if self.phase != before {
+            return;
+        }
+        let is_due = now.ms >= self.until_ms;
+        match self.phase {
+            Phase::Validating { .. } => {
+                self.note("the daemon was restarted".to_owned(), None, now);
+                self.next_gate(now, todo);
+            }
+            Phase::Switching if !is_due => todo.push(self.flip_command()),
+            Phase::SwitchingBack => {
+                self.wait(SWITCH, now);
+                todo.push(self.roll_back_command());
+            }
+            Phase::Baking { .. } => {
+                let why = "the daemon was restarted, so it bakes from the beginning";
+                self.bake(why.to_owned(), now);
+            }
+            _ => {}
+        }
+    }
+
+    /// A wait is over.
+    fn expire(&mut self, now: Now, todo: &mut Vec<Command>) {
+        let waited = humantime::format_duration(Duration::from_millis(self.wait_ms));
+        match self.phase {
+            Phase::Validating { gate, .. } => {
+                let why = format!("the gate had no result after {waited}");
+                self.pause(Held::Gate(gate), why, None, now);
+            }
+            Phase::Ready => {
+                let why = format!("nobody approved it within {waited}");
+                match self.plan.approval.on_expiry {
+                    OnExpiry::Abort => {
+                        self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
+                    }
+                    OnExpiry::Flip => self.flip(why, None, now, todo),
+                }
+            }
+            Phase::Switching => {
+                let why = format!("the flip was not stored within {waited}");
+                self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
+            }
+            Phase::Baking { .. } => self.bake_ends(now, todo),
+            Phase::SwitchingBack => {
+                self.wait(SWITCH, now);
+                todo.push(self.roll_back_command());
+            }
+            Phase::Standby => self.hold_ends(now),
+            Phase::Paused(Held::Bake) => {
+                let why = format!("it was paused, and nobody decided within {waited}");
+                self.roll_back(why, now, todo);
+            }
+            Phase::Paused(_) => {
+                let why = format!("it was paused, and nobody decided within {waited}");
+                self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
+            }
+            Phase::Over { .. } => {}
+        }
+    }
+
+    // ---- Small things
+
+    fn enter(&mut self, phase: Phase, wait: Duration, why: String, by: Option<&By>, now: Now) {
+        self.phase = phase;
+        self.since_unix_ms = now.unix_ms;
+        self.wait(wait, now);
+        self.why.clone_from(&why);
+        self.note(why, by, now);
+    }
+
+    fn wait(&mut self, wait: Duration, now: Now) {
+        self.wait_ms = milliseconds(wait);
+        self.until_ms = now.ms.saturating_add(self.wait_ms);
+    }
+
+    fn over(&mut self, state: State, code: u8, why: String, by: Option<&By>, now: Now) {
+        self.enter(Phase::Over { state, code }, Duration::ZERO, why, by, now);
+    }
+
+    const fn is_over(&self) -> bool {
+        self.state().is_over()
+    }
+
+    /// The generation that its flip makes.
+    const fn flipped_generation(&self) -> u16 {
+        self.generation.wrapping_add(1)
+    }
+
+    fn cannot(&self, what: &str) -> Result<(), Refusal> {
+        let (id, state) = (self.id(), self.state().as_str());
+        conflict(format!("{id} cannot {what}: it is {state} ({})", self.why))
+    }
+}
+
+fn no_release(event: &Event) -> Result<(), Refusal> {
+    match event {
+        Event::Approve(_)
+        | Event::Reject(_)
+        | Event::Abort(_)
+        | Event::Pause(_)
+        | Event::Resume { .. }
+        | Event::Extend { .. }
+        | Event::Retire(_) => {
+            conflict("there is no release: begin one with `bgswitch release start`")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn conflict(message: impl Into<String>) -> Result<(), Refusal> {
+    Err(Refusal::new(Kind::Conflict, message))
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
