@@ -1,13 +1,13 @@
-//! Writes the journal and the state file, in order, on a thread of its own: a
+//! Writes the journal, the state file and the releases, in order, on a thread of its own: a
 //! disk that is slow, or hangs, delays nobody longer than they choose to wait.
 
-use std::{io, sync::mpsc, thread, time::Duration};
+use std::{io, path::PathBuf, sync::mpsc, thread, time::Duration};
 
 use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     journal::{Entry, Journal},
-    state::State,
+    state::{self, State},
 };
 
 /// How long a change waits until its intent is on the disk.
@@ -18,6 +18,7 @@ pub const RESULT_WAIT: Duration = Duration::from_secs(1);
 enum Work {
     Entry(Entry),
     State(Box<State>),
+    File(PathBuf, Vec<u8>),
 }
 
 struct Job {
@@ -68,6 +69,11 @@ impl Keeper {
         self.write("the state file", Work::State(Box::new(state)))
     }
 
+    /// Writes the file of a release, whole or not at all.
+    pub fn release(&self, file: PathBuf, bytes: Vec<u8>) -> Pending {
+        self.write("the release's file", Work::File(file, bytes))
+    }
+
     fn write(&self, what: &'static str, work: Work) -> Pending {
         let (sender, done) = oneshot::channel();
         // Without the thread, the waiting one sees the closed channel.
@@ -79,6 +85,10 @@ impl Keeper {
 fn write(journal: &Journal, work: Work) -> io::Result<()> {
     match work {
         Work::Entry(entry) => journal.append(&entry),
+        Work::File(file, bytes) => state::replace(&file, &bytes).map_err(|error| {
+            let message = format!("{} was not written: {error}", file.display());
+            io::Error::new(error.kind(), message)
+        }),
         Work::State(mut state) => {
             state.merge();
             state.save().map_err(|error| {

@@ -79,15 +79,7 @@ impl State {
 
     /// Writes the state: to a new file, synced, then renamed over the old one.
     pub fn save(&self) -> io::Result<()> {
-        let directory = self.file.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        fs::create_dir_all(directory)?;
-        let extension = format!("json.{}", std::process::id());
-        let temporary = self.file.with_extension(extension);
-        let mut file = fs::File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec_pretty(self)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &self.file)?;
-        fs::File::open(directory)?.sync_all()
+        replace(&self.file, &serde_json::to_vec_pretty(self)?)
     }
 
     /// Takes over from the file what a rollback beside a daemon that hung has
@@ -230,6 +222,19 @@ impl Service {
     fn drain(&self, generation: u16) -> Option<&Drain> {
         self.drains.iter().find(|d| d.generation == generation)
     }
+}
+
+/// Writes a JSON file whole or not at all: to a new file, synced, then renamed over
+/// the old one.
+pub fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let directory = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    fs::create_dir_all(directory)?;
+    let temporary = file.with_extension(format!("json.{}", std::process::id()));
+    let mut new = fs::File::create(&temporary)?;
+    new.write_all(bytes)?;
+    new.sync_all()?;
+    fs::rename(&temporary, file)?;
+    fs::File::open(directory)?.sync_all()
 }
 
 fn read(file: &Path) -> io::Result<State> {

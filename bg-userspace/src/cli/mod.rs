@@ -8,9 +8,11 @@ mod flip;
 mod flows;
 mod history;
 mod monitor;
+mod release;
 mod reload;
 mod rollback;
 mod run;
+mod standby;
 mod status;
 mod text;
 
@@ -56,11 +58,13 @@ Examples:
   bgswitch flip llm -m 'llama@8'                      switch to the standby
   bgswitch rollback llm                               and back; works without the daemon
   bgswitch canary llm 5                               5 % of new flows to the standby
+  bgswitch release start llm --wait                   the same with gates, a bake, a held standby
   bgswitch monitor --service llm                      its packets, and what becomes of them
   bgswitch status -o json | jq '.services[].active'   for scripts
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
-4 not permitted, 5 conflict, 8 target unreachable, 9 timed out, 11 packet path.";
+4 not permitted, 5 conflict, 6 gate failed, 7 inconclusive or waiting for approval,
+8 target unreachable, 9 timed out, 10 rolled back by itself, 11 packet path.";
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
@@ -99,6 +103,10 @@ enum Command {
     Rollback(rollback::Rollback),
     /// Send a share of new flows to the standby, sticky by client address.
     Canary(canary::Canary),
+    /// Bring a new version live: gates, approval, flip, bake, standby.
+    Release(release::Release),
+    /// Hold the old colour for longer, or end its hold.
+    Standby(standby::Standby),
     /// Show remembered flows: who is left on the old colour.
     Flows(flows::Flows),
     /// Show who changed what, when and why.
@@ -135,6 +143,8 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Flip(flip) => flip.run(&common),
         Command::Rollback(rollback) => rollback.run(&common),
         Command::Canary(canary) => canary.run(&common),
+        Command::Release(release) => release.run(&common),
+        Command::Standby(standby) => standby.run(&common),
         Command::Flows(flows) => flows.run(&common),
         Command::History(history) => history.run(&common),
         Command::Monitor(monitor) => monitor.run(&common),

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     api::{self, ColourStatus, InterfaceStatus, Refusal, ServiceStatus},
     plan::ListenerPlan,
+    release::State,
     time,
 };
 
@@ -135,7 +136,7 @@ fn announced_text(service: &ServiceStatus) -> String {
 
 fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
     let active = paint(&service.active, &service.active, colours);
-    let state = service
+    let draining = service
         .colours
         .iter()
         .find_map(|(name, colour)| drain_of(name, colour));
@@ -143,7 +144,7 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
         out,
         "{}  {}  new flows: {active} {} %{}  generation {}",
         service.name,
-        state.unwrap_or_else(|| service.state.clone()),
+        state_text(&service.state, draining),
         percent(100.0 - service.canary_percent),
         canary(service, colours),
         service.generation
@@ -191,6 +192,16 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
         }
     }
     out.push('\n');
+}
+
+/// Where the release is, and what is draining; either is left out where there is
+/// nothing to tell.
+fn state_text(state: &str, draining: Option<String>) -> String {
+    match draining {
+        None => state.to_owned(),
+        Some(draining) if state == State::Steady.as_str() => draining,
+        Some(draining) => format!("{state}, {draining}"),
+    }
 }
 
 /// What a colour's drain is at, if it has flows that it is about.

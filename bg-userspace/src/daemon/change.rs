@@ -133,6 +133,7 @@ impl Daemon {
         };
         self.tell(stored.at_ns, action, service, told);
         self.state().saw(service, to);
+        self.releases.word_changed(service, Some(order.actor));
         drop(changing);
         let saved = self.save();
         let result = entry("result", to.generation(), change.detail.clone());

@@ -1,5 +1,7 @@
 //! HTTP/JSON on the Unix socket.
 
+mod release;
+
 use std::{convert::Infallible, io, sync::Arc};
 
 use axum::{
@@ -58,8 +60,10 @@ impl IntoResponse for Refusal {
             Kind::Usage => StatusCode::BAD_REQUEST,
             Kind::NotPermitted => StatusCode::FORBIDDEN,
             Kind::NotFound => StatusCode::NOT_FOUND,
-            Kind::Conflict | Kind::StaleGeneration => StatusCode::CONFLICT,
-            Kind::Unhealthy => StatusCode::UNPROCESSABLE_ENTITY,
+            Kind::Conflict | Kind::StaleGeneration | Kind::RolledBack => StatusCode::CONFLICT,
+            Kind::Unhealthy | Kind::GateFailed | Kind::Inconclusive => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             Kind::TimedOut => StatusCode::REQUEST_TIMEOUT,
             Kind::Failed | Kind::NoDaemon | Kind::Datapath => StatusCode::INTERNAL_SERVER_ERROR,
         };
@@ -79,6 +83,7 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         .route("/v1/reload", post(reload))
         .route("/v1/monitor", get(monitor))
         .route("/v1/explain", get(explain))
+        .merge(release::routes())
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
         .with_state(daemon);

@@ -6,8 +6,10 @@ mod change;
 mod drain;
 mod explain;
 mod flip;
+mod gates;
 mod http;
 mod monitor;
+mod release;
 mod reload;
 mod report;
 pub mod requests;
@@ -54,6 +56,7 @@ pub struct Daemon {
     socket: Socket,
     started: Instant,
     hub: Hub,
+    releases: release::Desks,
 }
 
 impl Daemon {
@@ -101,6 +104,7 @@ impl Daemon {
             socket,
             started: Instant::now(),
             hub: Hub::default(),
+            releases: release::Desks::default(),
             config: RwLock::new(config),
         });
         daemon.remember_services(daemon.datapath.noted());
@@ -127,6 +131,7 @@ impl Daemon {
         tokio::spawn(Arc::clone(&self).tick());
         tokio::spawn(Arc::clone(&self).sweep());
         tokio::spawn(Arc::clone(&self).pass_on());
+        self.resume_releases();
         let server = tokio::spawn(http::serve(listener, Arc::clone(&self)));
         tell_systemd(&[NotifyState::Ready]);
         for interface in self.datapath.interfaces() {
@@ -254,6 +259,7 @@ impl Daemon {
             self.tell(datapath::now_ns(), "changed_outside", &name, told);
             self.note("changed_outside", &name, word.generation(), detail)
                 .unattended();
+            self.releases.word_changed(&name, None);
         }
         if merged {
             self.save().unattended();

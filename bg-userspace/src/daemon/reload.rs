@@ -7,7 +7,7 @@ use bg_common::service::Colour;
 use super::{Daemon, http::beside, monitor::Told};
 use crate::{
     api::{Kind, Refusal},
-    config::{Config, Gateway, Service},
+    config::{Config, Gateway, ReleasePlan, Service},
     datapath::{self, Change},
     journal::Entry,
     keeper::{INTENT_WAIT, RESULT_WAIT},
@@ -61,6 +61,7 @@ impl Daemon {
         self.datapath.advertise().await;
         *self.config_mut() = new;
         self.remember_services(announced);
+        self.releases.services_changed();
         let result = self.keeper.entry(entry("result", changes.join("; ")));
         result.within(RESULT_WAIT).await;
         for warning in self.unreachable_backends() {
@@ -188,6 +189,7 @@ fn describe(name: &str, service: &Service) -> Vec<String> {
         lines.push(format!("{name} announce"));
     }
     let duration = humantime::format_duration;
+    lines.extend(release(name, &service.release));
     lines.push(format!("{name} on_flip {}", service.on_flip.as_str()));
     let drain = service.drain;
     lines.push(format!("{name} drain {}", duration(drain.deadline)));
@@ -197,5 +199,51 @@ fn describe(name: &str, service: &Service) -> Vec<String> {
         "{name} udp_idle {}",
         duration(service.plan.udp_idle)
     ));
+    lines
+}
+
+/// What a service's releases go through, a line each.
+fn release(name: &str, plan: &ReleasePlan) -> Vec<String> {
+    let duration = humantime::format_duration;
+    let usual = ReleasePlan::default();
+    let gates = plan.gates.iter().enumerate();
+    let mut lines: Vec<String> = gates
+        .map(|(index, gate)| {
+            let (kind, timeout) = (gate.kind.as_str(), duration(gate.timeout));
+            format!(
+                "{name} gate {} {} {kind} timeout {timeout}: {}",
+                index + 1,
+                gate.name,
+                gate.kind
+            )
+        })
+        .collect();
+    if plan.approval != usual.approval {
+        let approval = plan.approval;
+        lines.push(format!(
+            "{name} approval required {} not_requester {} expires {} on_expiry {}",
+            approval.required,
+            approval.not_requester,
+            duration(approval.expires),
+            approval.on_expiry.as_str()
+        ));
+    }
+    if plan.bake != usual.bake {
+        let bake = plan.bake;
+        lines.push(format!(
+            "{name} bake {} settle {} on_fail {} on_inconclusive {} cooldown {}",
+            duration(bake.duration),
+            duration(bake.settle),
+            bake.on_fail.as_str(),
+            bake.on_inconclusive.as_str(),
+            duration(bake.cooldown)
+        ));
+    }
+    if plan.standby != usual.standby {
+        lines.push(format!(
+            "{name} standby hold {}",
+            duration(plan.standby.hold)
+        ));
+    }
     lines
 }

@@ -168,7 +168,7 @@ impl Daemon {
             name: name.clone(),
             active: word.active().as_str().to_owned(),
             generation: word.generation(),
-            state: "STEADY".to_owned(),
+            state: self.releases.shown(name).state().as_str().to_owned(),
             canary_percent: percent(word.canary()),
             listeners: service
                 .plan

@@ -1,0 +1,83 @@
+//! `/v1/services/{service}/release/...` and `/v1/services/{service}/standby/...`.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{ConnectInfo, Path, State},
+    http::Uri,
+    routing::{get, post},
+};
+
+use super::{Peer, nothing_here};
+use crate::{
+    api::{Refusal, ReleaseStatus},
+    daemon::{Daemon, release::Decision, requests::body},
+};
+
+type Answer = Result<Json<ReleaseStatus>, Refusal>;
+
+pub(super) fn routes() -> Router<Arc<Daemon>> {
+    Router::new()
+        .route("/v1/services/{service}/release", get(status))
+        .route("/v1/services/{service}/release/start", post(start))
+        .route("/v1/services/{service}/release/{decision}", post(decide))
+        .route("/v1/services/{service}/standby/extend", post(extend))
+        .route("/v1/services/{service}/standby/retire", post(retire))
+}
+
+async fn status(State(daemon): State<Arc<Daemon>>, Path(service): Path<String>) -> Answer {
+    daemon.release_status(&service).map(Json)
+}
+
+async fn start(
+    State(daemon): State<Arc<Daemon>>,
+    ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
+    Path(service): Path<String>,
+    bytes: Bytes,
+) -> Answer {
+    let started = daemon.start_release(&actor, &service, body(&bytes)?).await;
+    started.map(Json)
+}
+
+async fn decide(
+    State(daemon): State<Arc<Daemon>>,
+    ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
+    Path((service, decision)): Path<(String, String)>,
+    uri: Uri,
+    bytes: Bytes,
+) -> Answer {
+    let decision = match decision.as_str() {
+        "approve" => Decision::Approve,
+        "reject" => Decision::Reject,
+        "abort" => Decision::Abort,
+        "pause" => Decision::Pause,
+        "resume" => Decision::Resume,
+        _ => return Err(nothing_here(uri).await),
+    };
+    let request = body(&bytes)?;
+    let decided = daemon.decide(&actor, &service, decision, request).await;
+    decided.map(Json)
+}
+
+async fn extend(
+    State(daemon): State<Arc<Daemon>>,
+    ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
+    Path(service): Path<String>,
+    bytes: Bytes,
+) -> Answer {
+    let extended = daemon.extend_standby(&actor, &service, body(&bytes)?).await;
+    extended.map(Json)
+}
+
+async fn retire(
+    State(daemon): State<Arc<Daemon>>,
+    ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
+    Path(service): Path<String>,
+    bytes: Bytes,
+) -> Answer {
+    let (decision, request) = (Decision::Retire, body(&bytes)?);
+    let retired = daemon.decide(&actor, &service, decision, request).await;
+    retired.map(Json)
+}
