@@ -180,7 +180,7 @@ impl Release {
             Event::NotFlipped { refusal } => self.not_flipped(&refusal, now),
             Event::Health(health) => self.hear(health, now, todo),
             Event::Extend { by, more } => return self.extend(&by, more, now),
-            Event::Retire(by) => return self.retire(&by, now),
+            Event::Retire(by) => return self.retire(&by, now, todo),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
             Event::Resume { by, force } => return self.resume(&by, force, now, todo),
             Event::Abort(by) => return self.abort(&by, now),
@@ -205,17 +205,18 @@ impl Release {
         let phase = Phase::Validating { gate: index, run };
         let why = format!("gate {} runs", gate.name);
         self.enter(phase, gate.timeout + GRACE, why, None, now);
-        todo.push(Command::RunGate { run, gate });
+        let colour = self.to;
+        todo.push(Command::RunGate { run, gate, colour });
     }
 
     /// A result counts only for the run that is waited for.
     fn gate_ended(&mut self, run: u32, outcome: Outcome, now: Now, todo: &mut Vec<Command>) {
-        let Phase::Validating {
-            gate,
-            run: waited_for,
-        } = self.phase
-        else {
-            return;
+        let (gate, waited_for) = match self.phase {
+            Phase::Validating { gate, run } => (gate, run),
+            Phase::Retiring { run: waited_for } if run == waited_for => {
+                return self.hook_ended(&outcome, now);
+            }
+            _ => return,
         };
         let Some(passing) = self.gates.get_mut(gate).filter(|_| run == waited_for) else {
             return;
@@ -395,7 +396,7 @@ impl Release {
         Ok(())
     }
 
-    fn retire(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
+    fn retire(&mut self, by: &By, now: Now, todo: &mut Vec<Command>) -> Result<(), Refusal> {
         if self.phase != Phase::Standby {
             return self.cannot("retire its standby");
         }
@@ -404,12 +405,12 @@ impl Release {
             return conflict(format!("{to} is ill ({why}): {from} must stay up"));
         }
         let why = format!("{} need not stay up any more", self.from.as_str());
-        self.over(State::Steady, 0, why, Some(by), now);
+        self.retired(why, Some(by), now, todo);
         Ok(())
     }
 
     /// The hold is over, but never in an incident, nor while nobody can say.
-    fn hold_ends(&mut self, now: Now) {
+    fn hold_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
         let from = self.from.as_str();
         let keeps = match &self.health {
             Health::Ill(why) => Some(format!("{} is ill: {why}", self.to.as_str())),
@@ -421,7 +422,7 @@ impl Release {
         match keeps {
             None => {
                 let why = format!("{from} was held for its time, and need not stay up any more");
-                self.over(State::Steady, 0, why, None, now);
+                self.retired(why, None, now, todo);
             }
             Some(trouble) => {
                 let why = format!("{trouble}; {from} must stay up");
@@ -433,6 +434,26 @@ impl Release {
                 }
             }
         }
+    }
+
+    /// Runs the hook that takes the old colour down, where there is one.
+    fn retired(&mut self, why: String, by: Option<&By>, now: Now, todo: &mut Vec<Command>) {
+        let Some(gate) = self.plan.standby.hook() else {
+            return self.over(State::Steady, 0, why, by, now);
+        };
+        self.runs += 1;
+        let (run, colour) = (self.runs, self.from);
+        let why = format!("{why}; {} runs", gate.name);
+        let phase = Phase::Retiring { run };
+        self.enter(phase, gate.timeout + GRACE, why, by, now);
+        todo.push(Command::RunGate { run, gate, colour });
+    }
+
+    /// The release is done, whatever the hook says.
+    fn hook_ended(&mut self, outcome: &Outcome, now: Now) {
+        let (verdict, evidence) = (outcome.verdict.as_str(), &outcome.evidence);
+        let why = format!("standby.after: {verdict}, {evidence}");
+        self.over(State::Steady, 0, why, None, now);
     }
 
     // ---- PAUSED: a human must decide
@@ -590,6 +611,9 @@ impl Release {
                 self.note("the daemon was restarted".to_owned(), None, now);
                 self.next_gate(now, todo);
             }
+            Phase::Retiring { .. } if !is_due => {
+                self.retired("the daemon was restarted".to_owned(), None, now, todo);
+            }
             Phase::Switching if !is_due => todo.push(self.flip_command()),
             Phase::SwitchingBack => {
                 self.wait(SWITCH, now);
@@ -629,7 +653,11 @@ impl Release {
                 self.wait(SWITCH, now);
                 todo.push(self.roll_back_command());
             }
-            Phase::Standby => self.hold_ends(now),
+            Phase::Standby => self.hold_ends(now, todo),
+            Phase::Retiring { .. } => {
+                let why = format!("standby.after had no result after {waited}");
+                self.over(State::Steady, 0, why, None, now);
+            }
             Phase::Paused(Held::Bake) => {
                 let why = format!("it was paused, and nobody decided within {waited}");
                 self.roll_back(why, now, todo);

@@ -341,6 +341,11 @@ const BAD: &[(&str, &str, &str)] = &[
         "[service.llm.standby]\nhold = \"31days\"\n[service.llm.blue]",
         "19: service.llm.standby.hold: `31days` is longer than 30 days",
     ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.standby]\nafter = [\"scale-down\"]\n[service.llm.blue]",
+        "19: service.llm.standby.after: must begin with the absolute path of a program, like [\"/etc/bgswitch/smoke\"]",
+    ),
     // ---- listeners
     (
         "listen = [\"tcp://203.0.113.20:443\"]\n",

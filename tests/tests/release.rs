@@ -182,9 +182,10 @@ hold = "1h"
 }
 
 #[test]
-fn a_hold_ends_by_itself() {
+fn a_hold_ends_by_itself_and_its_hook_changes_nothing() {
     let lab = lab(&format!(
-        "{SMOKE}[service.llm.bake]\nduration = \"0s\"\nsettle = \"0s\"\n[service.llm.standby]\nhold = \"1s\"\n"
+        "{SMOKE}[service.llm.bake]\nduration = \"0s\"\nsettle = \"0s\"\n[service.llm.standby]\nhold = \"1s\"\n\
+         after = [\"/bin/sh\", \"-c\", \"echo $BGSWITCH_COLOUR is down; exit 3\"]\n"
     ));
     lab.ask(&["release", "start", "llm"]).unwrap();
     until("the release is done", || state(&lab) == "STEADY");
@@ -192,8 +193,11 @@ fn a_hold_ends_by_itself() {
     let notes = notes(&lab);
     assert_eq!(
         notes.last().unwrap(),
-        "blue was held for its time, and need not stay up any more"
+        "standby.after: fail, exit code 3: blue is down"
     );
+    assert!(notes.contains(
+        &"blue was held for its time, and need not stay up any more; standby.after runs".to_owned()
+    ));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::{
     DrainEnd, FlipMode,
-    release::{RawApproval, RawBake, RawGate, RawStandby},
+    release::rules::{RawApproval, RawBake, RawGate, RawStandby},
 };
 
 #[derive(Deserialize)]

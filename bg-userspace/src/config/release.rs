@@ -1,21 +1,11 @@
 //! What a release does before and after its flip: `[[service.NAME.gate]]`,
 //! `[service.NAME.approval]`, `[service.NAME.bake]` and `[service.NAME.standby]`.
 
-use std::{collections::BTreeSet, fmt, path::Path, time::Duration};
+pub(super) mod rules;
 
-use hyper::http::uri::PathAndQuery;
+use std::{fmt, time::Duration};
+
 use serde::{Deserialize, Serialize};
-use toml::Spanned;
-
-use super::{
-    ConfigError,
-    rules::{duration, is_name},
-    text::Text,
-};
-
-/// More gates than this are no plan that anybody follows.
-const MAX_GATES: usize = 32;
-const SECOND: Duration = Duration::from_secs(1);
 
 /// What a release of a service goes through. A release keeps the plan that it began
 /// with.
@@ -200,306 +190,29 @@ impl OnTrouble {
 pub struct StandbyPlan {
     /// From the end of the bake on.
     pub hold: Duration,
+    /// What is run behind it: program and arguments.
+    pub after: Option<Vec<String>>,
+    /// How long that may take, whole seconds.
+    pub after_timeout: Duration,
+}
+
+impl StandbyPlan {
+    /// The command behind the hold, where there is one.
+    pub fn hook(&self) -> Option<GatePlan> {
+        Some(GatePlan {
+            name: "standby.after".to_owned(),
+            timeout: self.after_timeout,
+            kind: GateKind::Exec(self.after.clone()?),
+        })
+    }
 }
 
 impl Default for StandbyPlan {
     fn default() -> Self {
         Self {
             hold: Duration::from_mins(45),
+            after: None,
+            after_timeout: Duration::from_mins(5),
         }
-    }
-}
-
-/// The tables of a service that are about releases.
-pub(super) struct RawRelease {
-    pub(super) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
-    pub(super) approval: Option<RawApproval>,
-    pub(super) bake: Option<RawBake>,
-    pub(super) standby: Option<RawStandby>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawGate {
-    name: Option<Spanned<String>>,
-    kind: Option<Spanned<String>>,
-    timeout: Option<Spanned<String>>,
-    command: Option<Spanned<Vec<String>>>,
-    path: Option<Spanned<String>>,
-    port: Option<Spanned<i64>>,
-    status: Option<Spanned<i64>>,
-    body: Option<Spanned<String>>,
-    json: Option<Spanned<String>>,
-    equals: Option<Spanned<toml::Value>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawApproval {
-    required: Option<bool>,
-    not_requester: Option<Spanned<bool>>,
-    expires: Option<Spanned<String>>,
-    on_expiry: Option<OnExpiry>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawBake {
-    duration: Option<Spanned<String>>,
-    settle: Option<Spanned<String>>,
-    on_fail: Option<OnTrouble>,
-    on_inconclusive: Option<OnTrouble>,
-    cooldown: Option<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RawStandby {
-    hold: Option<Spanned<String>>,
-}
-
-/// The plan of a service's releases.
-pub(super) fn plan(
-    text: &Text<'_>,
-    raw: RawRelease,
-    key: &impl Fn(&str) -> String,
-) -> Result<ReleasePlan, ConfigError> {
-    let usual = ReleasePlan::default();
-    let length = |value: &Option<Spanned<String>>, name: &str, usual, smallest| {
-        duration(text, value.as_ref(), &key(name), usual, smallest)
-    };
-    let approval = match raw.approval {
-        None => usual.approval,
-        Some(raw) => {
-            let (of, required) = (usual.approval, raw.required.unwrap_or(false));
-            if let Some(other) = raw.not_requester.as_ref().filter(|_| !required) {
-                let message = "is only of use with required = true: nobody is asked";
-                return Err(text.wrong(other, key("approval.not_requester"), message));
-            }
-            ApprovalPlan {
-                required,
-                not_requester: raw.not_requester.is_some_and(Spanned::into_inner),
-                expires: length(&raw.expires, "approval.expires", of.expires, SECOND)?,
-                on_expiry: raw.on_expiry.unwrap_or(of.on_expiry),
-            }
-        }
-    };
-    let bake = match raw.bake {
-        None => usual.bake,
-        Some(raw) => {
-            let (of, zero) = (usual.bake, Duration::ZERO);
-            BakePlan {
-                duration: length(&raw.duration, "bake.duration", of.duration, zero)?,
-                settle: length(&raw.settle, "bake.settle", of.settle, zero)?,
-                on_fail: raw.on_fail.unwrap_or(of.on_fail),
-                on_inconclusive: raw.on_inconclusive.unwrap_or(of.on_inconclusive),
-                cooldown: length(&raw.cooldown, "bake.cooldown", of.cooldown, zero)?,
-            }
-        }
-    };
-    let standby = match raw.standby {
-        None => usual.standby,
-        Some(raw) => StandbyPlan {
-            hold: length(
-                &raw.hold,
-                "standby.hold",
-                usual.standby.hold,
-                Duration::ZERO,
-            )?,
-        },
-    };
-    let gates = raw.gate.map_or(Ok(Vec::new()), |raw| {
-        let key = |name: &str| match name {
-            "" => key("gate"),
-            name => key(&format!("gate.{name}")),
-        };
-        gates(text, raw, &key)
-    });
-    Ok(ReleasePlan {
-        gates: gates?,
-        approval,
-        bake,
-        standby,
-    })
-}
-
-fn gates(
-    text: &Text<'_>,
-    raw: Spanned<Vec<Spanned<RawGate>>>,
-    key: &impl Fn(&str) -> String,
-) -> Result<Vec<GatePlan>, ConfigError> {
-    let count = raw.get_ref().len();
-    if count > MAX_GATES {
-        let message = format!("there are {count} gates, {MAX_GATES} fit");
-        return Err(text.wrong(&raw, key(""), message));
-    }
-    let mut names = BTreeSet::new();
-    let gates = raw.into_inner().into_iter();
-    gates
-        .map(|raw| gate(text, raw, key, &mut names))
-        .collect::<Result<_, _>>()
-}
-
-fn gate(
-    text: &Text<'_>,
-    raw: Spanned<RawGate>,
-    key: &impl Fn(&str) -> String,
-    names: &mut BTreeSet<String>,
-) -> Result<GatePlan, ConfigError> {
-    let start = raw.span().start;
-    let raw = raw.into_inner();
-    let missing = |name: &str, message: &str| Err(text.error(start, key(name), message));
-    let Some(name) = &raw.name else {
-        return missing("name", "is missing: add name = \"smoke\"");
-    };
-    if !is_name(name.get_ref()) {
-        let message = "a gate's name has 1 to 63 letters, digits, `-` and `_`";
-        return Err(text.wrong(name, key("name"), message));
-    }
-    if !names.insert(name.get_ref().clone()) {
-        let message = format!("`{}` is the name of another gate", name.get_ref());
-        return Err(text.wrong(name, key("name"), message));
-    }
-    let usual = Duration::from_secs(30);
-    let timeout = raw.timeout.as_ref();
-    let timeout = duration(text, timeout, &key("timeout"), usual, SECOND)?;
-    let name = name.get_ref().clone();
-    let Some(kind) = &raw.kind else {
-        return missing("kind", "is missing: \"exec\" or \"http\"");
-    };
-    let kind = match kind.get_ref().as_str() {
-        "exec" => exec(text, &raw, start, key)?,
-        "http" => http(text, &raw, start, key)?,
-        other => {
-            let message = format!("`{other}` is unknown: \"exec\" or \"http\"");
-            return Err(text.wrong(kind, key("kind"), message));
-        }
-    };
-    Ok(GatePlan {
-        name,
-        timeout,
-        kind,
-    })
-}
-
-fn exec(
-    text: &Text<'_>,
-    raw: &RawGate,
-    start: usize,
-    key: &impl Fn(&str) -> String,
-) -> Result<GateKind, ConfigError> {
-    let places = [
-        ("path", raw.path.as_ref().map(Spanned::span)),
-        ("port", raw.port.as_ref().map(Spanned::span)),
-        ("status", raw.status.as_ref().map(Spanned::span)),
-        ("body", raw.body.as_ref().map(Spanned::span)),
-        ("json", raw.json.as_ref().map(Spanned::span)),
-        ("equals", raw.equals.as_ref().map(Spanned::span)),
-    ];
-    for (name, place) in places {
-        if let Some(place) = place {
-            let message = "belongs to kind = \"http\": remove it";
-            return Err(text.error(place.start, key(name), message));
-        }
-    }
-    let Some(command) = &raw.command else {
-        let message = "is missing: a program and its arguments, like [\"/etc/bgswitch/smoke\"]";
-        return Err(text.error(start, key("command"), message));
-    };
-    let words = command.get_ref();
-    if !words
-        .first()
-        .is_some_and(|word| Path::new(word).is_absolute())
-    {
-        let message =
-            "must begin with the absolute path of a program, like [\"/etc/bgswitch/smoke\"]";
-        return Err(text.wrong(command, key("command"), message));
-    }
-    if words.iter().any(|word| word.contains('\0')) {
-        let message = "has a word with a zero byte, which no program can be given";
-        return Err(text.wrong(command, key("command"), message));
-    }
-    Ok(GateKind::Exec(words.clone()))
-}
-
-fn http(
-    text: &Text<'_>,
-    raw: &RawGate,
-    start: usize,
-    key: &impl Fn(&str) -> String,
-) -> Result<GateKind, ConfigError> {
-    if let Some(command) = &raw.command {
-        let message = "belongs to kind = \"exec\": remove it";
-        return Err(text.wrong(command, key("command"), message));
-    }
-    let Some(path) = &raw.path else {
-        let message = "is missing: what to ask for, like \"/v2/health/ready\"";
-        return Err(text.error(start, key("path"), message));
-    };
-    let given = path.get_ref();
-    if !given.starts_with('/') || given.contains('#') || given.parse::<PathAndQuery>().is_err() {
-        let message = format!(
-            "`{}` is no path, like \"/v2/health/ready\" (escape other bytes as %20)",
-            given.escape_debug()
-        );
-        return Err(text.wrong(path, key("path"), message));
-    }
-    let number =
-        |value: &Option<Spanned<i64>>, name: &str, range: std::ops::RangeInclusive<i64>| {
-            let Some(value) = value else { return Ok(None) };
-            let given = *value.get_ref();
-            if range.contains(&given) {
-                return Ok(Some(given as u16));
-            }
-            let message = format!(
-                "{given} is not between {} and {}",
-                range.start(),
-                range.end()
-            );
-            Err(text.wrong(value, key(name), message))
-        };
-    if let Some(json) = raw
-        .json
-        .as_ref()
-        .filter(|json| !json.get_ref().starts_with('/'))
-    {
-        let message = format!(
-            "`{}` is no JSON pointer, like \"/models/0/state\"",
-            json.get_ref().escape_debug()
-        );
-        return Err(text.wrong(json, key("json"), message));
-    }
-    let equals = match &raw.equals {
-        None => None,
-        Some(value) if raw.json.is_none() => {
-            let message = "is only of use with json: add json = \"/models/0/state\"";
-            return Err(text.wrong(value, key("equals"), message));
-        }
-        Some(value) => match scalar(value.get_ref()) {
-            Some(scalar) => Some(scalar),
-            None => {
-                let message = "must be a string, a number or a boolean";
-                return Err(text.wrong(value, key("equals"), message));
-            }
-        },
-    };
-    Ok(GateKind::Http(HttpGate {
-        path: given.clone(),
-        port: number(&raw.port, "port", 1..=65_535)?,
-        status: number(&raw.status, "status", 100..=599)?.unwrap_or(200),
-        body: raw.body.as_ref().map(|body| body.get_ref().clone()),
-        json: raw.json.as_ref().map(|json| json.get_ref().clone()),
-        equals,
-    }))
-}
-
-/// What JSON calls a value that is no table, no array and no date.
-fn scalar(value: &toml::Value) -> Option<serde_json::Value> {
-    match value {
-        toml::Value::String(text) => Some(text.clone().into()),
-        toml::Value::Integer(number) => Some((*number).into()),
-        toml::Value::Float(number) => serde_json::Number::from_f64(*number).map(Into::into),
-        toml::Value::Boolean(is) => Some((*is).into()),
-        _ => None,
     }
 }

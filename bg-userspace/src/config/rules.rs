@@ -13,7 +13,7 @@ use toml::Spanned;
 use super::{
     ConfigError, DrainPlan, FlipMode, Gateway, MAX_DURATION, Paths, Service,
     raw::{RawBackend, RawColour, RawGateway, RawService},
-    release::{self, RawRelease},
+    release::rules::{self as releases, RawRelease},
     text::Text,
 };
 use crate::{
@@ -169,7 +169,7 @@ pub(super) fn service(
         bake: raw.bake,
         standby: raw.standby,
     };
-    let release = release::plan(text, release, &key)?;
+    let release = releases::plan(text, release, &key)?;
     let mut versions = [None, None];
     let mut pools = [Vec::new(), Vec::new()];
     let mut places = [Vec::new(), Vec::new()];

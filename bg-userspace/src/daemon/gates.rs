@@ -152,12 +152,11 @@ fn judge(status: ExitStatus) -> (Verdict, String) {
 /// What a command has said, in one line.
 async fn said(output: tokio::task::JoinHandle<Vec<u8>>) -> String {
     let stop = output.abort_handle();
-    let bytes = match timeout(LEFT_OPEN, output).await {
-        Ok(Ok(bytes)) => bytes,
-        _ => {
-            stop.abort();
-            Vec::new()
-        }
+    let bytes = if let Ok(Ok(bytes)) = timeout(LEFT_OPEN, output).await {
+        bytes
+    } else {
+        stop.abort();
+        Vec::new()
     };
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().map(str::trim).collect();

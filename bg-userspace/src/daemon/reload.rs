@@ -240,10 +240,15 @@ fn release(name: &str, plan: &ReleasePlan) -> Vec<String> {
         ));
     }
     if plan.standby != usual.standby {
-        lines.push(format!(
-            "{name} standby hold {}",
-            duration(plan.standby.hold)
-        ));
+        let standby = &plan.standby;
+        lines.push(format!("{name} standby hold {}", duration(standby.hold)));
+        if let Some(hook) = standby.hook() {
+            let timeout = duration(hook.timeout);
+            lines.push(format!(
+                "{name} standby after timeout {timeout}: {}",
+                hook.kind
+            ));
+        }
     }
     lines
 }

@@ -82,6 +82,7 @@ fn by(actor: usize) -> By {
 }
 
 /// A machine, its disk, the kernel's word, and what the world knows by itself.
+#[expect(clippy::struct_excessive_bools, reason = "facts, each by itself")]
 struct World {
     law: Law,
     plan: ReleasePlan,
@@ -211,7 +212,7 @@ impl World {
                 return;
             }
         };
-        self.feed(event, crash);
+        self.feed(&event, crash);
     }
 
     fn heard(&self, by: Option<&str>) -> Event {
@@ -222,14 +223,14 @@ impl World {
     }
 
     /// As the daemon does it: handle, keep, carry out, tell.
-    fn feed(&mut self, event: Event, crash: Crash) {
+    fn feed(&mut self, event: &Event, crash: Crash) {
         let before = self.machine.clone();
         let todo = self.machine.handle(event.clone(), self.now);
         if crash == Crash::BeforeSave {
             return self.restart(false);
         }
         self.disk = serde_json::to_string(&self.machine).unwrap();
-        self.note(&before, &event, &todo);
+        self.note(&before, event, &todo);
         self.look(&before, &todo);
         if crash == Crash::AfterSave {
             return self.restart(false);
@@ -242,7 +243,7 @@ impl World {
             return self.restart(false);
         }
         for event in told {
-            self.feed(event, Crash::No);
+            self.feed(&event, Crash::No);
         }
     }
 
@@ -262,7 +263,7 @@ impl World {
             word: Some(self.word),
             same_boot: !reboot,
         };
-        self.feed(event, Crash::No);
+        self.feed(&event, Crash::No);
     }
 
     /// What an outsider learns from an event that was kept.
@@ -302,13 +303,10 @@ impl World {
             _ => {}
         }
         for command in todo {
-            if let Command::RunGate { run, gate } = command {
-                let index = self
-                    .plan
-                    .gates
-                    .iter()
-                    .position(|plan| plan == gate)
-                    .unwrap();
+            if let Command::RunGate { run, gate, .. } = command {
+                let mut gates = self.plan.gates.iter();
+                // The hook behind the hold is none of them.
+                let index = gates.position(|plan| plan == gate).unwrap_or(usize::MAX);
                 self.runs.push((*run, index));
             }
         }
@@ -537,6 +535,8 @@ fn plans() -> impl Strategy<Value = ReleasePlan> {
             },
             standby: StandbyPlan {
                 hold: Duration::from_secs(hold),
+                after: (hold == 30).then(|| vec!["/bin/true".to_owned()]),
+                after_timeout: Duration::from_secs(20),
             },
         },
     )

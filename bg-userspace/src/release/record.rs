@@ -146,12 +146,14 @@ pub struct Start {
 /// What is to be done for a release.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Command {
-    /// Run a gate, and tell [`Event::GateEnded`].
+    /// Run a gate, or a hook, and tell [`Event::GateEnded`].
     RunGate {
         /// Which run it is.
         run: u32,
         /// What to run.
         gate: GatePlan,
+        /// The colour that it is about.
+        colour: Colour,
     },
     /// Flip the service, and tell [`Event::Word`], then [`Event::NotFlipped`] if that
     /// did not work.
@@ -312,6 +314,8 @@ pub(super) enum Phase {
     SwitchingBack,
     /// The old colour is held.
     Standby,
+    /// The hook behind the hold runs.
+    Retiring { run: u32 },
     /// A human must decide.
     Paused(Held),
     /// Nothing follows. The exit code of whoever waited for it.
@@ -374,7 +378,7 @@ pub struct Release {
     pub(super) until_ms: u64,
     /// How long the wait was when it began, milliseconds.
     pub(super) wait_ms: u64,
-    /// Runs of gates so far, those of earlier releases included.
+    /// Runs of gates and hooks so far, those of earlier releases included.
     pub(super) runs: u32,
     /// Until then there is no rollback by itself, milliseconds since the boot.
     pub(super) cool_until_ms: u64,
@@ -398,7 +402,7 @@ impl Release {
             Phase::Ready => State::Ready,
             Phase::Switching | Phase::SwitchingBack => State::Switching,
             Phase::Baking { .. } => State::Baking,
-            Phase::Standby => State::Standby,
+            Phase::Standby | Phase::Retiring { .. } => State::Standby,
             Phase::Paused(_) => State::Paused,
             Phase::Over { state, .. } => state,
         }
@@ -421,10 +425,10 @@ impl Release {
         }
     }
 
-    /// The run of a gate that is waited for.
+    /// The run of a gate, or of the hook, that is waited for.
     pub const fn run(&self) -> Option<u32> {
         match self.phase {
-            Phase::Validating { run, .. } => Some(run),
+            Phase::Validating { run, .. } | Phase::Retiring { run } => Some(run),
             _ => None,
         }
     }
@@ -436,13 +440,13 @@ impl Release {
             Phase::Baking { .. }
                 | Phase::SwitchingBack
                 | Phase::Standby
+                | Phase::Retiring { .. }
                 | Phase::Paused(Held::Bake)
         )
     }
 
     /// What happens when the wait ends, if nothing else does before.
     pub fn next(&self) -> &'static str {
-        let clock_rolls_back = "it rolls back";
         match self.phase {
             Phase::Validating { .. } => "without a result it pauses",
             Phase::Ready if self.plan.approval.on_expiry == crate::config::OnExpiry::Flip => {
@@ -453,7 +457,8 @@ impl Release {
             Phase::Baking { .. } => "the old colour is held",
             Phase::SwitchingBack => "without a store it tries again",
             Phase::Standby => "the release is done",
-            Phase::Paused(Held::Bake) => clock_rolls_back,
+            Phase::Retiring { .. } => "the release is done, without a result of its hook",
+            Phase::Paused(Held::Bake) => "it rolls back",
             Phase::Paused(_) => "it is aborted",
             Phase::Over { .. } => "nothing",
         }
@@ -480,6 +485,7 @@ mod named {
     use bg_common::service::Colour;
     use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
 
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
     pub(super) fn serialize<S: Serializer>(colour: &Colour, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(colour.as_str())
     }

@@ -154,7 +154,7 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         text,
         "[service.{name}.approval]\nrequired = {}\n{}expires = {}\non_expiry = \"{}\"\n\
          [service.{name}.bake]\nduration = {}\nsettle = {}\non_fail = \"{}\"\non_inconclusive = \"{}\"\n\
-         cooldown = {}\n[service.{name}.standby]\nhold = {}\n",
+         cooldown = {}\n[service.{name}.standby]\nhold = {}\nafter_timeout = {}\n",
         approval.required,
         // Refused where nobody is asked.
         if approval.not_requester {
@@ -170,7 +170,15 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         bake.on_inconclusive.as_str(),
         seconds(bake.cooldown),
         seconds(plan.standby.hold),
+        seconds(plan.standby.after_timeout),
     );
+    let command = |words: &[String]| {
+        let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+        words.join(", ")
+    };
+    if let Some(after) = &plan.standby.after {
+        let _ = writeln!(text, "after = [{}]", command(after));
+    }
     for gate in &plan.gates {
         let (kind, timeout) = (gate.kind.as_str(), seconds(gate.timeout));
         let _ = write!(
@@ -180,8 +188,7 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         );
         match &gate.kind {
             GateKind::Exec(words) => {
-                let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
-                let _ = writeln!(text, "command = [{}]", words.join(", "));
+                let _ = writeln!(text, "command = [{}]", command(words));
             }
             GateKind::Http(http) => {
                 let _ = writeln!(
@@ -285,6 +292,8 @@ on_inconclusive = "rollback"
 cooldown = "1m"
 [service.a.standby]
 hold = "1h"
+after = ["/bin/true"]
+after_timeout = "9s"
 "#;
     let release = SMALL.to_owned() + RELEASE;
     let wrong = [

@@ -1,0 +1,356 @@
+//! The task of a service's releases: hears, keeps, acts.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bg_common::service::Colour;
+use tokio::{sync::mpsc, task::AbortHandle};
+
+use super::{Desk, Kept, Post, file_of, locked};
+use crate::{
+    api::{FlipRequest, Kind, Refusal, RollbackRequest},
+    config::GatePlan,
+    daemon::{
+        Daemon,
+        change::Order,
+        gates::{self, Target},
+        monitor::Told,
+    },
+    datapath::now_ns,
+    journal::Entry,
+    keeper::RESULT_WAIT,
+    release::{Command, Event, Machine, Note, Now, Release, Word},
+    time,
+};
+
+/// How often a release looks at the clock, and at the health of its new colour.
+const BEAT: Duration = Duration::from_secs(1);
+/// A flip of a release is void so long after it was decided.
+const FLIP_WITHIN_NS: u64 = 10_000_000_000;
+
+/// The task of a service.
+pub(super) struct Attendant {
+    daemon: Arc<Daemon>,
+    service: String,
+    machine: Machine,
+    /// The last note that was told: of which release, which one.
+    told: (u64, u64),
+    /// What the file says.
+    kept: Vec<u8>,
+    mailbox: mpsc::UnboundedSender<Post>,
+    shown: Arc<Mutex<Machine>>,
+    /// The gate that runs: its run, and how to stop it.
+    gate: Option<(u32, AbortHandle)>,
+}
+
+impl Attendant {
+    pub(super) fn new(daemon: &Arc<Daemon>, service: &str, machine: Machine, desk: &Desk) -> Self {
+        Self {
+            daemon: Arc::clone(daemon),
+            service: service.to_owned(),
+            told: last_note(&machine),
+            machine,
+            kept: Vec::new(),
+            mailbox: desk.mailbox.clone(),
+            shown: Arc::clone(&desk.shown),
+            gate: None,
+        }
+    }
+
+    pub(super) async fn attend(
+        mut self,
+        mut post: mpsc::UnboundedReceiver<Post>,
+        resumed: Option<bool>,
+    ) {
+        if let Some(same_boot) = resumed {
+            let word = self.word();
+            let event = Event::Restarted { word, same_boot };
+            // Nobody asked, so nobody is refused.
+            let _ = self.step(event).await;
+        }
+        loop {
+            let beat = self.machine.next_deadline().map(|at| {
+                let left = Duration::from_millis(at.saturating_sub(time::since_boot_ms()));
+                left.min(BEAT)
+            });
+            let next = match beat {
+                None => post.recv().await,
+                Some(beat) => {
+                    let next = tokio::time::timeout(beat, post.recv()).await;
+                    next.unwrap_or(Some(Post::Beat))
+                }
+            };
+            let (event, answer) = match next {
+                None => return,
+                Some(Post::Event(event, answer)) => (event, answer),
+                Some(Post::Changed(by)) => (self.look(by), None),
+                Some(Post::Beat) => (self.beat(), None),
+            };
+            let done = self.step(event).await;
+            if let Some(answer) = answer {
+                // Who asked may have given up.
+                let _ = answer.send(done);
+            }
+        }
+    }
+
+    /// Handles an event, and those that come of it: keep first, then act.
+    async fn step(&mut self, event: Event) -> Result<(), Refusal> {
+        let mut events = VecDeque::from([event]);
+        let mut refused = Ok(());
+        while let Some(event) = events.pop_front() {
+            let todo = self.machine.handle(event, now());
+            let unkept = self.keep().await;
+            self.end_other_gates();
+            for command in todo {
+                match command {
+                    Command::Refuse(refusal) => refused = Err(refusal),
+                    Command::RunGate { run, gate, colour } => self.run_gate(run, gate, colour),
+                    Command::Flip {
+                        to,
+                        from_generation,
+                        force,
+                    } => {
+                        let flip = self.flip(to, from_generation, force, unkept.as_deref());
+                        let done = flip.await;
+                        events.push_back(self.look(None));
+                        events.extend(done.err().map(|refusal| Event::NotFlipped { refusal }));
+                    }
+                    Command::RollBack {
+                        leave,
+                        from_generation,
+                        why,
+                    } => {
+                        self.roll_back(leave, from_generation, why).await;
+                        events.push_back(self.look(None));
+                    }
+                }
+            }
+        }
+        refused
+    }
+
+    fn word(&self) -> Option<Word> {
+        self.daemon.datapath.word(&self.service).map(Word::from)
+    }
+
+    /// What the kernel says now, whoever made it say so.
+    fn look(&self, by: Option<String>) -> Event {
+        Event::Word {
+            word: self.word(),
+            by,
+        }
+    }
+
+    fn beat(&self) -> Event {
+        match self.machine.release.as_ref().filter(|r| r.has_flipped()) {
+            Some(release) => {
+                let health = self.daemon.health(&self.service, release.to);
+                Event::Health(health.unwrap_or_default())
+            }
+            None => Event::Tick,
+        }
+    }
+
+    /// Keeps the machine on the disk, and tells what is new. Returns what did not
+    /// work.
+    async fn keep(&mut self) -> Option<String> {
+        let kept = Kept {
+            boot: time::boot_id(),
+            machine: self.machine.clone(),
+        };
+        let warning = match serde_json::to_vec_pretty(&kept) {
+            Ok(bytes) if bytes == self.kept => None,
+            Ok(bytes) => {
+                let file = file_of(&self.daemon.release_directory(), &self.service);
+                let written = self.daemon.keeper.release(file, bytes.clone());
+                let warning = written.within(RESULT_WAIT).await;
+                if warning.is_none() {
+                    self.kept = bytes;
+                }
+                warning
+            }
+            Err(error) => Some(format!("the release cannot be written down: {error}")),
+        };
+        locked(&self.shown).clone_from(&self.machine);
+        self.tell();
+        warning
+    }
+
+    /// Journals and logs the notes that are new.
+    fn tell(&mut self) {
+        let Some(release) = &self.machine.release else {
+            return;
+        };
+        let (number, last) = self.told;
+        let told = if number == release.number { last } else { 0 };
+        let generation = self.word().map_or(0, |word| word.generation);
+        for note in release.notes.iter().filter(|note| note.number > told) {
+            self.tell_one(release, note, generation);
+        }
+        self.told = last_note(&self.machine);
+    }
+
+    fn tell_one(&self, release: &Release, note: &Note, generation: u16) {
+        let detail = format!("{} {}: {}", release.id(), note.state.as_str(), note.text);
+        tracing::info!("{}: release {detail}", self.service);
+        let actor = note.actor.as_deref();
+        let told = Told {
+            generation: Some(generation),
+            detail: detail.clone(),
+            actor,
+            why: note.why.as_ref(),
+            store_ns: None,
+        };
+        self.daemon.tell(now_ns(), "release", &self.service, told);
+        let actor = actor.unwrap_or("bgswitch");
+        let entry = Entry {
+            why: note.why.clone(),
+            ..Entry::new(
+                actor,
+                &self.service,
+                "release",
+                "result",
+                generation,
+                detail,
+            )
+        };
+        self.daemon.keeper.entry(entry).unattended();
+    }
+
+    /// Ends the gate that runs, unless it is the one that is waited for.
+    fn end_other_gates(&mut self) {
+        let wanted = self.machine.release.as_ref().and_then(Release::run);
+        if let Some((run, gate)) = &self.gate
+            && wanted != Some(*run)
+        {
+            gate.abort();
+            self.gate = None;
+        }
+    }
+
+    fn run_gate(&mut self, run: u32, gate: GatePlan, colour: Colour) {
+        let (Some(target), mailbox) = (self.target(colour), self.mailbox.clone()) else {
+            // The word's look says that the service is gone.
+            return;
+        };
+        let gate = tokio::spawn(async move {
+            let outcome = gates::run(&gate, &target).await;
+            // At the daemon's end, nobody waits for it.
+            let _ = mailbox.send(Post::Event(Event::GateEnded { run, outcome }, None));
+        });
+        self.gate = Some((run, gate.abort_handle()));
+    }
+
+    /// What gates run against: the colour as it is configured now.
+    fn target(&self, colour: Colour) -> Option<Target> {
+        let release = self.machine.release.as_ref()?;
+        let plan = self
+            .daemon
+            .config()
+            .services
+            .get(&self.service)?
+            .plan
+            .clone();
+        let mut target = Target {
+            backends: plan.backends(colour).to_vec(),
+            plan,
+            environment: Vec::new(),
+        };
+        let endpoints = target.endpoints(None).unwrap_or_default();
+        let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+        target.environment = vec![
+            ("BGSWITCH_SERVICE", self.service.clone()),
+            ("BGSWITCH_RELEASE", release.id()),
+            ("BGSWITCH_COLOUR", colour.as_str().to_owned()),
+            (
+                "BGSWITCH_VERSION",
+                release.version.clone().unwrap_or_default(),
+            ),
+            ("BGSWITCH_BACKENDS", endpoints.join(" ")),
+        ];
+        Some(target)
+    }
+
+    /// Flips as `bgswitch flip` does, in the name of who agreed to it.
+    async fn flip(
+        &self,
+        to: Colour,
+        from_generation: u16,
+        force: bool,
+        unkept: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let Some(release) = &self.machine.release else {
+            return Ok(());
+        };
+        if let Some(warning) = unkept.filter(|_| !force) {
+            return Err(Refusal::new(Kind::Failed, warning));
+        }
+        if self.daemon.backends(&self.service, to) != release.backends {
+            let message = format!(
+                "{}'s backends have changed since the release began: begin another one",
+                to.as_str()
+            );
+            return Err(Refusal::new(Kind::Conflict, message));
+        }
+        let version = release.version.as_deref().unwrap_or("no version named");
+        let order = Order {
+            actor: release.approved_by.as_ref().unwrap_or(&release.requester),
+            service: &self.service,
+            deadline_ns: Some(now_ns().saturating_add(FLIP_WITHIN_NS)),
+        };
+        let request = FlipRequest {
+            to: Some(to.as_str().to_owned()),
+            if_generation: Some(from_generation),
+            force,
+            why: Some(format!("release {} ({version})", release.id())),
+            ..FlipRequest::default()
+        };
+        let flipped = Arc::clone(&self.daemon).flip(order, request).await?;
+        self.warn(&flipped.warnings);
+        Ok(())
+    }
+
+    /// Rolls back as `bgswitch rollback` does. What went wrong shows in the word.
+    async fn roll_back(&self, leave: Colour, from_generation: u16, why: String) {
+        let order = Order {
+            actor: "bgswitch",
+            service: &self.service,
+            deadline_ns: None,
+        };
+        let request = RollbackRequest {
+            leave: Some(leave.as_str().to_owned()),
+            if_generation: Some(from_generation),
+            why: Some(why),
+            mode: None,
+        };
+        match Arc::clone(&self.daemon).rollback(order, request).await {
+            Ok(flipped) => self.warn(&flipped.warnings),
+            Err(refusal) => tracing::error!("{}: not rolled back: {refusal}", self.service),
+        }
+    }
+
+    fn warn(&self, warnings: &[String]) {
+        for warning in warnings {
+            tracing::warn!("{}: {warning}", self.service);
+        }
+    }
+}
+
+fn now() -> Now {
+    Now {
+        ms: time::since_boot_ms(),
+        unix_ms: time::unix_ms(),
+    }
+}
+
+fn last_note(machine: &Machine) -> (u64, u64) {
+    let release = machine.release.as_ref();
+    release.map_or((0, 0), |release| {
+        let note = release.notes.last().map_or(0, |note| note.number);
+        (release.number, note)
+    })
+}
