@@ -7,6 +7,8 @@
 mod record;
 
 #[cfg(test)]
+mod bakes;
+#[cfg(test)]
 mod properties;
 
 use std::time::Duration;

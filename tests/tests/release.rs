@@ -504,3 +504,65 @@ fn a_release_does_not_flip_to_backends_that_its_gates_have_not_seen() {
         ("ABORTED".to_owned(), at("blue", 0))
     );
 }
+
+/// Kept before each step, or no step: what cannot be written down is not flipped.
+#[test]
+fn a_release_that_cannot_be_kept_does_not_flip() {
+    let lab = lab(SMOKE);
+    // A directory where the file should be.
+    let file = lab.directory().join("state/releases/llm.json");
+    fs::create_dir_all(file.join("in the way")).unwrap();
+    let (code, _, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("it was not flipped: "), "{err}");
+    assert!(err.contains("llm.json was not written: "), "{err}");
+    assert_eq!(word(&lab), at("blue", 0));
+    fs::remove_dir_all(file).unwrap();
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    until("it bakes", || state(&lab) == "BAKING");
+}
+
+/// The API says the same as the command, and says what is wrong with a request.
+#[test]
+fn the_api_has_releases_too() {
+    let lab = lab(SMOKE);
+    let path = |rest: &str| format!("http://localhost/v1/services/{rest}");
+    let socket = lab.directory().join("sock");
+    let call = |method: &str, rest: &str, body: &str| -> Value {
+        let output = lab
+            .command(Place::Gateway, "curl")
+            .unwrap()
+            .args(["-s", "--unix-socket"])
+            .arg(&socket)
+            .args(["-X", method, "-d", body, &path(rest)])
+            .output()
+            .unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let none = call("GET", "llm/release", "");
+    assert_eq!(
+        none,
+        json!({"schema": 1, "service": "llm", "active": "blue", "state": "STEADY", "release": null})
+    );
+    for (rest, body, kind) in [
+        ("llm/release/start", r#"{"colour": "blue"}"#, "usage"),
+        ("llm/release/start", r#"{"to": "red"}"#, "usage"),
+        ("llm/release/start", r#"{"to": "blue"}"#, "conflict"),
+        ("llm/release/approve", r#"{"force": true}"#, "usage"),
+        ("llm/release/begin", "{}", "not_found"),
+        ("web/release/approve", "{}", "not_found"),
+        ("llm/standby/extend", "{}", "usage"),
+        ("llm/standby/retire", "{}", "conflict"),
+    ] {
+        assert_eq!(call("POST", rest, body)["kind"], kind, "{rest} {body}");
+    }
+    assert_eq!(word(&lab), at("blue", 0));
+    let began = call("POST", "llm/release/start", r#"{"why": "monday"}"#);
+    assert_eq!(
+        (&began["schema"], &began["release"]["id"]),
+        (&json!(1), &json!("r-1"))
+    );
+    until("it bakes", || state(&lab) == "BAKING");
+    let now = call("GET", "llm/release", "");
+    assert_eq!(now["release"]["notes"][0]["why"], "monday");
+}

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use self::attendant::Attendant;
-use super::Daemon;
+use super::{Daemon, change::Order};
 use crate::{
     api::{
         DecisionRequest, ExtendRequest, Kind, Refusal, ReleaseReport, ReleaseRequest,
@@ -46,10 +46,20 @@ impl Desk {
     }
 }
 
+/// Who waits for an answer.
+#[derive(Debug)]
+struct Asked {
+    answer: oneshot::Sender<Result<(), Refusal>>,
+    /// What was asked for is void from then on (`CLOCK_MONOTONIC`, ns).
+    deadline_ns: Option<u64>,
+}
+
 #[derive(Debug)]
 enum Post {
-    /// Something happens; who asked for it may wait for the answer.
-    Event(Event, Option<oneshot::Sender<Result<(), Refusal>>>),
+    /// A gate is over.
+    Event(Event),
+    /// Somebody asks for something.
+    Asked(Event, Asked),
     /// The word was changed, and by whom.
     Changed(Option<String>),
     /// Time goes by.
@@ -114,10 +124,10 @@ impl Daemon {
     /// Begins a release.
     pub(super) async fn start_release(
         self: &Arc<Self>,
-        actor: &str,
-        service: &str,
+        order: &Order<'_>,
         request: ReleaseRequest,
     ) -> Result<ReleaseStatus, Refusal> {
+        let service = order.service;
         let known = self.config().services.get(service).cloned();
         let known = known.ok_or_else(|| self.unknown(service))?;
         let word = self.datapath.word(service);
@@ -136,7 +146,7 @@ impl Daemon {
             return Err(Refusal::new(Kind::Usage, message));
         }
         let start = Start {
-            by: by(actor, request.why),
+            by: by(order.actor, request.why),
             to,
             version: request.version.or_else(|| configured.clone()),
             backends: self.backends(service, to),
@@ -145,14 +155,13 @@ impl Daemon {
             force: request.force,
             word: word.into(),
         };
-        self.ask(service, Event::Start(Box::new(start))).await
+        self.ask(order, Event::Start(Box::new(start))).await
     }
 
     /// Decides about a release.
     pub(super) async fn decide(
         self: &Arc<Self>,
-        actor: &str,
-        service: &str,
+        order: &Order<'_>,
         decision: Decision,
         request: DecisionRequest,
     ) -> Result<ReleaseStatus, Refusal> {
@@ -160,7 +169,7 @@ impl Daemon {
             let message = "force is only of use with resume";
             return Err(Refusal::new(Kind::Usage, message));
         }
-        let by = by(actor, request.why);
+        let by = by(order.actor, request.why);
         let event = match decision {
             Decision::Approve => Event::Approve(by),
             Decision::Reject => Event::Reject(by),
@@ -172,14 +181,13 @@ impl Daemon {
                 force: request.force,
             },
         };
-        self.ask(service, event).await
+        self.ask(order, event).await
     }
 
     /// Holds the standby for longer.
     pub(super) async fn extend_standby(
         self: &Arc<Self>,
-        actor: &str,
-        service: &str,
+        order: &Order<'_>,
         request: ExtendRequest,
     ) -> Result<ReleaseStatus, Refusal> {
         if request.by_s == 0 {
@@ -187,10 +195,10 @@ impl Daemon {
             return Err(Refusal::new(Kind::Usage, message));
         }
         let event = Event::Extend {
-            by: by(actor, request.why),
+            by: by(order.actor, request.why),
             more: Duration::from_secs(request.by_s),
         };
-        self.ask(service, event).await
+        self.ask(order, event).await
     }
 
     /// Where the release of a service is.
@@ -209,16 +217,24 @@ impl Daemon {
     }
 
     /// Tells the task of a service, and waits for its answer.
-    async fn ask(self: &Arc<Self>, service: &str, event: Event) -> Result<ReleaseStatus, Refusal> {
+    async fn ask(
+        self: &Arc<Self>,
+        order: &Order<'_>,
+        event: Event,
+    ) -> Result<ReleaseStatus, Refusal> {
+        let service = order.service;
         if !self.config().services.contains_key(service) {
             return Err(self.unknown(service));
         }
         let desk = self.desk(service, Machine::default(), None);
         let (answer, answered) = oneshot::channel();
+        let asked = Asked {
+            answer,
+            deadline_ns: order.deadline_ns,
+        };
         let ended = || Refusal::new(Kind::Failed, "the release's task has ended");
-        desk.mailbox
-            .send(Post::Event(event, Some(answer)))
-            .map_err(|_| ended())?;
+        let posted = desk.mailbox.send(Post::Asked(event, asked));
+        posted.map_err(|_| ended())?;
         answered.await.unwrap_or_else(|_| Err(ended()))?;
         self.release_status(service)
     }

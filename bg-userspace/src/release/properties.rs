@@ -23,6 +23,7 @@ enum Law {
     EveryWaitEnds,
     RollbackIsOneStep,
     OneRollbackByItself,
+    RefusalChangesNothing,
 }
 
 /// Where the daemon is killed, and started again.
@@ -334,6 +335,13 @@ impl World {
                 );
                 assert_eq!(number(&self.machine).unwrap_or(0), self.number);
             }
+            Law::RefusalChangesNothing => {
+                let refused = todo.iter().any(|c| matches!(c, Command::Refuse(_)));
+                let is_due = before.next_deadline().is_some_and(|at| at <= self.now.ms);
+                if refused && !is_due {
+                    assert_eq!((before, todo.len()), (&self.machine, 1));
+                }
+            }
             Law::FlipNeedsGates | Law::OneRollbackByItself => {}
         }
     }
@@ -634,6 +642,11 @@ fn nothing_leads_to_a_wait_without_an_end() {
 #[test]
 fn nothing_leads_to_a_state_from_which_rollback_is_not_one_step() {
     holds(Law::RollbackIsOneStep);
+}
+
+#[test]
+fn what_is_refused_changes_nothing() {
+    holds(Law::RefusalChangesNothing);
 }
 
 #[test]

@@ -6,11 +6,11 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::{ConnectInfo, Path, State},
-    http::Uri,
+    http::{HeaderMap, Uri},
     routing::{get, post},
 };
 
-use super::{Peer, nothing_here};
+use super::{Peer, nothing_here, order};
 use crate::{
     api::{Refusal, ReleaseStatus},
     daemon::{Daemon, release::Decision, requests::body},
@@ -35,9 +35,11 @@ async fn start(
     State(daemon): State<Arc<Daemon>>,
     ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
     Path(service): Path<String>,
+    headers: HeaderMap,
     bytes: Bytes,
 ) -> Answer {
-    let started = daemon.start_release(&actor, &service, body(&bytes)?).await;
+    let order = order(&actor, &service, &headers);
+    let started = daemon.start_release(&order, body(&bytes)?).await;
     started.map(Json)
 }
 
@@ -46,6 +48,7 @@ async fn decide(
     ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
     Path((service, decision)): Path<(String, String)>,
     uri: Uri,
+    headers: HeaderMap,
     bytes: Bytes,
 ) -> Answer {
     let decision = match decision.as_str() {
@@ -57,7 +60,8 @@ async fn decide(
         _ => return Err(nothing_here(uri).await),
     };
     let request = body(&bytes)?;
-    let decided = daemon.decide(&actor, &service, decision, request).await;
+    let order = order(&actor, &service, &headers);
+    let decided = daemon.decide(&order, decision, request).await;
     decided.map(Json)
 }
 
@@ -65,9 +69,11 @@ async fn extend(
     State(daemon): State<Arc<Daemon>>,
     ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
     Path(service): Path<String>,
+    headers: HeaderMap,
     bytes: Bytes,
 ) -> Answer {
-    let extended = daemon.extend_standby(&actor, &service, body(&bytes)?).await;
+    let order = order(&actor, &service, &headers);
+    let extended = daemon.extend_standby(&order, body(&bytes)?).await;
     extended.map(Json)
 }
 
@@ -75,9 +81,11 @@ async fn retire(
     State(daemon): State<Arc<Daemon>>,
     ConnectInfo(Peer(actor)): ConnectInfo<Peer>,
     Path(service): Path<String>,
+    headers: HeaderMap,
     bytes: Bytes,
 ) -> Answer {
     let (decision, request) = (Decision::Retire, body(&bytes)?);
-    let retired = daemon.decide(&actor, &service, decision, request).await;
+    let order = order(&actor, &service, &headers);
+    let retired = daemon.decide(&order, decision, request).await;
     retired.map(Json)
 }

@@ -68,7 +68,6 @@ impl Attendant {
         if let Some(same_boot) = resumed {
             let word = self.word();
             let event = Event::Restarted { word, same_boot };
-            // Nobody asked, so nobody is refused.
             let _ = self.step(event).await;
         }
         loop {
@@ -83,18 +82,30 @@ impl Attendant {
                     next.unwrap_or(Some(Post::Beat))
                 }
             };
-            let (event, answer) = match next {
+            let event = match next {
                 None => return,
-                Some(Post::Event(event, answer)) => (event, answer),
-                Some(Post::Changed(by)) => (self.look(by), None),
-                Some(Post::Beat) => (self.beat(), None),
+                Some(Post::Asked(event, asked)) => {
+                    let done = self.asked(event, asked.deadline_ns).await;
+                    // Who asked may have given up.
+                    let _ = asked.answer.send(done);
+                    continue;
+                }
+                Some(Post::Event(event)) => event,
+                Some(Post::Changed(by)) => self.look(by),
+                Some(Post::Beat) => self.beat(),
             };
-            let done = self.step(event).await;
-            if let Some(answer) = answer {
-                // Who asked may have given up.
-                let _ = answer.send(done);
-            }
+            // Nobody asked, so nobody is refused.
+            let _ = self.step(event).await;
         }
+    }
+
+    /// Who has given up did not ask.
+    async fn asked(&mut self, event: Event, deadline_ns: Option<u64>) -> Result<(), Refusal> {
+        if deadline_ns.is_some_and(|deadline| now_ns() >= deadline) {
+            let message = "it was asked for too long ago: nothing was changed";
+            return Err(Refusal::new(Kind::TimedOut, message));
+        }
+        self.step(event).await
     }
 
     /// Handles an event, and those that come of it: keep first, then act.
@@ -240,7 +251,7 @@ impl Attendant {
         let gate = tokio::spawn(async move {
             let outcome = gates::run(&gate, &target).await;
             // At the daemon's end, nobody waits for it.
-            let _ = mailbox.send(Post::Event(Event::GateEnded { run, outcome }, None));
+            let _ = mailbox.send(Post::Event(Event::GateEnded { run, outcome }));
         });
         self.gate = Some((run, gate.abort_handle()));
     }

@@ -1,0 +1,223 @@
+//! What becomes of a bake and of a hold, by the health of the new colour.
+
+use std::time::Duration;
+
+use bg_common::service::Colour;
+
+use super::*;
+use crate::config::{BakePlan, GateKind, GatePlan, ReleasePlan};
+
+/// A service with one gate, and health checks, and a clock in seconds.
+struct Service {
+    machine: Machine,
+    word: Word,
+    seconds: u64,
+}
+
+impl Service {
+    /// A release that has just flipped; it settles for 10 s, bakes for 100 s, and is
+    /// held for 45 min.
+    fn baking(bake: BakePlan) -> Self {
+        let mut service = Self {
+            machine: Machine::default(),
+            word: Word {
+                active: Colour::Blue,
+                generation: 7,
+            },
+            seconds: 1000,
+        };
+        service.release_with(bake);
+        service
+    }
+
+    fn release_with(&mut self, bake: BakePlan) {
+        let gate = GatePlan {
+            name: "smoke".to_owned(),
+            timeout: Duration::from_secs(5),
+            kind: GateKind::Exec(vec!["/bin/true".to_owned()]),
+        };
+        let start = Start {
+            by: By::default(),
+            to: self.word.active.other(),
+            version: None,
+            backends: Vec::new(),
+            plan: ReleasePlan {
+                gates: vec![gate],
+                bake,
+                ..ReleasePlan::default()
+            },
+            watched: true,
+            force: false,
+            word: self.word,
+        };
+        let todo = self.handle(Event::Start(Box::new(start)));
+        let [Command::RunGate { run, .. }] = todo[..] else {
+            panic!("no gate runs: {todo:?}");
+        };
+        let outcome = Outcome {
+            verdict: Verdict::Pass,
+            evidence: String::new(),
+            took_ms: 1,
+        };
+        let todo = self.handle(Event::GateEnded { run, outcome });
+        assert!(matches!(todo[..], [Command::Flip { .. }]), "{todo:?}");
+        assert_eq!(self.flipped(), State::Baking);
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Command> {
+        let now = Now {
+            ms: self.seconds * 1000,
+            unix_ms: 0,
+        };
+        self.machine.handle(event, now)
+    }
+
+    /// Stores the other colour.
+    fn flipped(&mut self) -> State {
+        self.word = Word {
+            active: self.word.active.other(),
+            generation: self.word.generation + 1,
+        };
+        let word = Some(self.word);
+        assert_eq!(self.handle(Event::Word { word, by: None }), []);
+        self.machine.state()
+    }
+
+    /// Time goes by, and then the colour is like this.
+    fn after(&mut self, seconds: u64, health: Health) -> (State, Vec<Command>) {
+        self.seconds += seconds;
+        let todo = self.handle(Event::Health(health));
+        (self.machine.state(), todo)
+    }
+
+    fn code(&self) -> u8 {
+        self.machine.release.as_ref().unwrap().code()
+    }
+
+    fn why(&self) -> &str {
+        &self.machine.release.as_ref().unwrap().why
+    }
+}
+
+fn bake() -> BakePlan {
+    BakePlan {
+        duration: Duration::from_secs(100),
+        settle: Duration::from_secs(10),
+        ..BakePlan::default()
+    }
+}
+
+fn ill() -> Health {
+    Health::Ill("it is wedged".to_owned())
+}
+
+#[test]
+fn an_ill_colour_is_left_by_itself_and_it_is_said_why() {
+    let mut service = Service::baking(bake());
+    let (state, todo) = service.after(10, ill());
+    assert_eq!(state, State::Switching);
+    let [
+        Command::RollBack {
+            leave,
+            from_generation,
+            why,
+        },
+    ] = &todo[..]
+    else {
+        panic!("no rollback: {todo:?}");
+    };
+    assert_eq!((*leave, *from_generation), (Colour::Green, 8));
+    assert_eq!(why, "r-1: green is ill: it is wedged");
+    assert_eq!(service.flipped(), State::RolledBack);
+    assert_eq!(service.code(), exit::ROLLED_BACK);
+    assert_eq!(
+        service.why(),
+        "green is ill: it is wedged; it rolled back by itself to blue"
+    );
+}
+
+#[test]
+fn what_goes_wrong_while_it_settles_counts_only_if_it_stays() {
+    let mut service = Service::baking(bake());
+    assert_eq!(service.after(9, ill()), (State::Baking, vec![]));
+    assert_eq!(service.after(0, Health::Well), (State::Baking, vec![]));
+    assert_eq!(service.after(100, Health::Well).0, State::Baking);
+    assert_eq!(service.after(1, Health::Well), (State::Standby, vec![]));
+    assert_eq!(
+        (service.code(), service.why()),
+        (0, "the bake is over, green is well")
+    );
+
+    let mut service = Service::baking(bake());
+    service.after(9, ill());
+    // At the end of the settle time, whether it is looked at or not.
+    assert_eq!(service.machine.next_deadline(), Some(1_010_000));
+    service.seconds = 1010;
+    let todo = service.handle(Event::Tick);
+    assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
+}
+
+#[test]
+fn it_pauses_where_it_is_told_to_and_where_it_just_rolled_back() {
+    let mut service = Service::baking(BakePlan {
+        on_fail: OnTrouble::Pause,
+        ..bake()
+    });
+    assert_eq!(service.after(20, ill()), (State::Paused, vec![]));
+    assert_eq!(service.code(), exit::INCONCLUSIVE);
+
+    let mut service = Service::baking(bake());
+    service.after(20, ill());
+    service.flipped();
+    service.release_with(bake());
+    assert_eq!(service.after(20, ill()), (State::Paused, vec![]));
+    assert!(
+        service.why().ends_with("so a human decides"),
+        "{}",
+        service.why()
+    );
+    // Nobody does, for four hours.
+    service.seconds += 4 * 3600;
+    let todo = service.handle(Event::Tick);
+    assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
+    assert_eq!(service.flipped(), State::RolledBack);
+    // And after the cool-down, by itself again.
+    service.release_with(bake());
+    service.after(0, Health::Well);
+    service.seconds += 10 * 60;
+    assert_eq!(service.after(0, Health::Well).0, State::Standby);
+}
+
+#[test]
+fn not_to_know_is_not_to_pass() {
+    let mut service = Service::baking(bake());
+    assert_eq!(service.after(111, Health::Unknown), (State::Paused, vec![]));
+    assert_eq!(service.code(), exit::INCONCLUSIVE);
+    assert_eq!(service.why(), "nothing is known of green's health");
+    let mut service = Service::baking(BakePlan {
+        on_inconclusive: OnTrouble::Rollback,
+        ..bake()
+    });
+    let (_, todo) = service.after(111, Health::Unknown);
+    assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
+}
+
+#[test]
+fn the_old_colour_stays_up_while_the_new_one_is_ill() {
+    let mut service = Service::baking(bake());
+    service.after(100, Health::Well);
+    assert_eq!(service.after(10, Health::Well).0, State::Standby);
+    service.after(10, ill());
+    let refused = service.handle(Event::Retire(By::default()));
+    assert!(matches!(refused[..], [Command::Refuse(_)]), "{refused:?}");
+    for _ in 0..3 {
+        assert_eq!(service.after(3600, ill()), (State::Standby, vec![]));
+        assert_eq!(
+            service.why(),
+            "green is ill: it is wedged; blue must stay up"
+        );
+        assert_eq!(service.after(3600, Health::Unknown).0, State::Standby);
+    }
+    service.after(0, Health::Well);
+    assert_eq!(service.after(60, Health::Well).0, State::Steady);
+}
