@@ -43,8 +43,12 @@ impl Machine {
     /// Takes an event in, and says what is to be done.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Command> {
         let mut todo = Vec::new();
-        // What the word says counts more than what the clock says.
-        if !matches!(event, Event::Word { .. } | Event::Restarted { .. }) {
+        // What the word says, and what was just heard, counts more than the clock.
+        let is_news = matches!(
+            event,
+            Event::Word { .. } | Event::Restarted { .. } | Event::Health(_)
+        );
+        if !is_news {
             self.expire(now, &mut todo);
         }
         let done = match event {

@@ -41,7 +41,7 @@ fn help_explains_every_command_and_option() {
     assert_eq!(code, 0);
     let commands = [
         "run", "check", "status", "flip", "rollback", "canary", "flows", "history", "monitor",
-        "explain", "reload", "detach",
+        "explain", "reload", "detach", "release", "standby",
     ];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
