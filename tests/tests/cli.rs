@@ -88,8 +88,14 @@ fn usage_errors_end_with_2_and_say_so_on_stderr() {
         &["canary", "llm"],
         &["canary", "llm", "-1"],
         &["canary", "llm", "NaN"],
+        &["release"],
+        &["release", "start", "llm", "--to", "red"],
+        &["release", "promote", "llm"],
+        &["release", "status", "llm/../web"],
+        &["standby", "extend", "llm"],
+        &["standby", "extend", "llm", "1500ms"],
+        &["standby", "extend", "llm", "0s"],
         // Of the contract, but not of this version: unknown, not pretended.
-        &["release", "status", "llm"],
         &["doctor"],
     ] {
         let (code, out, err) = run(words);
