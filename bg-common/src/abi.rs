@@ -1,17 +1,18 @@
 //! Names, capacities and sizes that the object and the daemon agree on.
 
 use crate::{
+    directory::Entry,
     flow::{Flow, Line, TableShape},
-    key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    key::{FragmentKeyV4, FragmentKeyV6},
     monitor::Pressure,
     port::Port,
-    service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Fragment, Interface},
     snat::{Lease, Source},
 };
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
 /// every change of a map's type, key, value or meaning.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Name of the XDP program in the object, for frames in one buffer.
 pub const PROGRAM: &str = "bgswitch";
@@ -48,14 +49,12 @@ pub mod map {
     pub const SLOTS: &str = "SLOTS";
     /// Device map; index: slot.
     pub const PORTS: &str = "PORTS";
-    /// Hash: [`crate::key::EndpointV4`] to [`crate::service::Listener`].
-    pub const LISTENERS_V4: &str = "LISTENERS_V4";
-    /// Hash: [`crate::key::EndpointV6`] to [`crate::service::Listener`].
-    pub const LISTENERS_V6: &str = "LISTENERS_V6";
-    /// Hash: backend's [`crate::key::EndpointV4`] to [`crate::service::ReturnPath`].
-    pub const RETURNS_V4: &str = "RETURNS_V4";
-    /// Hash: backend's [`crate::key::EndpointV6`] to [`crate::service::ReturnPath`].
-    pub const RETURNS_V6: &str = "RETURNS_V6";
+    /// Array of one [`crate::directory::DirectoryWord`], mmapable.
+    pub const DIRECTORY: &str = "DIRECTORY";
+    /// Array of [`crate::directory::PilotRow`], mmapable: both halves, one after the other.
+    pub const PILOTS: &str = "PILOTS";
+    /// Array of [`crate::directory::Entry`], mmapable: both halves, one after the other.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Array of [`crate::flow::Bucket`], mmapable: TCP with proof.
     pub const FLOWS: &str = "FLOWS";
     /// Array like [`FLOWS`]: TCP without proof.
@@ -117,10 +116,9 @@ pub mod map {
         INTERFACES,
         SLOTS,
         PORTS,
-        LISTENERS_V4,
-        LISTENERS_V6,
-        RETURNS_V4,
-        RETURNS_V6,
+        DIRECTORY,
+        PILOTS,
+        ENDPOINTS,
         FLOWS,
         HALF_OPEN,
         UDP,
@@ -147,10 +145,8 @@ pub type MaglevRow = [u32; MAGLEV_ROW as usize];
 pub mod capacity {
     /// Services.
     pub const SERVICES: usize = 1024;
-    /// Listener endpoints per address family.
-    pub const LISTENERS: usize = 4096;
-    /// Backend endpoints that replies come from, per address family.
-    pub const RETURNS: usize = 65_536;
+    /// Endpoints: of listeners, and of backends that replies come from.
+    pub const ENDPOINTS: usize = 65_536;
     /// Backends of all services and colours.
     pub const BACKENDS: usize = 16_384;
     /// Rows of the Maglev arena (1 Mi slots).
@@ -189,15 +185,13 @@ pub const fn tick_ns(ticks: u32) -> u64 {
 }
 
 const _: () = {
-    assert!(size_of::<EndpointV4>() == 8 && size_of::<EndpointV6>() == 20);
+    assert!(size_of::<Entry>() == 64);
     assert!(size_of::<Flow>() == 40 && size_of::<Line>() == 64);
     assert!(size_of::<TableShape>() == 16);
     assert!(size_of::<FragmentKeyV4>() == 24 && size_of::<FragmentKeyV6>() == 48);
     assert!(size_of::<Fragment>() == 56);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
-    assert!(size_of::<Listener>() == 12);
-    assert!(size_of::<ReturnPath>() == 24);
     assert!(size_of::<ColourStats>() == 48);
     assert!(size_of::<Lease>() == 32 && size_of::<Source>() == 16);
     assert!(size_of::<Pressure>() == 16);
@@ -206,8 +200,8 @@ const _: () = {
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, ColourStats, EndpointV4, EndpointV6, Fragment, FragmentKeyV4, FragmentKeyV6,
-        Interface, Lease, Listener, Port, Pressure, ReturnPath, Source, TableShape,
+        Backend, ColourStats, Entry, Fragment, FragmentKeyV4, FragmentKeyV6, Interface, Lease,
+        Port, Pressure, Source, TableShape,
     };
 
     macro_rules! pod {
@@ -220,17 +214,14 @@ mod pod {
     pod!(
         Backend,
         ColourStats,
-        EndpointV4,
-        EndpointV6,
+        Entry,
         Fragment,
         FragmentKeyV4,
         FragmentKeyV6,
         Interface,
         Lease,
-        Listener,
         Port,
         Pressure,
-        ReturnPath,
         Source,
         TableShape
     );

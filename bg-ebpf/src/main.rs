@@ -8,6 +8,7 @@
     reason = "the entry's attribute macro makes an item of its own, and fixes the entry's shape"
 )]
 
+mod endpoints;
 mod lent;
 mod maps;
 mod remembered;
@@ -27,6 +28,7 @@ use aya_ebpf::{
 };
 use bg_common::{
     abi::{MAGLEV_ROW, TICK_SHIFT},
+    directory::Name,
     flow::{FlowKey, FlowTable},
     key::{Endpoint, FragmentKey},
     port::{Port, Tags},
@@ -42,8 +44,10 @@ use bg_ebpf::{
     packet::Packet,
     parse::Segment,
     pipeline::{Action, process},
-    tables::{FamilyTables, Scratch, Tables},
+    tables::{Address, FamilyTables, Scratch, Tables},
 };
+
+use crate::endpoints::whose;
 
 /// The names of these are [`bg_common::abi::global`]'s. The daemon sets them before
 /// the load; the verifier then leaves out the branch that is not taken, and with it
@@ -368,8 +372,15 @@ impl Tables for Kernel {
     }
 }
 
+/// An endpoint's name in the directory.
+#[inline(always)]
+fn name<A: Address>(endpoint: &Endpoint<A>) -> Name {
+    let Endpoint { port, protocol, .. } = *endpoint;
+    Name::new(endpoint.address.client(), port, protocol, A::FAMILY)
+}
+
 macro_rules! family {
-    ($address:ty, $segment:ident, $listeners:ident, $returns:ident, $fragments:ident, $af:ident, $place:expr) => {
+    ($address:ty, $segment:ident, $fragments:ident, $af:ident, $place:expr) => {
         impl FamilyTables<$address> for Kernel {
             #[inline(always)]
             fn keep(&self, segment: Segment<$address>) {
@@ -387,15 +398,12 @@ macro_rules! family {
 
             #[inline(always)]
             fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
-                // SAFETY: copied at once; a change in between is the daemon's,
-                // which replaces whole entries.
-                unsafe { maps::$listeners.get(to) }.copied()
+                whose(&name(to))?.listener()
             }
 
             #[inline(always)]
             fn return_path(&self, from: &Endpoint<$address>) -> Option<&ReturnPath> {
-                // SAFETY: as in `listener`.
-                unsafe { maps::$returns.get(from) }
+                whose(&name(from))?.path()
             }
 
             #[inline(always)]
@@ -472,8 +480,6 @@ const AF_INET6: u8 = 10;
 family!(
     [u8; 4],
     v4,
-    LISTENERS_V4,
-    RETURNS_V4,
     FRAGMENTS_V4,
     AF_INET,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 4]| {
@@ -484,8 +490,6 @@ family!(
 family!(
     [u8; 16],
     v6,
-    LISTENERS_V6,
-    RETURNS_V6,
     FRAGMENTS_V6,
     AF_INET6,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 16]| {

@@ -11,11 +11,11 @@ use aya_ebpf::{
 use bg_common::{
     abi::{MaglevRow, capacity},
     flow::{Bucket, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
-    key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    key::{FragmentKeyV4, FragmentKeyV6},
     monitor::{Pressure, RING, Sighting, Watch},
     port::Port,
     reason::REASONS as REASON_COUNT,
-    service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Fragment, Interface},
     snat::{Lease, PORTS as LEASE_COUNT, Source},
 };
 use bg_ebpf::tables::Scratch;
@@ -60,15 +60,6 @@ pub static INTERFACES: Array<Interface, { capacity::INTERFACES }> = Array::new()
 pub static SLOTS: HashMap<Port, u32, { 2 * capacity::INTERFACES }> = HashMap::new();
 #[btf_map]
 pub static PORTS: DevMap<{ capacity::INTERFACES }> = DevMap::new();
-
-#[btf_map]
-pub static LISTENERS_V4: HashMap<EndpointV4, Listener, { capacity::LISTENERS }> = HashMap::new();
-#[btf_map]
-pub static LISTENERS_V6: HashMap<EndpointV6, Listener, { capacity::LISTENERS }> = HashMap::new();
-#[btf_map]
-pub static RETURNS_V4: HashMap<EndpointV4, ReturnPath, { capacity::RETURNS }> = HashMap::new();
-#[btf_map]
-pub static RETURNS_V6: HashMap<EndpointV6, ReturnPath, { capacity::RETURNS }> = HashMap::new();
 
 #[btf_map]
 pub static FLOWS: Array<Bucket, { buckets(capacity::FLOWS) }, MMAPABLE> = Array::new();
