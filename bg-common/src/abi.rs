@@ -20,10 +20,11 @@ pub const PROGRAM: &str = "bgswitch";
 /// Name of the same program for frames in several buffers (`xdp.frags`).
 pub const PROGRAM_LARGE: &str = "bgswitch_large";
 
+/// Name of the XDP program that sets [`map::CLOCK`] right, in one test run.
+pub const SET_CLOCK: &str = "set_clock";
+
 /// Constants in the object that the daemon sets when it loads it: u32, 0 or 1.
 pub mod global {
-    /// The kernel has `bpf_ktime_get_coarse_ns` (5.11). Unless set: 1.
-    pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
     /// The program is [`super::PROGRAM_LARGE`] (5.18). Unless set: 0.
     pub const LARGE_FRAMES: &str = "LARGE_FRAMES";
     /// The program is one for dry runs: it changes no table and counts nothing.
@@ -88,6 +89,8 @@ pub mod map {
     /// Per-CPU array of one value: the packet path's memory for the packet at hand.
     /// Of no meaning to others, and so not pinned.
     pub const SCRATCH: &str = "SCRATCH";
+    /// Array of one [`super::Clock`], of one loaded program, and so not pinned.
+    pub const CLOCK: &str = "CLOCK";
     /// Array of one [`crate::monitor::Watch`], mmapable. Like the next two it belongs to
     /// one loaded program, and is not pinned: a new daemon's program is watched by
     /// nobody, whatever the one before it left.
@@ -165,9 +168,29 @@ pub mod capacity {
     pub const FRAGMENTS: usize = 16_384;
 }
 
-/// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC`, coarse where the kernel has it so:
-/// 32 bits last 9 years.
+/// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC`, to the kernel's last jiffy: 32 bits
+/// last 9 years.
 pub const TICK_SHIFT: u32 = 26;
+
+/// What makes ticks of the kernel's jiffies. It counts them by `CLOCK_MONOTONIC`, so
+/// they do not drift apart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Clock {
+    /// Nanoseconds of a jiffy: the kernel's `TICK_NSEC`.
+    pub jiffy: u64,
+    /// All jiffies together are so many nanoseconds more than `CLOCK_MONOTONIC`.
+    pub ahead: u64,
+}
+
+impl Clock {
+    /// The tick at a count of jiffies.
+    #[inline(always)]
+    pub const fn tick(&self, jiffies: u64) -> u32 {
+        let ns = jiffies.wrapping_mul(self.jiffy).wrapping_sub(self.ahead);
+        (ns >> TICK_SHIFT) as u32
+    }
+}
 
 /// Ticks in `ns` nanoseconds, rounded up, at least 1.
 pub const fn ticks(ns: u64) -> u32 {
@@ -194,14 +217,14 @@ const _: () = {
     assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
     assert!(size_of::<ColourStats>() == 48);
     assert!(size_of::<Lease>() == 32 && size_of::<Source>() == 16);
-    assert!(size_of::<Pressure>() == 16);
+    assert!(size_of::<Pressure>() == 16 && size_of::<Clock>() == 16);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, ColourStats, Entry, Fragment, FragmentKeyV4, FragmentKeyV6, Interface, Lease,
-        Port, Pressure, Source, TableShape,
+        Backend, Clock, ColourStats, Entry, Fragment, FragmentKeyV4, FragmentKeyV6, Interface,
+        Lease, Port, Pressure, Source, TableShape,
     };
 
     macro_rules! pod {
@@ -213,6 +236,7 @@ mod pod {
     }
     pod!(
         Backend,
+        Clock,
         ColourStats,
         Entry,
         Fragment,

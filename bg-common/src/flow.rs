@@ -159,7 +159,7 @@ pub struct Flow {
     pub client_hop: u64,
     /// Backend id: index of the backend table.
     pub backend: u32,
-    /// Last packet, in [ticks](crate::abi::TICK_SHIFT) of the coarse clock.
+    /// Last packet, in [ticks](crate::abi::TICK_SHIFT) of the clock.
     pub seen: u32,
     /// Half-open TCP: the acknowledgement number that proves the client (host
     /// order). UDP: the listener's [idle time](crate::service::Listener::idle).

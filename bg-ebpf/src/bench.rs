@@ -17,7 +17,7 @@ use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_action},
     btf_maps::{Array, DevMap, PerCpuArray},
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    helpers::generated::bpf_jiffies64,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -145,11 +145,11 @@ pub fn count(context: XdpContext) -> u32 {
     })
 }
 
-/// One reading of the coarse clock.
+/// One reading of the clock.
 #[xdp]
 pub fn clock(_context: XdpContext) -> u32 {
     // SAFETY: the helper takes nothing.
-    drop_if(|| Some(unsafe { bpf_ktime_get_coarse_ns() }))
+    drop_if(|| Some(unsafe { bpf_jiffies64() }))
 }
 
 /// One call of a BPF function.

@@ -20,14 +20,14 @@ use aya_ebpf::{
     EbpfContext as _, Global,
     bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md},
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_xdp_adjust_head,
-        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+        bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len,
     },
     macros::xdp,
     programs::XdpContext,
 };
 use bg_common::{
-    abi::{MAGLEV_ROW, TICK_SHIFT},
+    abi::MAGLEV_ROW,
     directory::Name,
     flow::{FlowKey, FlowTable},
     key::{Endpoint, FragmentKey},
@@ -53,8 +53,6 @@ use crate::endpoints::whose;
 /// the load; the verifier then leaves out the branch that is not taken, and with it
 /// a helper that an old kernel does not have.
 #[unsafe(no_mangle)]
-static COARSE_CLOCK: Global<u32> = Global::new(1);
-#[unsafe(no_mangle)]
 static LARGE_FRAMES: Global<u32> = Global::new(0);
 
 /// The XDP entry.
@@ -68,6 +66,21 @@ pub fn bgswitch(context: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn bgswitch_large(context: XdpContext) -> u32 {
     run(context)
+}
+
+/// Compares the kernel's clocks, for [`tick`]: run once, before the others.
+#[xdp]
+pub fn set_clock(_context: XdpContext) -> u32 {
+    let Some(clock) = maps::CLOCK.get_ptr_mut(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: a valid map value, of which nobody else knows yet; the helpers take
+    // nothing.
+    unsafe {
+        let jiffies = bpf_jiffies64().wrapping_mul((*clock).jiffy);
+        (*clock).ahead = jiffies.wrapping_sub(bpf_ktime_get_ns());
+    }
+    xdp_action::XDP_DROP
 }
 
 /// A verdict, and what the driver does with it.
@@ -181,18 +194,13 @@ impl Packet for Frame {
     }
 }
 
-/// The coarse clock in ticks, or the precise one where there is no coarse one.
+/// The clock in ticks. The kernel's verifier puts the reading of the jiffies in the
+/// helper's place (since 5.6): a load instead of a call.
 #[inline(always)]
 fn tick() -> u32 {
-    // SAFETY: the helpers take nothing; the coarse one is in kernel 5.11.
-    let now = unsafe {
-        if COARSE_CLOCK.load() == 0 {
-            bpf_ktime_get_ns()
-        } else {
-            bpf_ktime_get_coarse_ns()
-        }
-    };
-    (now >> TICK_SHIFT) as u32
+    // SAFETY: the helper takes nothing.
+    let jiffies = unsafe { bpf_jiffies64() };
+    maps::CLOCK.get(0).map_or(0, |clock| clock.tick(jiffies))
 }
 
 struct Kernel {

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use bg_common::{
-    abi::{MaglevRow, capacity},
+    abi::{Clock, MaglevRow, capacity},
     flow::{Bucket, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
     key::{FragmentKeyV4, FragmentKeyV6},
     monitor::{Pressure, RING, Sighting, Watch},
@@ -98,6 +98,8 @@ pub static STATS: PerCpuArray<ColourStats, { capacity::SERVICES * 2 }> = PerCpuA
 #[btf_map]
 pub static PRESSURE: PerCpuArray<Pressure, TABLES> = PerCpuArray::new();
 
+#[btf_map]
+pub static CLOCK: Array<Clock, 1> = Array::new();
 #[btf_map]
 pub static MONITOR: Array<Watch, 1, MMAPABLE> = Array::new();
 #[btf_map]

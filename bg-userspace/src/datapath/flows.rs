@@ -125,8 +125,8 @@ impl Datapath {
     }
 }
 
-/// The coarse clock in ticks: the packet path's, or, where that reads the precise
-/// one, at most one tick behind.
+/// The coarse clock in ticks, which goes with the packet path's: that one may be a tick
+/// ahead or behind.
 pub(super) fn tick() -> u32 {
     (nanoseconds(ClockId::CLOCK_MONOTONIC_COARSE) >> TICK_SHIFT) as u32
 }
