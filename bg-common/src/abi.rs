@@ -64,6 +64,8 @@ pub mod map {
     pub const UDP: &str = "UDP";
     /// Array of [`crate::flow::TableShape`]; index: [`crate::flow::FlowTable`].
     pub const SHAPES: &str = "SHAPES";
+    /// Array of [`crate::flow::MarkRow`], mmapable: see [`crate::flow::TableShape::mark`].
+    pub const MARKS: &str = "MARKS";
     /// Array of a spin lock and a count of changes (4 bytes each); index:
     /// [`crate::flow::FlowTable`] times [`crate::flow::REGIONS`] plus region, and
     /// behind all tables those of [`LEASES`], by the low bits of the port.
@@ -126,6 +128,7 @@ pub mod map {
         HALF_OPEN,
         UDP,
         SHAPES,
+        MARKS,
         REGIONS,
         LEASES,
         SOURCES,
@@ -210,7 +213,7 @@ pub const fn tick_ns(ticks: u32) -> u64 {
 const _: () = {
     assert!(size_of::<Entry>() == 64);
     assert!(size_of::<Flow>() == 40 && size_of::<Line>() == 64);
-    assert!(size_of::<TableShape>() == 16);
+    assert!(size_of::<TableShape>() == 24);
     assert!(size_of::<FragmentKeyV4>() == 24 && size_of::<FragmentKeyV6>() == 48);
     assert!(size_of::<Fragment>() == 56);
     assert!(size_of::<Backend>() == 32);

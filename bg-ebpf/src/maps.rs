@@ -10,7 +10,10 @@ use aya_ebpf::{
 };
 use bg_common::{
     abi::{Clock, MaglevRow, capacity},
-    flow::{Bucket, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
+    flow::{
+        Bucket, FlowTable, MARK_ROW, MARKS as MARK_COUNT, MarkRow, REGIONS as REGION_COUNT,
+        TableShape, buckets_for,
+    },
     key::{FragmentKeyV4, FragmentKeyV6},
     monitor::{Pressure, RING, Sighting, Watch},
     port::Port,
@@ -69,6 +72,9 @@ pub static HALF_OPEN: Array<Bucket, { buckets(capacity::HALF_OPEN) }, MMAPABLE> 
 pub static UDP: Array<Bucket, { buckets(capacity::UDP) }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SHAPES: Array<TableShape, TABLES> = Array::new();
+#[btf_map]
+pub static MARKS: Array<MarkRow, { TABLES * (MARK_COUNT / MARK_ROW) as usize }, MMAPABLE> =
+    Array::new();
 #[btf_map]
 pub static REGIONS: Array<Region, { (TABLES + 1) * REGION_COUNT as usize }> = Array::new();
 

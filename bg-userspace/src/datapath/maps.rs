@@ -62,11 +62,14 @@ impl Inner {
             sources: words(map::SOURCES, capacity::BLOCKS * SOURCE_WORDS)?,
             backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
             directory: directory(pins)?,
-            lines: Lines::new([
-                lines(FlowTable::Established)?,
-                lines(FlowTable::HalfOpen)?,
-                lines(FlowTable::Udp)?,
-            ]),
+            lines: Lines::new(
+                [
+                    lines(FlowTable::Established)?,
+                    lines(FlowTable::HalfOpen)?,
+                    lines(FlowTable::Udp)?,
+                ],
+                words(map::MARKS, Lines::MARKS)?,
+            ),
             tables: Mutex::default(),
             changing: Arc::default(),
             pins: pins.clone(),

@@ -12,7 +12,7 @@ use aya::{
 use bg_common::{
     abi::{LAYOUT, MAGLEV_ROW, capacity, map},
     directory::{Entry, LINES, PILOT_ROW, PILOTS, PilotRow},
-    flow::{Bucket, FlowTable, REGIONS, TableShape, buckets_for},
+    flow::{Bucket, FlowTable, MARK_ROW, MARKS, MarkRow, REGIONS, TableShape, buckets_for},
     key::{FragmentKeyV4, FragmentKeyV6},
     monitor::Pressure,
     port::Port,
@@ -355,6 +355,14 @@ fn shapes() -> Vec<Shape> {
             of::<TableShape>(),
             tables,
             0,
+        ),
+        (
+            map::MARKS,
+            MapType::Array,
+            4,
+            of::<MarkRow>(),
+            tables * MARKS / MARK_ROW,
+            MMAPABLE,
         ),
         (
             map::REGIONS,
