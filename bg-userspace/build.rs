@@ -44,6 +44,7 @@ fn main() -> Result<()> {
         // and one that the kernel may refuse.
         env::set_var("CARGO_INCREMENTAL", "0");
         env::set_var("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1");
+        env::set_var("CARGO_PROFILE_RELEASE_PANIC", "abort");
     }
 
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);

@@ -1,17 +1,18 @@
 //! Names, capacities and sizes that the object and the daemon agree on.
 
 use crate::{
+    directory::Entry,
     flow::{Flow, Line, TableShape},
-    key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    key::{FragmentKeyV4, FragmentKeyV6},
     monitor::Pressure,
     port::Port,
-    service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Fragment, Interface},
     snat::{Lease, Source},
 };
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
 /// every change of a map's type, key, value or meaning.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;
 
 /// Name of the XDP program in the object, for frames in one buffer.
 pub const PROGRAM: &str = "bgswitch";
@@ -19,10 +20,11 @@ pub const PROGRAM: &str = "bgswitch";
 /// Name of the same program for frames in several buffers (`xdp.frags`).
 pub const PROGRAM_LARGE: &str = "bgswitch_large";
 
+/// Name of the XDP program that sets [`map::CLOCK`] right, in one test run.
+pub const SET_CLOCK: &str = "set_clock";
+
 /// Constants in the object that the daemon sets when it loads it: u32, 0 or 1.
 pub mod global {
-    /// The kernel has `bpf_ktime_get_coarse_ns` (5.11). Unless set: 1.
-    pub const COARSE_CLOCK: &str = "COARSE_CLOCK";
     /// The program is [`super::PROGRAM_LARGE`] (5.18). Unless set: 0.
     pub const LARGE_FRAMES: &str = "LARGE_FRAMES";
     /// The program is one for dry runs: it changes no table and counts nothing.
@@ -48,14 +50,12 @@ pub mod map {
     pub const SLOTS: &str = "SLOTS";
     /// Device map; index: slot.
     pub const PORTS: &str = "PORTS";
-    /// Hash: [`crate::key::EndpointV4`] to [`crate::service::Listener`].
-    pub const LISTENERS_V4: &str = "LISTENERS_V4";
-    /// Hash: [`crate::key::EndpointV6`] to [`crate::service::Listener`].
-    pub const LISTENERS_V6: &str = "LISTENERS_V6";
-    /// Hash: backend's [`crate::key::EndpointV4`] to [`crate::service::ReturnPath`].
-    pub const RETURNS_V4: &str = "RETURNS_V4";
-    /// Hash: backend's [`crate::key::EndpointV6`] to [`crate::service::ReturnPath`].
-    pub const RETURNS_V6: &str = "RETURNS_V6";
+    /// Array of one [`crate::directory::DirectoryWord`], mmapable.
+    pub const DIRECTORY: &str = "DIRECTORY";
+    /// Array of [`crate::directory::PilotRow`], mmapable: both halves, one after the other.
+    pub const PILOTS: &str = "PILOTS";
+    /// Array of [`crate::directory::Entry`], mmapable: both halves, one after the other.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Array of [`crate::flow::Bucket`], mmapable: TCP with proof.
     pub const FLOWS: &str = "FLOWS";
     /// Array like [`FLOWS`]: TCP without proof.
@@ -64,6 +64,8 @@ pub mod map {
     pub const UDP: &str = "UDP";
     /// Array of [`crate::flow::TableShape`]; index: [`crate::flow::FlowTable`].
     pub const SHAPES: &str = "SHAPES";
+    /// Array of [`crate::flow::MarkRow`], mmapable: see [`crate::flow::TableShape::mark`].
+    pub const MARKS: &str = "MARKS";
     /// Array of a spin lock and a count of changes (4 bytes each); index:
     /// [`crate::flow::FlowTable`] times [`crate::flow::REGIONS`] plus region, and
     /// behind all tables those of [`LEASES`], by the low bits of the port.
@@ -89,6 +91,8 @@ pub mod map {
     /// Per-CPU array of one value: the packet path's memory for the packet at hand.
     /// Of no meaning to others, and so not pinned.
     pub const SCRATCH: &str = "SCRATCH";
+    /// Array of one [`super::Clock`], of one loaded program, and so not pinned.
+    pub const CLOCK: &str = "CLOCK";
     /// Array of one [`crate::monitor::Watch`], mmapable. Like the next two it belongs to
     /// one loaded program, and is not pinned: a new daemon's program is watched by
     /// nobody, whatever the one before it left.
@@ -117,14 +121,14 @@ pub mod map {
         INTERFACES,
         SLOTS,
         PORTS,
-        LISTENERS_V4,
-        LISTENERS_V6,
-        RETURNS_V4,
-        RETURNS_V6,
+        DIRECTORY,
+        PILOTS,
+        ENDPOINTS,
         FLOWS,
         HALF_OPEN,
         UDP,
         SHAPES,
+        MARKS,
         REGIONS,
         LEASES,
         SOURCES,
@@ -147,10 +151,8 @@ pub type MaglevRow = [u32; MAGLEV_ROW as usize];
 pub mod capacity {
     /// Services.
     pub const SERVICES: usize = 1024;
-    /// Listener endpoints per address family.
-    pub const LISTENERS: usize = 4096;
-    /// Backend endpoints that replies come from, per address family.
-    pub const RETURNS: usize = 65_536;
+    /// Endpoints: of listeners, and of backends that replies come from.
+    pub const ENDPOINTS: usize = 65_536;
     /// Backends of all services and colours.
     pub const BACKENDS: usize = 16_384;
     /// Rows of the Maglev arena (1 Mi slots).
@@ -169,9 +171,29 @@ pub mod capacity {
     pub const FRAGMENTS: usize = 16_384;
 }
 
-/// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC`, coarse where the kernel has it so:
-/// 32 bits last 9 years.
+/// A tick is 2^26 ns (67 ms) of `CLOCK_MONOTONIC`, to the kernel's last jiffy: 32 bits
+/// last 9 years.
 pub const TICK_SHIFT: u32 = 26;
+
+/// What makes ticks of the kernel's jiffies. It counts them by `CLOCK_MONOTONIC`, so
+/// they do not drift apart.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Clock {
+    /// Nanoseconds of a jiffy: the kernel's `TICK_NSEC`.
+    pub jiffy: u64,
+    /// All jiffies together are so many nanoseconds more than `CLOCK_MONOTONIC`.
+    pub ahead: u64,
+}
+
+impl Clock {
+    /// The tick at a count of jiffies.
+    #[inline(always)]
+    pub const fn tick(&self, jiffies: u64) -> u32 {
+        let ns = jiffies.wrapping_mul(self.jiffy).wrapping_sub(self.ahead);
+        (ns >> TICK_SHIFT) as u32
+    }
+}
 
 /// Ticks in `ns` nanoseconds, rounded up, at least 1.
 pub const fn ticks(ns: u64) -> u32 {
@@ -189,25 +211,23 @@ pub const fn tick_ns(ticks: u32) -> u64 {
 }
 
 const _: () = {
-    assert!(size_of::<EndpointV4>() == 8 && size_of::<EndpointV6>() == 20);
+    assert!(size_of::<Entry>() == 64);
     assert!(size_of::<Flow>() == 40 && size_of::<Line>() == 64);
-    assert!(size_of::<TableShape>() == 16);
+    assert!(size_of::<TableShape>() == 24);
     assert!(size_of::<FragmentKeyV4>() == 24 && size_of::<FragmentKeyV6>() == 48);
     assert!(size_of::<Fragment>() == 56);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
-    assert!(size_of::<Listener>() == 12);
-    assert!(size_of::<ReturnPath>() == 24);
     assert!(size_of::<ColourStats>() == 48);
     assert!(size_of::<Lease>() == 32 && size_of::<Source>() == 16);
-    assert!(size_of::<Pressure>() == 16);
+    assert!(size_of::<Pressure>() == 16 && size_of::<Clock>() == 16);
 };
 
 #[cfg(feature = "user")]
 mod pod {
     use super::{
-        Backend, ColourStats, EndpointV4, EndpointV6, Fragment, FragmentKeyV4, FragmentKeyV6,
-        Interface, Lease, Listener, Port, Pressure, ReturnPath, Source, TableShape,
+        Backend, Clock, ColourStats, Entry, Fragment, FragmentKeyV4, FragmentKeyV6, Interface,
+        Lease, Port, Pressure, Source, TableShape,
     };
 
     macro_rules! pod {
@@ -219,18 +239,16 @@ mod pod {
     }
     pod!(
         Backend,
+        Clock,
         ColourStats,
-        EndpointV4,
-        EndpointV6,
+        Entry,
         Fragment,
         FragmentKeyV4,
         FragmentKeyV6,
         Interface,
         Lease,
-        Listener,
         Port,
         Pressure,
-        ReturnPath,
         Source,
         TableShape
     );

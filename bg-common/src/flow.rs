@@ -159,7 +159,7 @@ pub struct Flow {
     pub client_hop: u64,
     /// Backend id: index of the backend table.
     pub backend: u32,
-    /// Last packet, in [ticks](crate::abi::TICK_SHIFT) of the coarse clock.
+    /// Last packet, in [ticks](crate::abi::TICK_SHIFT) of the clock.
     pub seen: u32,
     /// Half-open TCP: the acknowledgement number that proves the client (host
     /// order). UDP: the listener's [idle time](crate::service::Listener::idle).
@@ -309,7 +309,19 @@ pub struct TableShape {
     pub buckets: u32,
     /// Regions: a power of two, at most [`REGIONS`].
     pub regions: u32,
+    /// Buckets that share a [mark](TableShape::mark): 1 shifted left by this.
+    pub mark_shift: u32,
+    zero: u32,
 }
+
+/// Marks of a flow table: bytes.
+pub const MARKS: u32 = 32_768;
+
+/// Marks in one row of their array: 64 bytes.
+pub const MARK_ROW: u32 = 64;
+
+/// A row of marks.
+pub type MarkRow = [u8; MARK_ROW as usize];
 
 /// Regions of a flow table, at most: new flows of different regions do not wait
 /// for each other.
@@ -343,7 +355,27 @@ impl TableShape {
                 buckets.div_ceil(regions)
             },
             regions,
+            mark_shift: 0,
+            zero: 0,
         }
+        .marked()
+    }
+
+    /// With as many buckets to a mark as the number of marks wants.
+    const fn marked(mut self) -> Self {
+        while self.total() > MARKS << self.mark_shift {
+            self.mark_shift += 1;
+        }
+        self
+    }
+
+    /// Index of a bucket's mark, among those of all tables. A mark that is 0 says that no
+    /// bucket has a flow that is not over: who counts flows need not look. The packet path
+    /// sets it after it has written a line; who finds no flow there may take it back, and
+    /// must then look again.
+    #[inline(always)]
+    pub const fn mark(&self, table: FlowTable, bucket: u32) -> u32 {
+        table as u32 * MARKS + (bucket >> (self.mark_shift & 31))
     }
 
     /// Buckets of the whole table.

@@ -10,6 +10,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod abi;
+pub mod directory;
 pub mod flow;
 pub mod key;
 pub mod maglev;

@@ -9,22 +9,24 @@
 )]
 
 mod arrivals;
+mod endpoints;
 
 use core::ptr;
 
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_action},
-    btf_maps::{Array, DevMap, HashMap, PerCpuArray},
-    helpers::generated::bpf_ktime_get_coarse_ns,
+    btf_maps::{Array, DevMap, PerCpuArray},
+    helpers::generated::bpf_jiffies64,
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
 use bg_common::{
     abi::capacity,
+    directory::Name,
     flow::{Bucket, FlowKey, FlowTable, TableShape, buckets_for},
-    key::{EndpointV4, TCP},
-    service::{Backend, Listener},
+    key::TCP,
+    service::Backend,
 };
 use bg_ebpf::{
     checksum::Delta,
@@ -40,8 +42,6 @@ pub static OUT: DevMap<1> = DevMap::new();
 pub static COUNTERS: PerCpuArray<u64, 32> = PerCpuArray::new();
 
 // The packet path's own, by their pins.
-#[btf_map]
-pub static LISTENERS_V4: HashMap<EndpointV4, Listener, { capacity::LISTENERS }> = HashMap::new();
 #[btf_map]
 pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, { BPF_F_MMAPABLE as usize }> =
     Array::new();
@@ -88,9 +88,10 @@ pub fn transmit(_context: XdpContext) -> u32 {
 #[xdp]
 pub fn find_listener(context: XdpContext) -> u32 {
     drop_if(|| {
-        let to = EndpointV4::new(read(&context, 30)?, read(&context, 36)?, TCP);
-        // SAFETY: one aligned load; entries are replaced whole.
-        unsafe { LISTENERS_V4.get(to) }.map(|listener| u64::from(listener.idle))
+        let address = FlowKey::client_v4(read(&context, 30)?);
+        let name = Name::new(address, read(&context, 36)?, TCP, 4);
+        let listener = endpoints::whose(&name)?.listener()?;
+        Some(u64::from(listener.idle))
     })
 }
 
@@ -144,11 +145,11 @@ pub fn count(context: XdpContext) -> u32 {
     })
 }
 
-/// One reading of the coarse clock.
+/// One reading of the clock.
 #[xdp]
 pub fn clock(_context: XdpContext) -> u32 {
     // SAFETY: the helper takes nothing.
-    drop_if(|| Some(unsafe { bpf_ktime_get_coarse_ns() }))
+    drop_if(|| Some(unsafe { bpf_jiffies64() }))
 }
 
 /// One call of a BPF function.

@@ -8,6 +8,7 @@
     reason = "the entry's attribute macro makes an item of its own, and fixes the entry's shape"
 )]
 
+mod endpoints;
 mod lent;
 mod maps;
 mod remembered;
@@ -19,14 +20,15 @@ use aya_ebpf::{
     EbpfContext as _, Global,
     bindings::{bpf_fib_lookup as FibLookup, xdp_action, xdp_md},
     helpers::generated::{
-        bpf_fib_lookup, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_xdp_adjust_head,
-        bpf_xdp_adjust_tail, bpf_xdp_get_buff_len,
+        bpf_fib_lookup, bpf_jiffies64, bpf_ktime_get_ns, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+        bpf_xdp_get_buff_len,
     },
     macros::xdp,
     programs::XdpContext,
 };
 use bg_common::{
-    abi::{MAGLEV_ROW, TICK_SHIFT},
+    abi::MAGLEV_ROW,
+    directory::Name,
     flow::{FlowKey, FlowTable},
     key::{Endpoint, FragmentKey},
     port::{Port, Tags},
@@ -42,14 +44,14 @@ use bg_ebpf::{
     packet::Packet,
     parse::Segment,
     pipeline::{Action, process},
-    tables::{FamilyTables, Scratch, Tables},
+    tables::{Address, FamilyTables, Scratch, Tables},
 };
+
+use crate::endpoints::whose;
 
 /// The names of these are [`bg_common::abi::global`]'s. The daemon sets them before
 /// the load; the verifier then leaves out the branch that is not taken, and with it
 /// a helper that an old kernel does not have.
-#[unsafe(no_mangle)]
-static COARSE_CLOCK: Global<u32> = Global::new(1);
 #[unsafe(no_mangle)]
 static LARGE_FRAMES: Global<u32> = Global::new(0);
 
@@ -64,6 +66,21 @@ pub fn bgswitch(context: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn bgswitch_large(context: XdpContext) -> u32 {
     run(context)
+}
+
+/// Compares the kernel's clocks, for [`tick`]: run once, before the others.
+#[xdp]
+pub fn set_clock(_context: XdpContext) -> u32 {
+    let Some(clock) = maps::CLOCK.get_ptr_mut(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: a valid map value, of which nobody else knows yet; the helpers take
+    // nothing.
+    unsafe {
+        let jiffies = bpf_jiffies64().wrapping_mul((*clock).jiffy);
+        (*clock).ahead = jiffies.wrapping_sub(bpf_ktime_get_ns());
+    }
+    xdp_action::XDP_DROP
 }
 
 /// A verdict, and what the driver does with it.
@@ -177,18 +194,13 @@ impl Packet for Frame {
     }
 }
 
-/// The coarse clock in ticks, or the precise one where there is no coarse one.
+/// The clock in ticks. The kernel's verifier puts the reading of the jiffies in the
+/// helper's place (since 5.6): a load instead of a call.
 #[inline(always)]
 fn tick() -> u32 {
-    // SAFETY: the helpers take nothing; the coarse one is in kernel 5.11.
-    let now = unsafe {
-        if COARSE_CLOCK.load() == 0 {
-            bpf_ktime_get_ns()
-        } else {
-            bpf_ktime_get_coarse_ns()
-        }
-    };
-    (now >> TICK_SHIFT) as u32
+    // SAFETY: the helper takes nothing.
+    let jiffies = unsafe { bpf_jiffies64() };
+    maps::CLOCK.get(0).map_or(0, |clock| clock.tick(jiffies))
 }
 
 struct Kernel {
@@ -368,8 +380,15 @@ impl Tables for Kernel {
     }
 }
 
+/// An endpoint's name in the directory.
+#[inline(always)]
+fn name<A: Address>(endpoint: &Endpoint<A>) -> Name {
+    let Endpoint { port, protocol, .. } = *endpoint;
+    Name::new(endpoint.address.client(), port, protocol, A::FAMILY)
+}
+
 macro_rules! family {
-    ($address:ty, $segment:ident, $listeners:ident, $returns:ident, $fragments:ident, $af:ident, $place:expr) => {
+    ($address:ty, $segment:ident, $fragments:ident, $af:ident, $place:expr) => {
         impl FamilyTables<$address> for Kernel {
             #[inline(always)]
             fn keep(&self, segment: Segment<$address>) {
@@ -387,15 +406,12 @@ macro_rules! family {
 
             #[inline(always)]
             fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {
-                // SAFETY: copied at once; a change in between is the daemon's,
-                // which replaces whole entries.
-                unsafe { maps::$listeners.get(to) }.copied()
+                whose(&name(to))?.listener()
             }
 
             #[inline(always)]
             fn return_path(&self, from: &Endpoint<$address>) -> Option<&ReturnPath> {
-                // SAFETY: as in `listener`.
-                unsafe { maps::$returns.get(from) }
+                whose(&name(from))?.path()
             }
 
             #[inline(always)]
@@ -472,8 +488,6 @@ const AF_INET6: u8 = 10;
 family!(
     [u8; 4],
     v4,
-    LISTENERS_V4,
-    RETURNS_V4,
     FRAGMENTS_V4,
     AF_INET,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 4]| {
@@ -484,8 +498,6 @@ family!(
 family!(
     [u8; 16],
     v6,
-    LISTENERS_V6,
-    RETURNS_V6,
     FRAGMENTS_V6,
     AF_INET6,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 16]| {

@@ -9,13 +9,16 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use bg_common::{
-    abi::{MaglevRow, capacity},
-    flow::{Bucket, FlowTable, REGIONS as REGION_COUNT, TableShape, buckets_for},
-    key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    abi::{Clock, MaglevRow, capacity},
+    flow::{
+        Bucket, FlowTable, MARK_ROW, MARKS as MARK_COUNT, MarkRow, REGIONS as REGION_COUNT,
+        TableShape, buckets_for,
+    },
+    key::{FragmentKeyV4, FragmentKeyV6},
     monitor::{Pressure, RING, Sighting, Watch},
     port::Port,
     reason::REASONS as REASON_COUNT,
-    service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Fragment, Interface},
     snat::{Lease, PORTS as LEASE_COUNT, Source},
 };
 use bg_ebpf::tables::Scratch;
@@ -62,15 +65,6 @@ pub static SLOTS: HashMap<Port, u32, { 2 * capacity::INTERFACES }> = HashMap::ne
 pub static PORTS: DevMap<{ capacity::INTERFACES }> = DevMap::new();
 
 #[btf_map]
-pub static LISTENERS_V4: HashMap<EndpointV4, Listener, { capacity::LISTENERS }> = HashMap::new();
-#[btf_map]
-pub static LISTENERS_V6: HashMap<EndpointV6, Listener, { capacity::LISTENERS }> = HashMap::new();
-#[btf_map]
-pub static RETURNS_V4: HashMap<EndpointV4, ReturnPath, { capacity::RETURNS }> = HashMap::new();
-#[btf_map]
-pub static RETURNS_V6: HashMap<EndpointV6, ReturnPath, { capacity::RETURNS }> = HashMap::new();
-
-#[btf_map]
 pub static FLOWS: Array<Bucket, { buckets(capacity::FLOWS) }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static HALF_OPEN: Array<Bucket, { buckets(capacity::HALF_OPEN) }, MMAPABLE> = Array::new();
@@ -78,6 +72,9 @@ pub static HALF_OPEN: Array<Bucket, { buckets(capacity::HALF_OPEN) }, MMAPABLE> 
 pub static UDP: Array<Bucket, { buckets(capacity::UDP) }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SHAPES: Array<TableShape, TABLES> = Array::new();
+#[btf_map]
+pub static MARKS: Array<MarkRow, { TABLES * (MARK_COUNT / MARK_ROW) as usize }, MMAPABLE> =
+    Array::new();
 #[btf_map]
 pub static REGIONS: Array<Region, { (TABLES + 1) * REGION_COUNT as usize }> = Array::new();
 
@@ -107,6 +104,8 @@ pub static STATS: PerCpuArray<ColourStats, { capacity::SERVICES * 2 }> = PerCpuA
 #[btf_map]
 pub static PRESSURE: PerCpuArray<Pressure, TABLES> = PerCpuArray::new();
 
+#[btf_map]
+pub static CLOCK: Array<Clock, 1> = Array::new();
 #[btf_map]
 pub static MONITOR: Array<Watch, 1, MMAPABLE> = Array::new();
 #[btf_map]

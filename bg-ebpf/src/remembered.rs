@@ -8,7 +8,7 @@ use core::ptr;
 
 use aya_ebpf::helpers::generated::{bpf_spin_lock, bpf_spin_unlock};
 use bg_common::{
-    flow::{Bucket, FlowKey, FlowTable, Place, REGIONS, TableShape, start},
+    flow::{Bucket, FlowKey, FlowTable, MARK_ROW, Place, REGIONS, TableShape, start},
     monitor::Pressure,
 };
 use bg_ebpf::{
@@ -234,10 +234,24 @@ pub extern "C" fn remember_pending(table: u32, now: u32) -> u64 {
         // SAFETY: the lock that is held.
         unsafe { bpf_spin_unlock(&raw mut (*region).lock) };
         if unchanged {
+            mark(table, spot.bucket());
             return 1;
         }
     }
     0
+}
+
+/// Marks that a bucket has a flow: after its line was written.
+#[inline(always)]
+fn mark(table: FlowTable, bucket: u32) {
+    let Some(shape) = maps::SHAPES.get(table as u32) else {
+        return;
+    };
+    let mark = shape.mark(table, bucket);
+    if let Some(row) = maps::MARKS.get_ptr_mut(mark / MARK_ROW) {
+        // SAFETY: a byte of a map value, of which all who write it write the same.
+        unsafe { ptr::write_volatile(&raw mut (*row)[(mark % MARK_ROW) as usize], 1) }
+    }
 }
 
 /// Counts what befalls a table.

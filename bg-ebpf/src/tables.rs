@@ -81,7 +81,7 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn interface(&self, slot: u32) -> Option<&Interface>;
     /// The slot of a port.
     fn slot(&self, port: &Port) -> Option<u32>;
-    /// The coarse clock, in ticks ([`bg_common::abi::TICK_SHIFT`]).
+    /// The clock, in ticks ([`bg_common::abi::TICK_SHIFT`]).
     fn tick(&self) -> u32;
     /// The precise clock, `CLOCK_MONOTONIC` nanoseconds.
     fn now_ns(&self) -> u64;

@@ -1,9 +1,19 @@
 //! The `bgswitch` command.
 
-use std::process::ExitCode;
+use std::{
+    panic,
+    process::{self, ExitCode},
+};
 
 use clap::Parser as _;
 
 fn main() -> ExitCode {
+    let tell = panic::take_hook();
+    // A daemon of which one thread is gone is none: systemd starts it anew, and
+    // forwarding goes on meanwhile.
+    panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        process::abort();
+    }));
     bg_userspace::cli::run(bg_userspace::cli::Arguments::parse())
 }

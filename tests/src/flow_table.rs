@@ -4,22 +4,23 @@
 #[cfg(feature = "lab")]
 mod mapped;
 
-use std::fmt;
+use std::{cell::Cell, fmt};
 
-use bg_common::flow::{Flow, FlowKey, FlowTable, Place, TableShape};
+use bg_common::flow::{Flow, FlowKey, FlowTable, MARKS, Place, TableShape};
 use bg_ebpf::flows::{BucketCell, Buckets, FlowCell, LineCell, Spot, choose, find, reach_out};
 
 /// All three tables, and what makes the packet path's algorithms run over them.
 #[derive(Debug)]
 pub struct FlowTables {
     shapes: [TableShape; FlowTable::ALL.len()],
-    tables: [Box<dyn Memory>; FlowTable::ALL.len()],
+    tables: [Box<dyn Memory<BucketCell>>; FlowTable::ALL.len()],
+    marks: Box<dyn Memory<Cell<u8>>>,
 }
 
-/// The buckets of one table: the host's own, or the kernel's.
-trait Memory: AsRef<[BucketCell]> + fmt::Debug {}
+/// The buckets of one table, or the marks of all: the host's own, or the kernel's.
+trait Memory<T>: AsRef<[T]> + fmt::Debug {}
 
-impl Memory for Box<[BucketCell]> {}
+impl<T: fmt::Debug> Memory<T> for Box<[T]> {}
 
 impl Buckets for FlowTables {
     fn bucket(&self, table: FlowTable, index: u32) -> Option<&BucketCell> {
@@ -30,13 +31,15 @@ impl Buckets for FlowTables {
 impl FlowTables {
     /// Empty tables on the host, of these shapes.
     pub fn new(shapes: [TableShape; FlowTable::ALL.len()]) -> Self {
-        let buckets = |shape: TableShape| -> Box<dyn Memory> {
+        let buckets = |shape: TableShape| -> Box<dyn Memory<BucketCell>> {
             let empty = (0..shape.total()).map(|_| BucketCell::default());
             Box::new(empty.collect::<Box<[_]>>())
         };
+        let marks = vec![Cell::new(0); FlowTable::ALL.len() * MARKS as usize];
         Self {
             shapes,
             tables: shapes.map(buckets),
+            marks: Box::new(marks.into_boxed_slice()),
         }
     }
 
@@ -103,6 +106,8 @@ impl FlowTables {
         };
         reach_out(home, &place, spot);
         line.fill(key, flow);
+        let mark = self.shapes[table as usize].mark(table, spot.bucket());
+        (*self.marks).as_ref()[mark as usize].set(1);
         true
     }
 

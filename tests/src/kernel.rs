@@ -23,7 +23,7 @@ use bg_common::{
     snat::{Lease, Source, index},
 };
 use bg_ebpf::packet::ETHERNET;
-use bg_userspace::datapath::{Features, Loaded, block_of};
+use bg_userspace::datapath::{Built, Directory, Features, Loaded, block_of};
 use nix::{
     sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare},
     time::{ClockId, clock_gettime},
@@ -81,6 +81,7 @@ pub fn pin(cpu: usize) -> Result<()> {
 pub struct Kernel {
     loaded: Loaded,
     tables: FlowTables,
+    directory: Directory,
     blocks: Map<u32, Array<MapData, Lease>>,
     /// Indices of the ports that the world has leases of.
     set: Vec<u32>,
@@ -158,7 +159,7 @@ impl Kernel {
         let mut loader = EbpfLoader::new();
         loader.map_max_entries(map::FLOWS, buckets_for(flows));
         let loaded = features.load(&mut loader)?;
-        let tables = FlowTables::mapped(|name| {
+        let array = |name: &str| -> Result<MapData> {
             let map = loaded
                 .ebpf
                 .map(name)
@@ -168,10 +169,14 @@ impl Kernel {
             };
             let fd = data.fd().as_fd().try_clone_to_owned()?;
             Ok(MapData::from_fd(fd)?)
-        })?;
+        };
+        let tables = FlowTables::mapped(array)?;
+        let [word, pilots, lines] = Directory::MAPS.map(array);
+        let directory = Directory::map([word?, pilots?, lines?])?;
         let mut kernel = Self {
             loaded,
             tables,
+            directory,
             blocks: Map::new(),
             set: Vec::new(),
             ifindexes,
@@ -246,10 +251,8 @@ impl Kernel {
             .map(|(slot, i)| (i.port(), slot as u32))
             .collect();
         fill(ebpf, map::SLOTS, &slots)?;
-        fill(ebpf, map::LISTENERS_V4, &world.listeners_v4)?;
-        fill(ebpf, map::LISTENERS_V6, &world.listeners_v6)?;
-        fill(ebpf, map::RETURNS_V4, &world.returns_v4)?;
-        fill(ebpf, map::RETURNS_V6, &world.returns_v6)?;
+        let built = Built::of(&world.entries()).context("no directory")?;
+        self.directory.write(&built);
         fill(ebpf, map::FRAGMENTS_V4, &world.fragments_v4)?;
         fill(ebpf, map::FRAGMENTS_V6, &world.fragments_v6)?;
         let mut shapes: Array<_, TableShape> = map_of(ebpf, map::SHAPES)?;

@@ -13,9 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use bg_common::abi::LAYOUT;
+use aya::maps::MapData;
+use bg_common::{abi::LAYOUT, service::Listener};
 use bg_userspace::{
-    datapath::PinnedWords,
+    datapath::{Directory, PinnedWords},
     plan::{ListenerPlan, Protocol},
 };
 use nix::{
@@ -461,6 +462,20 @@ impl Lab {
         self.bpffs().join(format!("v{LAYOUT}/maps/{name}"))
     }
 
+    /// The packet path's directory of endpoints.
+    pub fn endpoints(&self) -> Result<Directory> {
+        let maps = Directory::MAPS.map(|name| MapData::from_pin(self.pinned_map(name)));
+        let [word, pilots, lines] = maps;
+        Ok(Directory::map([word?, pilots?, lines?])?)
+    }
+
+    /// What the packet path knows of a listener.
+    pub fn listener(&self, listener: ListenerPlan) -> Result<Listener> {
+        let listeners = self.endpoints()?.read().listeners;
+        let found = listeners.get(&listener).copied();
+        found.with_context(|| format!("no listener {listener}"))
+    }
+
     /// Writes a configuration; `service` is the part after `[gateway]`.
     pub fn configure(&self, service: &str) -> Result<()> {
         self.configure_for(MAX_FLOWS, service)
@@ -565,7 +580,7 @@ impl Lab {
             protocol: Protocol::Tcp,
         };
         let id = words
-            .service_of(&[listener])?
+            .service(None, &[listener])
             .context("the service is not in the packet path")?;
         Ok((words, id))
     }

@@ -3,12 +3,13 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::Hash,
     net::{IpAddr, SocketAddr},
 };
 
 use bg_common::{
+    directory::{Entry, Name},
     flow::{Flow, FlowKey, FlowTable, LINES, TableShape},
     key::{Endpoint, EndpointV4, EndpointV6, FragmentKey, TCP, UDP},
     port::{Port, Tags},
@@ -25,7 +26,7 @@ use bg_ebpf::{
     packet::Packet,
     parse::Segment,
     pipeline::{Action, Verdict, process},
-    tables::{FamilyTables, Tables},
+    tables::{Address, FamilyTables, Tables},
 };
 
 use crate::{flow_table::FlowTables, frame::Macs};
@@ -161,6 +162,15 @@ pub fn addr(text: &str) -> SocketAddr {
 }
 
 impl World {
+    /// What the directory says of its endpoints.
+    pub fn entries(&self) -> Vec<Entry> {
+        let mut whose = BTreeMap::new();
+        name_all(&self.listeners_v4, &self.returns_v4, &mut whose);
+        name_all(&self.listeners_v6, &self.returns_v6, &mut whose);
+        let entry = |(name, (listener, path))| Entry::new(name, listener, path);
+        whose.into_iter().map(entry).collect()
+    }
+
     /// The world before a case changes it; `ifindexes` of both interfaces.
     pub fn new(ifindexes: [u32; 2]) -> Self {
         let mut world = Self {
@@ -538,6 +548,24 @@ impl Packet for Buffer {
     fn shrink(&mut self, bytes: usize) -> bool {
         self.bytes.drain(..bytes);
         true
+    }
+}
+
+/// What endpoints of one family are, by their names in the directory.
+fn name_all<A: Address>(
+    listeners: &HashMap<Endpoint<A>, Listener>,
+    returns: &HashMap<Endpoint<A>, ReturnPath>,
+    into: &mut BTreeMap<Name, (Listener, ReturnPath)>,
+) {
+    let name = |endpoint: &Endpoint<A>| {
+        let Endpoint { port, protocol, .. } = *endpoint;
+        Name::new(endpoint.address.client(), port, protocol, A::FAMILY)
+    };
+    for (endpoint, listener) in listeners {
+        into.entry(name(endpoint)).or_default().0 = *listener;
+    }
+    for (endpoint, path) in returns {
+        into.entry(name(endpoint)).or_default().1 = *path;
     }
 }
 

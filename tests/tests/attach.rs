@@ -15,16 +15,15 @@ use aya::{
 };
 use bg_common::{
     abi::{LAYOUT, PROGRAM, map},
-    key::EndpointV4,
     port::Port,
     reason::REASONS,
-    service::Listener,
 };
 use bg_tests::{
     kernel::in_namespace,
     lab::{Lab, Place, default_service},
     load::until,
 };
+use bg_userspace::datapath::Endpoints;
 use nix::sys::signal::Signal;
 
 const DATAPATH: i32 = 11;
@@ -158,7 +157,7 @@ fn a_start_that_fails_half_way_changes_nothing_on_an_adopted_gateway() {
     gateway(&lab, four);
     lab.start().unwrap();
     let after = snapshot(&lab);
-    assert_ne!(after.listeners, before.listeners);
+    assert_ne!(after.endpoints, before.endpoints);
     assert!(after.xdp[2].is_some());
 }
 
@@ -452,21 +451,21 @@ fn bridge(lab: &Lab) {
 struct Snapshot {
     xdp: [Option<(String, u64)>; 3],
     pins: Vec<String>,
-    listeners: Vec<(EndpointV4, Listener)>,
+    endpoints: Endpoints,
     slots: Vec<(Port, u32)>,
 }
 
 fn snapshot(lab: &Lab) -> Snapshot {
-    let mut listeners: Vec<_> = pinned::<EndpointV4, Listener>(lab, map::LISTENERS_V4);
-    listeners.sort_by_key(|(key, _)| *key);
-    let mut slots: Vec<_> = pinned::<Port, u32>(lab, map::SLOTS);
+    let data = MapData::from_pin(lab.pinned_map(map::SLOTS)).unwrap();
+    let slots: HashMap<_, Port, u32> = Map::HashMap(data).try_into().unwrap();
+    let mut slots: Vec<_> = slots.iter().collect::<Result<_, _>>().unwrap();
     slots.sort_unstable();
     let mut pins = Vec::new();
     list(&lab.bpffs(), &mut pins);
     Snapshot {
         xdp: ["clients", "blue", "green"].map(|interface| xdp(lab, interface)),
         pins,
-        listeners,
+        endpoints: lab.endpoints().unwrap().read(),
         slots,
     }
 }
@@ -474,12 +473,6 @@ fn snapshot(lab: &Lab) -> Snapshot {
 /// The directory of this version's pins.
 fn layout() -> String {
     format!("v{LAYOUT}")
-}
-
-fn pinned<K: aya::Pod, V: aya::Pod>(lab: &Lab, name: &str) -> Vec<(K, V)> {
-    let data = MapData::from_pin(lab.bpffs().join(layout()).join("maps").join(name)).unwrap();
-    let table: HashMap<_, K, V> = Map::HashMap(data).try_into().unwrap();
-    table.iter().collect::<Result<_, _>>().unwrap()
 }
 
 fn list(directory: &Path, into: &mut Vec<String>) {

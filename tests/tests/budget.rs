@@ -62,10 +62,7 @@ fn a_packet_of_a_known_flow_looks_that_flow_up_once() {
 fn the_verifier_follows_no_more_than_it_must() {
     let has = Features::probe().unwrap();
     for large_frames in [false, has.large_frames] {
-        let features = Features {
-            large_frames,
-            ..has
-        };
+        let features = Features { large_frames };
         let cost = in_new_namespace(|| Kernel::load_for(features).unwrap().cost().unwrap());
         assert!(
             cost.verified.is_none_or(|count| count <= VERIFIED),

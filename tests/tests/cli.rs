@@ -691,7 +691,7 @@ fn a_reload_that_cannot_be_changes_nothing() {
 
     // Right by itself, but with what the packet path holds already it is too much.
     let many = |first: u16| {
-        let listeners: Vec<String> = (first..first + 2100)
+        let listeners: Vec<String> = (first..first + 12_000)
             .map(|port| format!("\"tcp://203.0.113.99:{port}\""))
             .collect();
         format!(
@@ -706,13 +706,13 @@ fn a_reload_that_cannot_be_changes_nothing() {
         first["changes"],
         json!(["- service llm", "- service web", "+ service many"])
     );
-    lab.configure(&many(20_000)).unwrap();
+    lab.configure(&many(30_000)).unwrap();
     for words in [&["reload", "--dry-run"][..], &["reload"]] {
         let (code, out, err) = lab.tell(words).unwrap();
         assert_eq!((code, out.as_str()), (11, ""), "{err}");
         assert_eq!(
             err,
-            "bgswitch: listeners over IPv4, with those that leave: 4200 are needed, 4096 fit. Nothing was applied\n"
+            "bgswitch: endpoints of listeners and of their backends, with those that leave: 72000 are needed, 65536 fit. Nothing was applied\n"
         );
     }
     let status = lab.ask(&["status"]).unwrap();

@@ -638,13 +638,13 @@ fn more_than_the_tables_hold_is_refused() {
         )
     };
     let mut many = "[gateway]\ninterfaces = [\"eth0\"]\n".to_owned();
-    let listeners: Vec<String> = (1..=4097)
+    let listeners: Vec<String> = (1..=21_846)
         .map(|port| format!("\"tcp://203.0.113.1:{port}\""))
         .collect();
     many += &service("s", &listeners.join(", "), 1);
     refused(
         &TempFile::new(many),
-        ":4: service.s: makes 4097 listeners over IPv4, 4096 fit",
+        ":4: service.s: makes 65538 endpoints of listeners and of their backends, 65536 fit",
     );
     let mut many = "[gateway]\ninterfaces = [\"eth0\"]\n".to_owned();
     for n in 0..1025 {

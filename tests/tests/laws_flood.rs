@@ -5,12 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use aya::maps::{HashMap, Map, MapData};
 use bg_common::{
     abi::map,
     flow::{Flow, FlowKey, FlowTable},
-    key::{EndpointV4, TCP},
-    service::{Colour, Listener},
+    service::Colour,
 };
 use bg_ebpf::stream;
 use bg_tests::{
@@ -100,11 +98,8 @@ fn innocent(listener: u16) -> impl Iterator<Item = FlowKey> {
 }
 
 fn listener_id(lab: &Lab) -> u16 {
-    let listeners = MapData::from_pin(lab.pinned_map(map::LISTENERS_V4)).unwrap();
-    let listeners: HashMap<_, EndpointV4, Listener> = Map::HashMap(listeners).try_into().unwrap();
-    let service: Ipv4Addr = SERVICE.parse().unwrap();
-    let endpoint = EndpointV4::new(service.octets(), 8000u16.to_be_bytes(), TCP);
-    listeners.get(&endpoint, 0).unwrap().id
+    let listener = format!("tcp://{SERVICE}:8000").parse().unwrap();
+    lab.listener(listener).unwrap().id
 }
 
 /// Packets that went to each colour's servers.

@@ -100,7 +100,7 @@ impl Pinned {
         }
         let configured = config.as_ref().ok().and_then(|c| c.services.get(service));
         let listeners = configured.map_or(&[][..], |known| &known.plan.listeners);
-        let Some(id) = words.service(noted.get(service), listeners)? else {
+        let Some(id) = words.service(noted.get(service), listeners) else {
             let names = noted.iter().filter(|(_, known)| known.id.is_some());
             let names = names.map(|(name, _)| name.as_str());
             return Err(Refusal::unknown_service(service, names).into());

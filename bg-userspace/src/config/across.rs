@@ -86,15 +86,14 @@ fn backends(
 
 /// Refuses more than the tables of the packet path hold.
 fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), ConfigError> {
-    let (mut backends, mut families) = (0, [0; 2]);
-    let mut returns = [BTreeSet::new(), BTreeSet::new()];
+    let mut backends = 0;
+    let mut endpoints = BTreeSet::new();
     let mut blocks = BTreeSet::new();
     for (count, (name, placed)) in services.iter().enumerate() {
         let plan = &placed.service.plan;
         backends += plan.colours.iter().map(Vec::len).sum::<usize>();
         for listener in &plan.listeners {
-            let family = usize::from(listener.address.is_ipv6());
-            families[family] += 1;
+            endpoints.insert(*listener);
             let pools = plan.colours.iter().flatten();
             for backend in pools.filter(|backend| backend.serves(listener)) {
                 if plan.forward == ForwardMode::Dsr {
@@ -103,7 +102,10 @@ fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), Conf
                 if plan.forward == ForwardMode::Snat {
                     blocks.insert(backend.address);
                 }
-                returns[family].insert((backend.endpoint(listener), listener.protocol));
+                endpoints.insert(ListenerPlan {
+                    address: backend.endpoint(listener),
+                    ..*listener
+                });
             }
         }
         for (what, wanted, limit) in [
@@ -111,17 +113,10 @@ fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), Conf
             ("backends", backends, capacity::BACKENDS),
             // Block 0 is nobody's.
             ("backends with snat", blocks.len(), capacity::BLOCKS - 1),
-            ("listeners over IPv4", families[0], capacity::LISTENERS),
-            ("listeners over IPv6", families[1], capacity::LISTENERS),
             (
-                "backend endpoints over IPv4",
-                returns[0].len(),
-                capacity::RETURNS,
-            ),
-            (
-                "backend endpoints over IPv6",
-                returns[1].len(),
-                capacity::RETURNS,
+                "endpoints of listeners and of their backends",
+                endpoints.len(),
+                capacity::ENDPOINTS,
             ),
         ] {
             if wanted > limit {

@@ -309,7 +309,7 @@ fn listeners(
         let message = "is empty: a service needs a listener, like \"tcp://203.0.113.10:8000\"";
         return Err(text.wrong(raw, key, message));
     }
-    let limit = 2 * capacity::LISTENERS;
+    let limit = capacity::ENDPOINTS;
     if count > limit {
         return Err(text.wrong(raw, key, format!("has {count} listeners, {limit} fit")));
     }

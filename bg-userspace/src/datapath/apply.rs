@@ -3,20 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bg_common::{
-    abi::map,
-    service::{Backend, FirstFlow, ReturnPath},
-};
+use bg_common::service::{Backend, FirstFlow};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
     Applied, Error, Inner,
+    directory::{Built, Endpoints},
     layout::{Layout, Tables, address_of, lay_out, listener_of},
     maps::Block,
     naming::Known,
     pools::Changed,
 };
-use crate::plan::{ListenerPlan, Plan};
+use crate::plan::Plan;
 
 /// New blocks of source ports.
 struct Blocks(BTreeMap<u16, Block>);
@@ -27,6 +25,46 @@ impl std::fmt::Debug for Blocks {
     }
 }
 
+/// The directories that a change goes through, those that differ from the one before.
+#[derive(Debug)]
+struct Directories {
+    /// With the new return paths: no packet goes to a new backend before its reply
+    /// is known for one.
+    returning: Option<Built>,
+    /// With the new listeners, and without what leaves.
+    wanted: Option<Built>,
+}
+
+impl Directories {
+    fn of(wanted: &Endpoints, held: &Endpoints) -> Result<Self, Error> {
+        let mut returning = held.clone();
+        returning.returns.extend(&wanted.returns);
+        // Return paths of listeners that are gone go; those of backends that left stay
+        // for their flows, until the sweep finds none.
+        let mut last = wanted.clone();
+        let left = held.returns.iter();
+        let still = left.filter(|(from, path)| {
+            let listener = listener_of(path, from);
+            !wanted.returns.contains_key(from) && wanted.listeners.contains_key(&listener)
+        });
+        last.returns.extend(still);
+        Ok(Self {
+            wanted: built(&last, &returning)?,
+            returning: built(&returning, held)?,
+        })
+    }
+}
+
+/// The directory of `wanted`, unless it is the one before.
+fn built(wanted: &Endpoints, before: &Endpoints) -> Result<Option<Built>, Error> {
+    if wanted == before {
+        return Ok(None);
+    }
+    let built = Built::of(&wanted.entries());
+    let built = built.ok_or_else(|| Error::step("the directory of endpoints", "has no room"))?;
+    Ok(Some(built))
+}
+
 /// A plan that fits, laid out over what the kernel holds. As long as it lives,
 /// nothing else changes the tables.
 #[derive(Debug)]
@@ -34,6 +72,7 @@ pub struct Change {
     held: Tables,
     layout: Layout,
     pools: Changed,
+    directories: Directories,
     blocks: Blocks,
     _alone: OwnedMutexGuard<()>,
 }
@@ -67,13 +106,15 @@ impl Inner {
         known: &BTreeMap<String, Known>,
     ) -> Result<Change, Error> {
         let alone = self.changing.clone().blocking_lock_owned();
-        let held = self.held()?;
+        let held = self.held();
         let layout = lay_out(plan, known, &held, &self.in_use())?;
         let pools = self.plan_pools(&layout.pools)?;
         let backends = layout.tables.backends.values();
         let wanted: BTreeSet<u16> = backends.map(|b| b.block).filter(|id| *id != 0).collect();
-        let blocks = self.missing_blocks(wanted, layout.tables.listeners.keys())?;
+        let endpoints = &layout.tables.endpoints;
+        let blocks = self.missing_blocks(wanted, endpoints.listeners.keys())?;
         Ok(Change {
+            directories: Directories::of(endpoints, &held.endpoints)?,
             held,
             layout,
             pools,
@@ -99,22 +140,19 @@ impl Inner {
         Ok(())
     }
 
-    /// Writes so that no packet meets a listener without a pool: return paths,
-    /// pools, words, listeners; then removes what is no longer wanted, listeners
-    /// first. The backends have been introduced.
+    /// Writes so that no packet meets a listener without a pool: return paths, pools,
+    /// words; then the listeners, and what is no longer wanted goes. The backends have
+    /// been introduced.
     pub(super) fn apply(&self, change: Change) -> Result<(), Error> {
         let Change {
-            held,
+            held: _,
             layout,
             pools,
+            directories,
             blocks: _,
             _alone,
         } = change;
-        let wanted = &layout.tables;
-        let returns = [map::RETURNS_V4, map::RETURNS_V6];
-        let listeners = [map::LISTENERS_V4, map::LISTENERS_V6];
-
-        self.write_endpoints(returns, &differing(&wanted.returns, &held.returns), &[])?;
+        self.replace_directory(directories.returning);
         self.write_pools(&pools);
         for (id, word) in &layout.new_services {
             // The stamp is the generation's own: the next flip's is a new one.
@@ -124,19 +162,10 @@ impl Inner {
         }
         self.clear_stats(layout.new_services.keys())?;
         // Before the listeners: a flow of a listener that nobody knows is over.
-        let ids = wanted.listeners.values().map(|listener| listener.id);
+        let listeners = layout.tables.endpoints.listeners.values();
+        let ids = listeners.map(|listener| listener.id);
         self.applied().listeners.extend(ids.clone());
-        let gone = missing(&held.listeners, &wanted.listeners);
-        let new = differing(&wanted.listeners, &held.listeners);
-        self.write_endpoints(listeners, &new, &gone)?;
-        // Return paths of listeners that are gone; those of backends that left
-        // stay for their flows, until the sweep finds none.
-        let mut stale = missing(&held.returns, &wanted.returns);
-        stale.retain(|from| {
-            let listener = listener_of(&held.returns[from], from);
-            !wanted.listeners.contains_key(&listener)
-        });
-        self.write_endpoints::<ReturnPath>(returns, &BTreeMap::new(), &stale)?;
+        self.replace_directory(directories.wanted);
         self.free_pools(&layout.pools);
 
         *self.applied() = Applied {
@@ -148,6 +177,12 @@ impl Inner {
         Ok(())
     }
 
+    fn replace_directory(&self, built: Option<Built>) {
+        if let Some(built) = built {
+            self.directory.replace(&built);
+        }
+    }
+
     /// Forgets backends that are neither wanted nor used, and the return paths
     /// that only they had.
     pub(super) fn forget_backends(&self, unused: &BTreeSet<u32>) -> Result<(), Error> {
@@ -156,7 +191,7 @@ impl Inner {
             return Ok(());
         };
         let applied = self.applied().clone();
-        let held = self.held()?;
+        let held = self.held();
         let unused: Vec<u32> = unused
             .iter()
             .filter(|id| !applied.backends.contains_key(id))
@@ -168,14 +203,10 @@ impl Inner {
             .filter(|(id, _)| !unused.contains(id))
             .map(|(_, backend)| address_of(backend))
             .collect();
-        let stale: Vec<ListenerPlan> = held
-            .returns
-            .keys()
-            .filter(|from| !kept.contains(&from.address.ip()))
-            .copied()
-            .collect();
-        let returns = [map::RETURNS_V4, map::RETURNS_V6];
-        self.write_endpoints::<ReturnPath>(returns, &BTreeMap::new(), &stale)?;
+        let mut left = held.endpoints.clone();
+        left.returns
+            .retain(|from, _| kept.contains(&from.address.ip()));
+        self.replace_directory(built(&left, &held.endpoints)?);
         for id in unused {
             self.set_backend(id, &Backend::default());
         }
@@ -185,43 +216,77 @@ impl Inner {
     }
 }
 
-/// The entries that are not held yet, or held with another value.
-fn differing<V: Copy + PartialEq>(
-    wanted: &BTreeMap<ListenerPlan, V>,
-    held: &BTreeMap<ListenerPlan, V>,
-) -> BTreeMap<ListenerPlan, V> {
-    wanted
-        .iter()
-        .filter(|(key, value)| held.get(key) != Some(value))
-        .map(|(key, value)| (*key, *value))
-        .collect()
-}
-
-/// The keys that are held and no longer wanted.
-fn missing<V>(
-    held: &BTreeMap<ListenerPlan, V>,
-    wanted: &BTreeMap<ListenerPlan, V>,
-) -> Vec<ListenerPlan> {
-    held.keys()
-        .filter(|key| !wanted.contains_key(key))
-        .copied()
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use bg_common::{
+        directory::Directory as _,
+        service::{Listener, ReturnPath},
+    };
+
     use super::*;
+    use crate::{
+        datapath::{directory::name_of, layout::wide},
+        plan::ListenerPlan,
+    };
+
+    fn endpoint(port: u16) -> ListenerPlan {
+        format!("tcp://192.0.2.1:{port}").parse().unwrap()
+    }
+
+    /// Listeners with these ports, and a backend of each at a port a thousand higher.
+    fn endpoints(ports: &[u16]) -> Endpoints {
+        let listener = |port: &u16| {
+            let listener = Listener {
+                id: *port,
+                ..Listener::default()
+            };
+            (endpoint(*port), listener)
+        };
+        let back = |port: &u16| {
+            let path = ReturnPath {
+                address: wide(endpoint(*port).address.ip()),
+                port: port.to_be_bytes(),
+                listener: *port,
+                ..ReturnPath::default()
+            };
+            (endpoint(*port + 1000), path)
+        };
+        Endpoints {
+            listeners: ports.iter().map(listener).collect(),
+            returns: ports.iter().map(back).collect(),
+        }
+    }
 
     #[test]
     fn what_is_equal_is_not_written() {
-        let key =
-            |port: u16| -> ListenerPlan { format!("tcp://192.0.2.1:{port}").parse().unwrap() };
-        let held = BTreeMap::from([(key(1), 1), (key(2), 2), (key(3), 3)]);
-        let wanted = BTreeMap::from([(key(1), 1), (key(2), 0), (key(4), 4)]);
+        let held = endpoints(&[1, 2]);
+        let directories = Directories::of(&held, &held).unwrap();
+        assert!(directories.returning.is_none() && directories.wanted.is_none());
+        let fewer = Directories::of(&endpoints(&[1]), &held).unwrap();
+        assert!(fewer.returning.is_none() && fewer.wanted.is_some());
+    }
+
+    #[test]
+    fn a_new_backends_reply_is_known_before_its_listener_is() {
+        let directories = Directories::of(&endpoints(&[2, 3]), &endpoints(&[1, 2])).unwrap();
+        let (returning, wanted) = (directories.returning.unwrap(), directories.wanted.unwrap());
+        let found = |built: &Built, port: u16| built.find(&name_of(&endpoint(port))).is_some();
+        let ports = [1, 2, 3, 1001, 1002, 1003];
         assert_eq!(
-            differing(&wanted, &held),
-            BTreeMap::from([(key(2), 0), (key(4), 4)])
+            ports.map(|port| found(&returning, port)),
+            [true, true, false, true, true, true]
         );
-        assert_eq!(missing(&held, &wanted), [key(3)]);
+        assert_eq!(
+            ports.map(|port| found(&wanted, port)),
+            [false, true, true, false, true, true]
+        );
+    }
+
+    #[test]
+    fn the_way_back_from_a_backend_that_left_stays_for_its_flows() {
+        let held = endpoints(&[1]);
+        let mut wanted = held.clone();
+        wanted.returns.clear();
+        assert!(Directories::of(&wanted, &held).unwrap().wanted.is_none());
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use bg_common::{
     abi::{TICK_SHIFT, tick_ns},
-    flow::{FlowTable, bits},
+    flow::{Flow, FlowKey, FlowTable, bits},
     service::Colour,
     snat::via,
 };
@@ -69,13 +69,25 @@ impl FlowRecord {
 
 impl Datapath {
     /// Calls `visit` for every flow that is there: lines of flows that are over,
-    /// and of listeners that are gone, are passed over.
-    pub fn flows(&self, mut visit: impl FnMut(&FlowRecord)) {
+    /// and of listeners that are gone, are passed over. What has no flow is not looked at,
+    /// so a large table with few flows is read soon.
+    pub fn flows(&self, visit: impl FnMut(&FlowRecord)) {
+        let now = tick();
+        self.records(now, visit, |table, visit| {
+            self.inner.lines.each_there(table, now, visit);
+        });
+    }
+
+    fn records(
+        &self,
+        now: u32,
+        mut visit: impl FnMut(&FlowRecord),
+        each: impl Fn(FlowTable, &mut dyn FnMut(&FlowKey, &Flow)),
+    ) {
         let backends = self.inner.backends();
         let listeners = self.inner.applied().listeners.clone();
-        let now = tick();
         for table in FlowTable::ALL {
-            self.inner.lines.each(table, |key, flow| {
+            each(table, &mut |key: &FlowKey, flow: &Flow| {
                 let moved = (flow.from_client | flow.from_backend) & bits::MOVED != 0;
                 let half_open = table == FlowTable::HalfOpen;
                 if half_open && moved
@@ -109,9 +121,14 @@ impl Datapath {
         let mut unused: BTreeSet<u32> = self.inner.backends().into_keys().collect();
         unused.retain(|id| !applied.backends.contains_key(id));
         if !unused.is_empty() {
-            self.flows(|flow| {
-                unused.remove(&flow.backend_id);
-            });
+            // Every line of every table: what is forgotten must have no flow.
+            self.records(
+                tick(),
+                |flow| {
+                    unused.remove(&flow.backend_id);
+                },
+                |table, visit| self.inner.lines.each(table, visit),
+            );
         }
         let twice = self
             .unused
@@ -125,8 +142,8 @@ impl Datapath {
     }
 }
 
-/// The coarse clock in ticks: the packet path's, or, where that reads the precise
-/// one, at most one tick behind.
+/// The coarse clock in ticks, which goes with the packet path's: that one may be a tick
+/// ahead or behind.
 pub(super) fn tick() -> u32 {
     (nanoseconds(ClockId::CLOCK_MONOTONIC_COARSE) >> TICK_SHIFT) as u32
 }

@@ -13,6 +13,7 @@ use bg_common::{
 };
 
 use super::{
+    directory::Endpoints,
     error::Error,
     ids::Ids,
     naming::{InUse, Known, name_services},
@@ -22,14 +23,20 @@ use crate::plan::{ForwardMode, ListenerPlan, Plan, Protocol};
 /// What the kernel holds, in the daemon's terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tables {
-    /// Listeners by endpoint.
-    pub listeners: BTreeMap<ListenerPlan, Listener>,
-    /// Return paths by backend endpoint.
-    pub returns: BTreeMap<ListenerPlan, ReturnPath>,
+    /// Listeners, and return paths.
+    pub endpoints: Endpoints,
     /// Backends by id.
     pub backends: BTreeMap<u32, Backend>,
     /// Words of the services that have listeners.
     pub words: BTreeMap<u32, CutoverWord>,
+}
+
+impl Tables {
+    /// The id of the service that one of these listeners belongs to.
+    pub fn service_of(&self, listeners: &[ListenerPlan]) -> Option<u32> {
+        let mut listeners = listeners.iter();
+        listeners.find_map(|listener| Some(self.endpoints.listeners.get(listener)?.service))
+    }
 }
 
 /// What it shall hold.
@@ -81,10 +88,11 @@ pub fn lay_out(
         "listeners, with those that old flows hold",
         1, // 0 is nobody's: an unused line of a flow table
         u32::from(u16::MAX),
-        held.listeners
+        held.endpoints
+            .listeners
             .values()
             .map(|listener| listener.id)
-            .chain(held.returns.values().map(|path| path.listener))
+            .chain(held.endpoints.returns.values().map(|path| path.listener))
             .chain(in_use.listeners.iter().copied())
             .map(u32::from),
     );
@@ -150,7 +158,7 @@ pub fn lay_out(
             }
         }
         for listener in &service.listeners {
-            let listener_id = match held.listeners.get(listener) {
+            let listener_id = match held.endpoints.listeners.get(listener) {
                 Some(held) if held.service == id => held.id,
                 _ => listener_ids.free()? as u16,
             };
@@ -160,7 +168,7 @@ pub fn lay_out(
                 forward: service.forward.number(),
                 idle: ticks(service.udp_idle.as_nanos() as u64),
             };
-            layout.tables.listeners.insert(*listener, entry);
+            layout.tables.endpoints.listeners.insert(*listener, entry);
             if service.forward == ForwardMode::Dsr {
                 continue; // replies do not come back through here
             }
@@ -181,11 +189,11 @@ pub fn lay_out(
                     service: id as u16,
                     block: blocks.get(&backend.address).copied().unwrap_or(0),
                 };
-                layout.tables.returns.insert(from, path);
+                layout.tables.endpoints.returns.insert(from, path);
             }
         }
     }
-    check_room(&layout.tables, held)?;
+    check_room(&layout.tables.endpoints, &held.endpoints)?;
     Ok(layout)
 }
 
@@ -203,52 +211,19 @@ const fn identity(backend: &Backend) -> (u16, u8, u8, [u8; 2], [u8; 16]) {
 }
 
 /// Refuses what does not fit while old and new entries are there together.
-fn check_room(new: &Tables, held: &Tables) -> Result<(), Error> {
-    let (listeners, returns) = (capacity::LISTENERS, capacity::RETURNS);
-    for (what, wanted, limit) in [
-        (
-            "listeners over IPv4, with those that leave",
-            together(&held.listeners, &new.listeners, true),
-            listeners,
-        ),
-        (
-            "listeners over IPv6, with those that leave",
-            together(&held.listeners, &new.listeners, false),
-            listeners,
-        ),
-        (
-            "backend endpoints over IPv4, with those that leave",
-            together(&held.returns, &new.returns, true),
-            returns,
-        ),
-        (
-            "backend endpoints over IPv6, with those that leave",
-            together(&held.returns, &new.returns, false),
-            returns,
-        ),
-    ] {
-        if wanted > limit {
-            return Err(Error::Full {
-                what,
-                wanted,
-                limit,
-            });
-        }
+fn check_room(new: &Endpoints, held: &Endpoints) -> Result<(), Error> {
+    let mut together = held.clone();
+    together.listeners.extend(&new.listeners);
+    together.returns.extend(&new.returns);
+    let wanted = together.count();
+    if wanted > capacity::ENDPOINTS {
+        return Err(Error::Full {
+            what: "endpoints of listeners and of their backends, with those that leave",
+            wanted,
+            limit: capacity::ENDPOINTS,
+        });
     }
     Ok(())
-}
-
-/// Entries of one family while a change is under way: what comes is set before
-/// what leaves is removed.
-fn together<V>(
-    held: &BTreeMap<ListenerPlan, V>,
-    new: &BTreeMap<ListenerPlan, V>,
-    v4: bool,
-) -> usize {
-    held.keys()
-        .chain(new.keys().filter(|key| !held.contains_key(key)))
-        .filter(|key| key.address.is_ipv4() == v4)
-        .count()
 }
 
 /// The plan's name of a return path's listener.
@@ -377,8 +352,8 @@ mod tests {
         assert_ne!(id(&after, "10.0.0.3"), id(&before, "10.0.0.1"));
         let listener = tcp("192.0.2.1:80");
         assert_eq!(
-            after.tables.listeners[&listener],
-            before.tables.listeners[&listener]
+            after.tables.endpoints.listeners[&listener],
+            before.tables.endpoints.listeners[&listener]
         );
     }
 
@@ -404,13 +379,13 @@ mod tests {
         assert_eq!(after.services["llm"], before.services["llm"]);
         let kept = tcp(one);
         assert_eq!(
-            after.tables.listeners[&kept],
-            before.tables.listeners[&kept]
+            after.tables.endpoints.listeners[&kept],
+            before.tables.endpoints.listeners[&kept]
         );
         let taken = tcp(two);
         assert_ne!(
-            after.tables.listeners[&taken].id,
-            before.tables.listeners[&taken].id
+            after.tables.endpoints.listeners[&taken].id,
+            before.tables.endpoints.listeners[&taken].id
         );
         let word = after.new_services[&after.services["embed"]];
         assert_eq!(word.active(), Colour::Green, "its traffic stays on green");
@@ -470,24 +445,26 @@ mod tests {
             &["10.1.0.1"],
         )]);
         assert_eq!(layout.services["llm"], 1);
-        assert_eq!(layout.tables.listeners[&tcp("192.0.2.1:80")].id, 2);
+        assert_eq!(
+            layout.tables.endpoints.listeners[&tcp("192.0.2.1:80")].id,
+            2
+        );
     }
 
     #[test]
-    fn each_family_has_room_of_its_own_for_old_and_new_together() {
-        let many = |net: &str, count: usize| -> BTreeMap<ListenerPlan, Listener> {
-            (0..count)
-                .map(|n| (tcp(&format!("{net}:{}", n + 1)), Listener::default()))
-                .collect()
+    fn old_and_new_endpoints_must_fit_together() {
+        let many = |net: &str, count: usize| {
+            let listener = |n| (tcp(&format!("{net}:{}", n + 1)), Listener::default());
+            Endpoints {
+                listeners: (0..count).map(listener).collect(),
+                ..Endpoints::default()
+            }
         };
-        let of = |listeners| Tables {
-            listeners,
-            ..Tables::default()
-        };
-        let full = of(many("192.0.2.1", capacity::LISTENERS));
-        assert!(check_room(&full, &full).is_ok());
-        assert!(check_room(&of(many("[2001:db8::1]", 10)), &full).is_ok());
-        assert!(check_room(&of(many("192.0.2.2", 1)), &full).is_err());
+        let (ports, rest) = (65_535, capacity::ENDPOINTS - 65_535);
+        let held = many("192.0.2.1", ports);
+        assert!(check_room(&held, &held).is_ok());
+        assert!(check_room(&many("[2001:db8::1]", rest), &held).is_ok());
+        assert!(check_room(&many("[2001:db8::1]", rest + 1), &held).is_err());
     }
 
     #[test]

@@ -4,10 +4,15 @@ use std::fs;
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{ProgramType, Xdp},
+    maps::{Array, MapError},
+    programs::{ProgramType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp},
     sys::{BpfHelper, is_helper_supported},
 };
-use bg_common::abi::{PROGRAM, PROGRAM_LARGE, global};
+use bg_common::abi::{Clock, PROGRAM, PROGRAM_LARGE, SET_CLOCK, global, map};
+use nix::{
+    sys::time::TimeValLike as _,
+    time::{ClockId, clock_getres},
+};
 
 use super::{Error, error::describe};
 use crate::object::OBJECT;
@@ -16,9 +21,6 @@ use crate::object::OBJECT;
 /// runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// `bpf_ktime_get_coarse_ns` (kernel 5.11). Without it the packet path reads
-    /// the precise clock, which costs some nanoseconds a packet.
-    pub coarse_clock: bool,
     /// XDP on frames in several buffers, `xdp.frags`, and their redirect (kernel 6.3).
     /// Without it
     /// drivers refuse XDP where the MTU does not fit one page.
@@ -33,7 +35,6 @@ impl Features {
                 .map_err(|e| Error::bpf("asking the kernel for its BPF helpers", &e))
         };
         Ok(Self {
-            coarse_clock: has(BpfHelper::BPF_FUNC_ktime_get_coarse_ns)?,
             // It came with the flag that such programs are loaded with, in 5.18; but
             // before 6.3 a frame in several buffers is lost on its way to another
             // interface.
@@ -44,7 +45,6 @@ impl Features {
     /// Loads the object as the kernel can run it, its program too.
     pub fn load(self, loader: &mut EbpfLoader<'_>) -> Result<Loaded, Error> {
         let ebpf = loader
-            .override_global(global::COARSE_CLOCK, number(self.coarse_clock), true)
             .override_global(global::LARGE_FRAMES, number(self.large_frames), true)
             .load(OBJECT)
             .map_err(|e| Error::bpf("loading the eBPF object", &e))?;
@@ -52,6 +52,7 @@ impl Features {
             ebpf,
             features: self,
         };
+        loaded.set_clock()?;
         loaded
             .program()?
             .load()
@@ -61,12 +62,6 @@ impl Features {
 
     /// Says what this kernel lacks, and what it means.
     pub fn tell(self) {
-        if !self.coarse_clock {
-            tracing::warn!(
-                "this kernel has no coarse clock for BPF (5.11 has): the packet path reads the \
-                 precise one, which costs some nanoseconds a packet"
-            );
-        }
         if self.large_frames {
             tracing::info!("frames may lie in several buffers (xdp.frags): any MTU");
         } else {
@@ -108,10 +103,43 @@ impl Loaded {
         } else {
             PROGRAM
         };
+        self.program_called(name)
+    }
+
+    fn program_called(&mut self, name: &str) -> Result<&mut Xdp, Error> {
         self.ebpf
             .program_mut(name)
             .ok_or_else(|| Error::step("the eBPF object", format!("has no program {name}")))?
             .try_into()
             .map_err(|e| Error::step("the eBPF object", describe(&e)))
+    }
+
+    /// Lets the program tell ticks by the kernel's jiffies.
+    fn set_clock(&mut self) -> Result<(), Error> {
+        let failed = |e: &(dyn std::error::Error + 'static)| Error::bpf("setting the clock", e);
+        let jiffy = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_err(|e| failed(&e))?;
+        let clock = Clock {
+            jiffy: jiffy.num_nanoseconds() as u64,
+            ahead: 0,
+        };
+        let map = self.ebpf.map_mut(map::CLOCK);
+        let map = map.ok_or_else(|| Error::step("the eBPF object", "has no CLOCK"))?;
+        let mut clocks: Array<_, Clock> = map.try_into().map_err(|e: MapError| failed(&e))?;
+        clocks.set(0, clock, 0).map_err(|e| failed(&e))?;
+        let program = self.program_called(SET_CLOCK)?;
+        program.load().map_err(|e| failed(&e))?;
+        let frame = [0; 64];
+        let mut out = [0; 64];
+        program
+            .test_run(TestRunOptions {
+                data_in: Some(&frame),
+                data_out: Some(&mut out),
+                ctx_in: None,
+                ctx_out: None,
+                repeat: 1,
+                attrs: TestRunAttrs::new(),
+            })
+            .map_err(|e| failed(&e))?;
+        program.unload().map_err(|e| failed(&e))
     }
 }

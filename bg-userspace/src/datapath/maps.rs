@@ -3,32 +3,24 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     hash::{BuildHasher as _, RandomState},
-    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use aya::{
-    EbpfLoader, Pod,
-    maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    EbpfLoader,
+    maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
 use bg_common::{
     abi::{MAGLEV_ROW, capacity, map},
     flow::{FlowTable, TableShape},
-    key::Endpoint,
-    service::{Backend, Colour, ColourStats, CutoverWord, Listener, NextHop, ReturnPath},
+    service::{Backend, Colour, ColourStats, CutoverWord, NextHop},
     snat::{self, Lease, RESERVED, Source},
 };
 
 use super::{
-    Applied, Error, Inner, batch,
-    flows::tick,
-    layout::{Tables, protocol_of},
-    lines::Lines,
-    mmap::Words,
-    naming::InUse,
-    pinned,
-    pins::Pins,
+    Applied, Error, Inner, batch, directory::Directory, flows::tick, layout::Tables, lines::Lines,
+    mmap::Words, naming::InUse, pinned, pins::Pins,
 };
 use crate::{object::OBJECT, plan::ListenerPlan};
 
@@ -50,7 +42,7 @@ pub fn block_of(loader: &mut EbpfLoader<'_>) -> Result<Block, Error> {
 }
 
 /// 16 bytes as two words.
-fn halves(bytes: &[u8; 16]) -> [u64; 2] {
+pub(super) fn halves(bytes: &[u8; 16]) -> [u64; 2] {
     let halves = bytes.as_chunks().0;
     [u64::from_ne_bytes(halves[0]), u64::from_ne_bytes(halves[1])]
 }
@@ -69,11 +61,15 @@ impl Inner {
             arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
             sources: words(map::SOURCES, capacity::BLOCKS * SOURCE_WORDS)?,
             backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
-            lines: Lines::new([
-                lines(FlowTable::Established)?,
-                lines(FlowTable::HalfOpen)?,
-                lines(FlowTable::Udp)?,
-            ]),
+            directory: directory(pins)?,
+            lines: Lines::new(
+                [
+                    lines(FlowTable::Established)?,
+                    lines(FlowTable::HalfOpen)?,
+                    lines(FlowTable::Udp)?,
+                ],
+                words(map::MARKS, Lines::MARKS)?,
+            ),
             tables: Mutex::default(),
             changing: Arc::default(),
             pins: pins.clone(),
@@ -233,82 +229,20 @@ impl Inner {
         Ok(())
     }
 
-    pub(super) fn held(&self) -> Result<Tables, Error> {
-        let mut held = Tables {
-            backends: self.backends(),
-            ..Tables::default()
-        };
-        self.read_endpoints::<[u8; 4], Listener>(map::LISTENERS_V4, &mut held.listeners)?;
-        self.read_endpoints::<[u8; 16], Listener>(map::LISTENERS_V6, &mut held.listeners)?;
-        self.read_endpoints::<[u8; 4], ReturnPath>(map::RETURNS_V4, &mut held.returns)?;
-        self.read_endpoints::<[u8; 16], ReturnPath>(map::RETURNS_V6, &mut held.returns)?;
-        held.words = held
+    /// What the kernel holds.
+    pub(super) fn held(&self) -> Tables {
+        let endpoints = self.directory.read();
+        let services = endpoints
             .listeners
             .values()
-            .map(|listener| listener.service)
-            .map(|id| (id, CutoverWord(self.words.load(id as usize))))
-            .collect();
-        Ok(held)
-    }
-
-    fn read_endpoints<A: Copy + Into<IpAddr> + 'static, V: Pod>(
-        &self,
-        name: &str,
-        into: &mut BTreeMap<ListenerPlan, V>,
-    ) -> Result<(), Error>
-    where
-        Endpoint<A>: Pod,
-    {
-        let data = self.pinned(name)?;
-        batch::for_each::<Endpoint<A>, V>(data.fd(), |key, value| {
-            let address = SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port));
-            into.insert(
-                ListenerPlan {
-                    address,
-                    protocol: protocol_of(key.protocol),
-                },
-                *value,
-            );
-        })
-        .map_err(Error::io(format!("reading {name}")))
-    }
-
-    /// Sets or removes entries of a pair of endpoint tables.
-    pub(super) fn write_endpoints<V: Pod>(
-        &self,
-        names: [&str; 2],
-        set: &BTreeMap<ListenerPlan, V>,
-        remove: &[ListenerPlan],
-    ) -> Result<(), Error> {
-        let mut v4: HashMap<_, Endpoint<[u8; 4]>, V> = self.open_map(names[0], Map::HashMap)?;
-        let mut v6: HashMap<_, Endpoint<[u8; 16]>, V> = self.open_map(names[1], Map::HashMap)?;
-        let failed = |endpoint: &ListenerPlan| {
-            let what = format!("setting {endpoint} in {}", names[0]);
-            |e: MapError| Error::bpf(what, &e)
-        };
-        for (endpoint, value) in set {
-            let (port, protocol) = (
-                endpoint.address.port().to_be_bytes(),
-                endpoint.protocol.number(),
-            );
-            match endpoint.address.ip() {
-                IpAddr::V4(ip) => v4.insert(Endpoint::new(ip.octets(), port, protocol), value, 0),
-                IpAddr::V6(ip) => v6.insert(Endpoint::new(ip.octets(), port, protocol), value, 0),
-            }
-            .map_err(failed(endpoint))?;
+            .map(|listener| listener.service);
+        Tables {
+            words: services
+                .map(|id| (id, CutoverWord(self.words.load(id as usize))))
+                .collect(),
+            backends: self.backends(),
+            endpoints,
         }
-        for endpoint in remove {
-            let (port, protocol) = (
-                endpoint.address.port().to_be_bytes(),
-                endpoint.protocol.number(),
-            );
-            match endpoint.address.ip() {
-                IpAddr::V4(ip) => v4.remove(&Endpoint::new(ip.octets(), port, protocol)),
-                IpAddr::V6(ip) => v6.remove(&Endpoint::new(ip.octets(), port, protocol)),
-            }
-            .map_err(failed(endpoint))?;
-        }
-        Ok(())
     }
 
     /// What flows of any table hold on to: those that are over no packet finds.
@@ -361,6 +295,11 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+fn directory(pins: &Pins) -> Result<Directory, Error> {
+    let [word, pilots, lines] = Directory::MAPS.map(|name| pinned(pins, name));
+    Directory::map([word?, pilots?, lines?]).map_err(Error::io("mapping the directory"))
 }
 
 /// Buckets of a pinned flow table.

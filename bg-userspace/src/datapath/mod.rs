@@ -7,6 +7,7 @@ mod announcer;
 mod apply;
 mod attach;
 mod batch;
+mod directory;
 mod error;
 mod explain;
 mod flows;
@@ -54,6 +55,7 @@ pub use self::{
     addresses::Noted,
     announcer::Announced,
     attach::InterfaceStatus,
+    directory::{Built, Directory, Endpoints},
     error::{Error, StoreError},
     explain::{Explanation, Fate, Target},
     flows::FlowRecord,
@@ -134,6 +136,7 @@ struct Inner {
     arena: Words,
     sources: Words,
     backend_words: Words,
+    directory: Directory,
     lines: Lines,
     tables: Mutex<Applied>,
     /// One change of the tables at a time.

@@ -42,7 +42,7 @@ impl Known {
             self.listeners
                 .iter()
                 .chain(wanted)
-                .filter_map(|listener| held.listeners.get(listener))
+                .filter_map(|listener| held.endpoints.listeners.get(listener))
                 .any(|listener| listener.service == *id)
         })
     }
@@ -72,7 +72,8 @@ pub fn name_services(
         "services, with those that old flows hold",
         0,
         capacity::SERVICES as u32,
-        held.listeners
+        held.endpoints
+            .listeners
             .values()
             .map(|listener| listener.service)
             .chain(held.backends.values().map(|b| u32::from(b.service)))
@@ -85,7 +86,7 @@ pub fn name_services(
         let mut before = service
             .listeners
             .iter()
-            .filter_map(|listener| held.listeners.get(listener))
+            .filter_map(|listener| held.endpoints.listeners.get(listener))
             .map(|listener| listener.service);
         let id = if let Some(id) = before.clone().find(|id| taken.insert(*id)) {
             id

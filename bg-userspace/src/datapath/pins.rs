@@ -11,12 +11,13 @@ use aya::{
 };
 use bg_common::{
     abi::{LAYOUT, MAGLEV_ROW, capacity, map},
-    flow::{Bucket, FlowTable, REGIONS, TableShape, buckets_for},
-    key::{EndpointV4, EndpointV6, FragmentKeyV4, FragmentKeyV6},
+    directory::{Entry, LINES, PILOT_ROW, PILOTS, PilotRow},
+    flow::{Bucket, FlowTable, MARK_ROW, MARKS, MarkRow, REGIONS, TableShape, buckets_for},
+    key::{FragmentKeyV4, FragmentKeyV6},
     monitor::Pressure,
     port::Port,
     reason::REASONS,
-    service::{Backend, ColourStats, Fragment, Interface, Listener, ReturnPath},
+    service::{Backend, ColourStats, Fragment, Interface},
     snat::Source,
 };
 use nix::{
@@ -260,15 +261,12 @@ fn shapes() -> Vec<Shape> {
         size_of::<T>() as u32
     }
     let services = capacity::SERVICES as u32;
-    let listeners = capacity::LISTENERS as u32;
-    let returns = capacity::RETURNS as u32;
     let slots = capacity::INTERFACES as u32;
     let half_open = buckets_for(capacity::HALF_OPEN as u32);
     let udp = buckets_for(capacity::UDP as u32);
     let bucket = of::<Bucket>();
     let tables = FlowTable::ALL.len() as u32;
     let blocks = capacity::BLOCKS as u32;
-    let (end4, end6) = (of::<EndpointV4>(), of::<EndpointV6>());
     vec![
         (map::WORDS, MapType::Array, 4, 8, services, MMAPABLE),
         (map::FIRST_FLOWS, MapType::Array, 4, 8, services, MMAPABLE),
@@ -323,37 +321,22 @@ fn shapes() -> Vec<Shape> {
         ),
         // The kernel sets BPF_F_RDONLY_PROG on device maps by itself.
         (map::PORTS, MapType::DevMap, 4, 8, slots, 1 << 7),
+        (map::DIRECTORY, MapType::Array, 4, 8, 1, MMAPABLE),
         (
-            map::LISTENERS_V4,
-            MapType::Hash,
-            end4,
-            of::<Listener>(),
-            listeners,
-            0,
+            map::PILOTS,
+            MapType::Array,
+            4,
+            of::<PilotRow>(),
+            2 * PILOTS / PILOT_ROW,
+            MMAPABLE,
         ),
         (
-            map::LISTENERS_V6,
-            MapType::Hash,
-            end6,
-            of::<Listener>(),
-            listeners,
-            0,
-        ),
-        (
-            map::RETURNS_V4,
-            MapType::Hash,
-            end4,
-            of::<ReturnPath>(),
-            returns,
-            0,
-        ),
-        (
-            map::RETURNS_V6,
-            MapType::Hash,
-            end6,
-            of::<ReturnPath>(),
-            returns,
-            0,
+            map::ENDPOINTS,
+            MapType::Array,
+            4,
+            of::<Entry>(),
+            2 * LINES,
+            MMAPABLE,
         ),
         (map::FLOWS, MapType::Array, 4, bucket, 0, MMAPABLE),
         (
@@ -372,6 +355,14 @@ fn shapes() -> Vec<Shape> {
             of::<TableShape>(),
             tables,
             0,
+        ),
+        (
+            map::MARKS,
+            MapType::Array,
+            4,
+            of::<MarkRow>(),
+            tables * MARKS / MARK_ROW,
+            MMAPABLE,
         ),
         (
             map::REGIONS,

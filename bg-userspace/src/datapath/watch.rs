@@ -163,11 +163,12 @@ impl Datapath {
 
     /// What the numbers in sightings stand for now.
     pub fn names(&self) -> Result<Names, Error> {
-        let held = self.inner.held()?;
+        let held = self.inner.held();
         let services = self.inner.applied().services.clone();
         let slots = Slots::open(&self.inner.pins)?.held()?;
         Ok(Names {
             listeners: held
+                .endpoints
                 .listeners
                 .into_iter()
                 .map(|(listener, entry)| (entry.id, listener))

@@ -39,25 +39,11 @@ impl PinnedWords {
     }
 
     /// The id of a service: by what is known of its name, or else by its listeners.
-    pub fn service(
-        &self,
-        known: Option<&Known>,
-        listeners: &[ListenerPlan],
-    ) -> Result<Option<u32>, Error> {
-        let held = self.inner.held()?;
-        match known.and_then(|known| known.id_in(&held, listeners)) {
-            Some(id) => Ok(Some(id)),
-            None => self.service_of(listeners),
-        }
-    }
-
-    /// The id of the service that one of these listeners belongs to.
-    pub fn service_of(&self, listeners: &[ListenerPlan]) -> Result<Option<u32>, Error> {
-        let held = self.inner.held()?;
-        Ok(listeners
-            .iter()
-            .find_map(|listener| held.listeners.get(listener))
-            .map(|found| found.service))
+    pub fn service(&self, known: Option<&Known>, listeners: &[ListenerPlan]) -> Option<u32> {
+        let held = self.inner.held();
+        known
+            .and_then(|known| known.id_in(&held, listeners))
+            .or_else(|| held.service_of(listeners))
     }
 
     /// A service's word.

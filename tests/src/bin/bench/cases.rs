@@ -57,7 +57,7 @@ pub const PARTS: [(&str, &str); 6] = [
     ("find_listener", "part: look-up of a listener"),
     ("find_backend", "part: look-up in an array"),
     ("count", "part: count in a per-CPU array"),
-    ("clock", "part: coarse clock"),
+    ("clock", "part: clock"),
     ("call", "part: BPF function call"),
 ];
 /// The part that depends on how many flows there are.

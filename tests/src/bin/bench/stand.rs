@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, SocketAddr},
     path::Path,
     time::Duration,
 };
@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, DevMap, HashMap, Map, MapData, PerCpuArray},
+    maps::{Array, DevMap, Map, MapData, PerCpuArray},
     programs::{
         ProgramInfo, Xdp, XdpMode,
         links::{FdLink, PinnedLink},
@@ -22,7 +22,6 @@ use aya_obj::programs::xdp::XdpAttachType;
 use bg_common::{
     abi::{LAYOUT, map},
     flow::{Flow, FlowKey, FlowTable, buckets_for},
-    key::{Endpoint, TCP, UDP},
     reason::Reason,
     service::{Backend, Colour, Listener},
 };
@@ -33,6 +32,10 @@ use bg_tests::{
     generator::Generator,
     kernel::{in_namespace, tick},
     lab::{Lab, Place, SERVERS, SERVICE, SERVICE_V6, default_service},
+};
+use bg_userspace::{
+    datapath::Directory,
+    plan::{ListenerPlan, Protocol},
 };
 use nix::{net::if_::if_nametoindex, sys::signal::Signal};
 use serde_json::Value;
@@ -102,10 +105,10 @@ impl Stand {
             })
             .with_context(|| format!("attaching to {FAR_INTERFACE} in {place:?}"))?;
         }
-        let service = SERVICE.parse::<Ipv4Addr>()?.octets();
-        let tcp = listener(&lab, map::LISTENERS_V4, service, 8000, TCP)?;
+        let tcp = listener(&lab, SERVICE, 8000, Protocol::Tcp)?;
         let mut loader = EbpfLoader::new();
-        for name in [map::LISTENERS_V4, map::BACKENDS, map::FLOWS, map::SHAPES] {
+        let shared = [map::BACKENDS, map::FLOWS, map::SHAPES];
+        for name in shared.into_iter().chain(Directory::MAPS) {
             loader.map_pin_path(name, lab.pinned_map(name));
         }
         let mut bare = loader
@@ -155,11 +158,9 @@ impl Stand {
         let (v4, v6): (IpAddr, IpAddr) = (v4.parse()?, v6.parse()?);
         let (backend_v4, backend_v6) = (self.backend(v4)?, self.backend(v6)?);
 
-        let service = SERVICE.parse::<Ipv4Addr>()?.octets();
-        let service_v6 = SERVICE_V6.parse::<Ipv6Addr>()?.octets();
-        let tcp = listener(&self.lab, map::LISTENERS_V4, service, 8000, TCP)?;
-        let udp = listener(&self.lab, map::LISTENERS_V4, service, 4433, UDP)?;
-        let tcp_v6 = listener(&self.lab, map::LISTENERS_V6, service_v6, 8000, TCP)?;
+        let tcp = listener(&self.lab, SERVICE, 8000, Protocol::Tcp)?;
+        let udp = listener(&self.lab, SERVICE, 4433, Protocol::Udp)?;
+        let tcp_v6 = listener(&self.lab, SERVICE_V6, 8000, Protocol::Tcp)?;
         let maps = self.lab.pinned_map(map::FLOWS);
         let tables = FlowTables::pinned(maps.parent().context("no directory")?)?;
         let now = tick();
@@ -301,23 +302,6 @@ impl Stand {
     }
 }
 
-fn listener<A: Copy + 'static>(
-    lab: &Lab,
-    name: &str,
-    address: A,
-    port: u16,
-    protocol: u8,
-) -> Result<Listener>
-where
-    Endpoint<A>: aya::Pod,
-{
-    let listeners: HashMap<_, Endpoint<A>, Listener> = pinned(lab, name, Map::HashMap)?;
-    let endpoint = Endpoint::new(address, port.to_be_bytes(), protocol);
-    listeners
-        .get(&endpoint, 0)
-        .with_context(|| format!("no listener on port {port} in {name}"))
-}
-
 /// Tells every stack where its neighbours are: with the far ends dropping
 /// everything, nobody could ask. Clients of the benchmark's networks live behind
 /// the client.
@@ -379,6 +363,13 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program
         .with_context(|| format!("no program {name}"))?
         .try_into()?)
+}
+
+fn listener(lab: &Lab, address: &str, port: u16, protocol: Protocol) -> Result<Listener> {
+    lab.listener(ListenerPlan {
+        address: SocketAddr::new(address.parse()?, port),
+        protocol,
+    })
 }
 
 fn pinned<M>(lab: &Lab, name: &str, of: fn(MapData) -> Map) -> Result<M>

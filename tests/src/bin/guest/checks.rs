@@ -39,10 +39,7 @@ const LARGE_MTU: u32 = 9000;
 
 fn features() -> Result<String> {
     let features = Features::probe()?;
-    Ok(format!(
-        "coarse_clock={} large_frames={}",
-        features.coarse_clock, features.large_frames
-    ))
+    Ok(format!("large_frames={}", features.large_frames))
 }
 
 fn loaded() -> Result<Loaded> {
