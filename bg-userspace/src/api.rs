@@ -126,6 +126,10 @@ pub struct ColourStatus {
     /// Of its flows, those that are reset with their next packet.
     #[serde(default)]
     pub resetting_flows: u64,
+    /// True when one of its pools (there is one per address family) has no healthy
+    /// backend and one that fell: then it keeps all of them.
+    #[serde(default)]
+    pub all_down: bool,
     /// Its pool.
     pub backends: Vec<BackendStatus>,
 }
@@ -138,11 +142,31 @@ pub struct BackendStatus {
     pub address: String,
     /// Weight in its pool.
     pub weight: u32,
-    /// True when its next hop is known: packets can reach it. (There are no
-    /// health checks in this version.)
-    pub healthy: bool,
+    /// Where it is probed: what the probes say, `null` as long as too few agree. Where
+    /// it is not: as `reachable`.
+    pub healthy: Option<bool>,
+    /// True when its next hop is known: packets can reach it.
+    #[serde(default)]
+    pub reachable: bool,
+    /// True when new flows go there, if they go to its colour.
+    #[serde(default)]
+    pub in_pool: bool,
+    /// What is known from probes; `null` where there are none.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
     /// Remembered flows, closing ones left out.
     pub flows: u64,
+}
+
+/// What is known of a backend from probes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// The kind of the probes.
+    pub kind: String,
+    /// Since when `healthy` is what it is, RFC 3339.
+    pub since: String,
+    /// Why it is not healthy, or what speaks against it; `null` when nothing does.
+    pub why: Option<String>,
 }
 
 /// The flow tables.
@@ -178,7 +202,7 @@ pub struct FlipRequest {
     pub if_generation: Option<u16>,
     /// Say what would happen, change nothing.
     pub dry_run: bool,
-    /// Also to a colour that cannot be reached.
+    /// Also to a colour that cannot be reached, or that is not healthy.
     pub force: bool,
     /// For the journal.
     pub why: Option<String>,
@@ -210,7 +234,7 @@ pub struct CanaryRequest {
     pub if_generation: Option<u16>,
     /// Say what would happen, change nothing.
     pub dry_run: bool,
-    /// Also to a colour that cannot be reached.
+    /// Also to a colour that cannot be reached, or that is not healthy.
     pub force: bool,
     /// For the journal.
     pub why: Option<String>,
@@ -388,7 +412,7 @@ pub enum Kind {
     StaleGeneration,
     /// Changed at the same time, or nothing to flip.
     Conflict,
-    /// The target cannot be reached.
+    /// The target cannot be reached, or is not healthy.
     Unhealthy,
     /// Timed out.
     TimedOut,
@@ -471,7 +495,7 @@ pub mod exit {
     pub const NOT_PERMITTED: u8 = 4;
     /// Stale generation, or nothing to flip.
     pub const CONFLICT: u8 = 5;
-    /// The target cannot be reached.
+    /// The target cannot be reached, or is not healthy.
     pub const UNHEALTHY: u8 = 8;
     /// Timed out.
     pub const TIMED_OUT: u8 = 9;

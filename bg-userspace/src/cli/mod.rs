@@ -60,7 +60,8 @@ Examples:
   bgswitch status -o json | jq '.services[].active'   for scripts
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
-4 not permitted, 5 conflict, 8 target unreachable, 9 timed out, 11 packet path.";
+4 not permitted, 5 conflict, 8 target unreachable or unhealthy, 9 timed out,
+11 packet path.";
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]

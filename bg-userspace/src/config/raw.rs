@@ -8,7 +8,7 @@ use serde::{
 };
 use toml::Spanned;
 
-use super::{DrainEnd, FlipMode};
+use super::{DrainEnd, FlipMode, health::RawHealth};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,7 +43,7 @@ pub(super) struct RawService {
     pub(super) udp_idle: Option<Spanned<String>>,
     pub(super) blue: Option<RawColour>,
     pub(super) green: Option<RawColour>,
-    pub(super) health: Option<Spanned<toml::Value>>,
+    pub(super) health: Option<Spanned<RawHealth>>,
     pub(super) parity: Option<Spanned<toml::Value>>,
     pub(super) gate: Option<Spanned<toml::Value>>,
     pub(super) approval: Option<Spanned<toml::Value>>,

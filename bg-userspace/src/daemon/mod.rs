@@ -6,6 +6,7 @@ mod change;
 mod drain;
 mod explain;
 mod flip;
+mod health;
 mod http;
 mod monitor;
 mod reload;
@@ -32,6 +33,7 @@ use crate::{
     api::Refusal,
     config::Config,
     datapath::{self, Datapath, Noted, Settings},
+    health::Prober,
     journal::{Entry, Journal},
     keeper::{Keeper, Pending, RESULT_WAIT},
     state::State,
@@ -54,6 +56,7 @@ pub struct Daemon {
     socket: Socket,
     started: Instant,
     hub: Hub,
+    health: Prober,
 }
 
 impl Daemon {
@@ -101,6 +104,7 @@ impl Daemon {
             socket,
             started: Instant::now(),
             hub: Hub::default(),
+            health: Prober::default(),
             config: RwLock::new(config),
         });
         daemon.remember_services(daemon.datapath.noted());
@@ -124,6 +128,8 @@ impl Daemon {
         let mut hangup = signal(SignalKind::hangup())?;
 
         tokio::spawn(self.datapath.resolver().run());
+        self.health.follow(&self.config());
+        tokio::spawn(Arc::clone(&self).watch_health());
         tokio::spawn(Arc::clone(&self).tick());
         tokio::spawn(Arc::clone(&self).sweep());
         tokio::spawn(Arc::clone(&self).pass_on());

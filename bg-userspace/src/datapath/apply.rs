@@ -15,6 +15,7 @@ use super::{
     maps::Block,
     naming::Known,
     pools::Changed,
+    standing,
 };
 use crate::plan::{ListenerPlan, Plan};
 
@@ -34,6 +35,7 @@ pub struct Change {
     held: Tables,
     layout: Layout,
     pools: Changed,
+    out: BTreeSet<u32>,
     blocks: Blocks,
     _alone: OwnedMutexGuard<()>,
 }
@@ -69,7 +71,13 @@ impl Inner {
         let alone = self.changing.clone().blocking_lock_owned();
         let held = self.held()?;
         let layout = lay_out(plan, known, &held, &self.in_use())?;
-        let pools = self.plan_pools(&layout.pools)?;
+        let out = standing::out(
+            &plan.standings,
+            &layout.services,
+            &layout.tables.backends,
+            &self.applied().out,
+        );
+        let pools = self.plan_pools(&standing::without(&layout.pools, &out))?;
         let backends = layout.tables.backends.values();
         let wanted: BTreeSet<u16> = backends.map(|b| b.block).filter(|id| *id != 0).collect();
         let blocks = self.missing_blocks(wanted, layout.tables.listeners.keys())?;
@@ -77,6 +85,7 @@ impl Inner {
             held,
             layout,
             pools,
+            out,
             blocks: Blocks(blocks),
             _alone: alone,
         })
@@ -107,6 +116,7 @@ impl Inner {
             held,
             layout,
             pools,
+            out,
             blocks: _,
             _alone,
         } = change;
@@ -144,6 +154,8 @@ impl Inner {
             services: layout.services,
             backends: layout.tables.backends,
             direct: layout.direct,
+            pools: layout.pools,
+            out,
         };
         Ok(())
     }
