@@ -247,7 +247,7 @@ fn new_flows_avoid_a_backend_that_died_until_it_is_back() {
 /// Law 2.
 #[test]
 fn established_flows_stay_with_a_backend_that_fell() {
-    let (lab, [b1, ..]) = healthy();
+    let (lab, [b1, _b2, _g1, _g2]) = healthy();
     let client = lab.enter(Place::Client).unwrap();
     let mut stays = conversation_with(&client, B1);
     b1.falls_ill();
@@ -263,7 +263,7 @@ fn established_flows_stay_with_a_backend_that_fell() {
 /// Law 6.
 #[test]
 fn a_pool_of_which_all_fell_keeps_all_of_them_and_says_so() {
-    let (lab, [b1, b2, ..]) = healthy();
+    let (lab, [b1, b2, _g1, _g2]) = healthy();
     b1.falls_ill();
     b2.falls_ill();
     until("both are down", || all_down(&lab, "blue"));
@@ -376,7 +376,7 @@ fn a_daemon_that_starts_keeps_the_pools_until_its_probes_have_spoken() {
 
 #[test]
 fn a_reload_starts_anew_only_what_it_changes() {
-    let (lab, [b1, ..]) = healthy();
+    let (lab, [b1, _b2, _g1, _g2]) = healthy();
     b1.falls_ill();
     until("it is out of its pool", || is(&lab, B1, false));
     let since = |address| backend(&lab, address)["health"]["since"].clone();
