@@ -202,7 +202,7 @@ impl Keys<'_> {
 
     fn v2(&self, raw: &RawHealth) -> Result<V2Probe, ConfigError> {
         let mut models = Vec::new();
-        for model in raw.models.iter().flat_map(|models| models.get_ref()) {
+        for model in raw.models.iter().flat_map(Spanned::get_ref) {
             let name = model.get_ref();
             if name.is_empty() || name.contains(char::is_control) || models.contains(name) {
                 let name = name.escape_debug();

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bg_common::service::Colour;
+use bg_common::service::{Colour, CutoverWord};
 
 use super::{Daemon, monitor::Told};
 use crate::{
@@ -132,7 +132,7 @@ impl Daemon {
         let generation = self
             .datapath
             .word(&name.service)
-            .map(|word| word.generation());
+            .map(CutoverWord::generation);
         let told = Told {
             generation,
             detail: detail.clone(),
@@ -300,9 +300,10 @@ fn ailing(
             some_ill.extend(ill);
             continue;
         }
-        let of = match backends.len() == pool.len() {
-            true => String::new(),
-            false => format!(" over {}", if v4 { "IPv4" } else { "IPv6" }),
+        let of = match v4 {
+            _ if backends.len() == pool.len() => "",
+            true => " over IPv4",
+            false => " over IPv6",
         };
         let ill = ill.join(", ");
         ailing.trouble.get_or_insert(format!(
