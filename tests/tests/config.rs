@@ -218,12 +218,12 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.health]\ninterval = \"1s\"\n[service.llm.blue]",
-        "18: service.llm.health.kind: is missing: \"tcp\", \"http\", \"v2\", \"openai\" or \"exec\"",
+        "18: service.llm.health.kind: is missing: \"tcp\", \"http\", \"grpc\", \"v2\", \"openai\" or \"exec\"",
     ),
     (
         "[service.llm.blue]",
         "[service.llm.health]\nkind = \"ping\"\n[service.llm.blue]",
-        "19: service.llm.health.kind: `ping` is unknown: \"tcp\", \"http\", \"v2\", \"openai\" or \"exec\"",
+        "19: service.llm.health.kind: `ping` is unknown: \"tcp\", \"http\", \"grpc\", \"v2\", \"openai\" or \"exec\"",
     ),
     (
         "[service.llm.blue]",
@@ -304,6 +304,11 @@ const BAD: &[(&str, &str, &str)] = &[
         "[service.llm.blue]",
         "[service.llm.health]\nkind = \"http\"\njson = \"/ready\"\nvalue = [1]\n[service.llm.blue]",
         "21: service.llm.health.value: is neither a text nor a number nor true or false",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\nservice = \"a\"\n[service.llm.blue]",
+        "20: service.llm.health.service: is of no use with kind = \"http\", only with \"grpc\": remove it",
     ),
     (
         "[service.llm.blue]",
@@ -704,6 +709,11 @@ fn what_looks_odd_and_is_right_passes() {
             "[service.web.blue]",
             "[service.web.health]\nkind = \"http\"\npath = \"/v1/up?deep=1\"\nhost = \"web:443\"\n\
              status = 204\njson = \"/a~1b/0\"\nvalue = 1.5\nport = 9000\n[service.web.blue]",
+        ),
+        (
+            "[service.web.blue]",
+            "health = { kind = \"grpc\", service = \"inference.GRPCInferenceService\", port = 8001 }\n\
+             [service.web.blue]",
         ),
         (
             "[service.web.blue]",

@@ -14,8 +14,8 @@ use toml::Spanned;
 use super::{ConfigError, text::Text};
 use crate::{
     health::{
-        HealthPlan, Probe, exec::ExecProbe, http::HttpProbe, openai::OpenAiProbe, v2::V2Probe,
-        verdict::Rules,
+        HealthPlan, Probe, exec::ExecProbe, grpc::GrpcProbe, http::HttpProbe, openai::OpenAiProbe,
+        v2::V2Probe, verdict::Rules,
     },
     plan::ServicePlan,
 };
@@ -42,6 +42,7 @@ pub(super) struct RawHealth {
     body: Option<Spanned<String>>,
     json: Option<Spanned<String>>,
     value: Option<Spanned<toml::Value>>,
+    service: Option<Spanned<String>>,
     models: Option<Spanned<Vec<Spanned<String>>>>,
     model: Option<Spanned<String>>,
     token_file: Option<Spanned<PathBuf>>,
@@ -66,6 +67,16 @@ pub(super) fn plan(
     let (probe, interval, limit) = match kind.get_ref().as_str() {
         "tcp" => (Probe::Tcp, SECOND, HALF),
         "http" => (Probe::Http(keys.http(&raw)?), SECOND, HALF),
+        "grpc" => {
+            let service = raw
+                .service
+                .as_ref()
+                .map(|service| service.get_ref().clone());
+            let probe = GrpcProbe {
+                service: service.unwrap_or_default(),
+            };
+            (Probe::Grpc(probe), SECOND, HALF)
+        }
         "v2" => (Probe::V2(keys.v2(&raw)?), SECOND, HALF),
         "openai" => {
             let probe = Probe::OpenAi(keys.openai(&raw, start)?);
@@ -114,7 +125,7 @@ pub(super) fn plan(
     Ok(plan)
 }
 
-const KINDS: &str = "\"tcp\", \"http\", \"v2\", \"openai\" or \"exec\"";
+const KINDS: &str = "\"tcp\", \"http\", \"grpc\", \"v2\", \"openai\" or \"exec\"";
 const SECOND: Duration = Duration::from_secs(1);
 const HALF: Duration = Duration::from_millis(500);
 
@@ -149,6 +160,7 @@ impl Keys<'_> {
             ("body", place(raw.body.as_ref()), &["http"]),
             ("json", place(raw.json.as_ref()), &["http"]),
             ("value", place(raw.value.as_ref()), &["http"]),
+            ("service", place(raw.service.as_ref()), &["grpc"]),
             ("models", place(raw.models.as_ref()), &["v2"]),
             ("model", place(raw.model.as_ref()), &["openai"]),
             ("token_file", place(raw.token_file.as_ref()), &["openai"]),

@@ -4,6 +4,7 @@
 pub mod exec;
 #[cfg(test)]
 mod fake;
+pub mod grpc;
 pub mod http;
 pub mod openai;
 mod plan;
@@ -65,6 +66,7 @@ impl Target {
         match &self.plan.probe {
             Probe::Tcp => tcp::probe(&self.endpoints).await,
             Probe::Http(probe) => http::probe(port?, probe).await,
+            Probe::Grpc(probe) => grpc::probe(port?, probe).await,
             Probe::V2(probe) => v2::probe(port?, probe).await,
             Probe::OpenAi(probe) => openai::probe(port?, probe).await,
             Probe::Exec(probe) => exec::probe(&self.name, first, probe).await,

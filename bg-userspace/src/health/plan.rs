@@ -2,7 +2,10 @@
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
-use super::{exec::ExecProbe, http::HttpProbe, openai::OpenAiProbe, v2::V2Probe, verdict::Rules};
+use super::{
+    exec::ExecProbe, grpc::GrpcProbe, http::HttpProbe, openai::OpenAiProbe, v2::V2Probe,
+    verdict::Rules,
+};
 use crate::plan::{BackendPlan, Protocol, ServicePlan};
 
 /// The `[service.NAME.health]` table.
@@ -28,6 +31,8 @@ pub enum Probe {
     Tcp,
     /// An HTTP request.
     Http(HttpProbe),
+    /// The health service of gRPC.
+    Grpc(GrpcProbe),
     /// Readiness by the Open Inference Protocol.
     V2(V2Probe),
     /// A completion of one token.
@@ -42,6 +47,7 @@ impl Probe {
         match self {
             Self::Tcp => "tcp",
             Self::Http(_) => "http",
+            Self::Grpc(_) => "grpc",
             Self::V2(_) => "v2",
             Self::OpenAi(_) => "openai",
             Self::Exec(_) => "exec",
@@ -88,6 +94,7 @@ impl fmt::Display for HealthPlan {
         match &self.probe {
             Probe::Tcp => Ok(()),
             Probe::Http(probe) => write!(f, ", {probe}"),
+            Probe::Grpc(probe) => write!(f, ", {probe}"),
             Probe::V2(probe) => write!(f, ", {probe}"),
             Probe::OpenAi(probe) => write!(f, ", {probe}"),
             Probe::Exec(probe) => write!(f, ", {probe}"),
