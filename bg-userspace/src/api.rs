@@ -131,6 +131,10 @@ pub struct ColourStatus {
     /// Of its flows, those that are reset with their next packet.
     #[serde(default)]
     pub resetting_flows: u64,
+    /// True when one of its pools (there is one per address family) has no healthy
+    /// backend and one that fell: then it keeps all of them.
+    #[serde(default)]
+    pub all_down: bool,
     /// Its pool.
     pub backends: Vec<BackendStatus>,
 }
@@ -143,11 +147,31 @@ pub struct BackendStatus {
     pub address: String,
     /// Weight in its pool.
     pub weight: u32,
-    /// True when its next hop is known: packets can reach it. (There are no
-    /// health checks in this version.)
-    pub healthy: bool,
+    /// Where it is probed: what the probes say, `null` as long as too few agree. Where
+    /// it is not: as `reachable`.
+    pub healthy: Option<bool>,
+    /// True when its next hop is known: packets can reach it.
+    #[serde(default)]
+    pub reachable: bool,
+    /// True when new flows go there, if they go to its colour.
+    #[serde(default)]
+    pub in_pool: bool,
+    /// What is known from probes; `null` where there are none.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
     /// Remembered flows, closing ones left out.
     pub flows: u64,
+}
+
+/// What is known of a backend from probes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// The kind of the probes.
+    pub kind: String,
+    /// Since when `healthy` is what it is, RFC 3339.
+    pub since: String,
+    /// Why it is not healthy, or what speaks against it; `null` when nothing does.
+    pub why: Option<String>,
 }
 
 /// The flow tables.
@@ -183,7 +207,7 @@ pub struct FlipRequest {
     pub if_generation: Option<u16>,
     /// Say what would happen, change nothing.
     pub dry_run: bool,
-    /// Also to a colour that cannot be reached.
+    /// Also to a colour that cannot be reached, or that is not healthy.
     pub force: bool,
     /// For the journal.
     pub why: Option<String>,
@@ -215,7 +239,7 @@ pub struct CanaryRequest {
     pub if_generation: Option<u16>,
     /// Say what would happen, change nothing.
     pub dry_run: bool,
-    /// Also to a colour that cannot be reached.
+    /// Also to a colour that cannot be reached, or that is not healthy.
     pub force: bool,
     /// For the journal.
     pub why: Option<String>,
@@ -397,7 +421,7 @@ pub enum Kind {
     GateFailed,
     /// A release waits for a human.
     Inconclusive,
-    /// The target cannot be reached.
+    /// The target cannot be reached, or is not healthy.
     Unhealthy,
     /// Timed out.
     TimedOut,
@@ -489,7 +513,7 @@ pub mod exit {
     pub const GATE: u8 = 6;
     /// Inconclusive, or waiting for an approval.
     pub const INCONCLUSIVE: u8 = 7;
-    /// The target cannot be reached.
+    /// The target cannot be reached, or is not healthy.
     pub const UNHEALTHY: u8 = 8;
     /// Timed out.
     pub const TIMED_OUT: u8 = 9;

@@ -25,7 +25,7 @@ pub struct Entry {
     /// Which service; `*` for all.
     pub service: String,
     /// `flip`, `rollback`, `canary`, `drain_end`, `reload`, `start`, `stop`, `detach`,
-    /// `changed_outside`, `release`.
+    /// `changed_outside`, `fall`, `rise`, `release`.
     pub action: String,
     /// `intent` or `result`.
     pub phase: String,

@@ -174,10 +174,63 @@ pub struct ServicePlan {
 }
 
 impl ServicePlan {
+    /// What a backend of the service is called.
+    pub fn name_of(&self, colour: Colour, backend: &BackendPlan) -> BackendName {
+        BackendName {
+            service: self.name.clone(),
+            colour,
+            address: backend.address,
+            port: backend.port,
+        }
+    }
+
+    /// What all backends of the service are called.
+    pub fn names(&self) -> impl Iterator<Item = BackendName> {
+        let of = move |colour| {
+            let backends = self.backends(colour).iter();
+            backends.map(move |backend| self.name_of(colour, backend))
+        };
+        Colour::ALL.into_iter().flat_map(of)
+    }
+
     /// The backends of a colour.
     pub fn backends(&self, colour: Colour) -> &[BackendPlan] {
         &self.colours[colour as usize]
     }
+}
+
+/// What a backend is called, whatever its weight and its id are.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendName {
+    /// Its service.
+    pub service: String,
+    /// Its colour.
+    pub colour: Colour,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port; `None` = the listener's.
+    pub port: Option<u16>,
+}
+
+impl fmt::Display for BackendName {
+    /// Its address, with its port if it has one of its own.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.port {
+            Some(port) => write!(f, "{}", SocketAddr::new(self.address, port)),
+            None => write!(f, "{}", self.address),
+        }
+    }
+}
+
+/// Where a backend stands that is probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// In its pool.
+    In,
+    /// Out of its pool, as long as others are in.
+    Out,
+    /// Where it was: nothing is known of it yet.
+    AsItWas,
 }
 
 /// All services of a configuration.
@@ -185,6 +238,8 @@ impl ServicePlan {
 pub struct Plan {
     /// In the order of the file.
     pub services: Vec<ServicePlan>,
+    /// Where backends stand; one that is not here is in its pool.
+    pub standings: BTreeMap<BackendName, Standing>,
 }
 
 impl Plan {

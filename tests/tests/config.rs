@@ -217,8 +217,133 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm.blue]",
-        "[service.llm.health]\nkind = \"tcp\"\n[service.llm.blue]",
-        "18: service.llm.health: is not supported by this version yet: remove it",
+        "[service.llm.health]\ninterval = \"1s\"\n[service.llm.blue]",
+        "18: service.llm.health.kind: is missing: \"tcp\", \"http\", \"grpc\", \"v2\", \"openai\" or \"exec\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"ping\"\n[service.llm.blue]",
+        "19: service.llm.health.kind: `ping` is unknown: \"tcp\", \"http\", \"grpc\", \"v2\", \"openai\" or \"exec\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\npath = \"/up\"\n[service.llm.blue]",
+        "20: service.llm.health.path: is of no use with kind = \"tcp\", only with \"http\" or \"openai\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\ninterval = \"fast\"\n[service.llm.blue]",
+        "20: service.llm.health.interval: `fast` is no duration, like \"1s\" or \"500ms\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\ninterval = \"10ms\"\n[service.llm.blue]",
+        "20: service.llm.health.interval: `10ms` is not between 100ms and 1h",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\ntimeout = \"1h\"\n[service.llm.blue]",
+        "20: service.llm.health.timeout: `1h` is not between 10ms and 5m",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\nrise = 0\n[service.llm.blue]",
+        "20: service.llm.health.rise: 0 is not between 1 and 100",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\nfall = 101\n[service.llm.blue]",
+        "20: service.llm.health.fall: 101 is not between 1 and 100",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\nport = 65536\n[service.llm.blue]",
+        "20: service.llm.health.port: 65536 is not between 1 and 65535",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"tcp\"\non_fail = \"reset\"\n[service.llm.blue]",
+        "20: service.llm.health.on_fail: `reset` is unknown: \"keep\", established flows stay with their backend; this version resets none",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\npath = \"health\"\n[service.llm.blue]",
+        "20: service.llm.health.path: `health` is no path, like \"/health\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\nhost = \"a b\"\n[service.llm.blue]",
+        "20: service.llm.health.host: `a b` is no host, like \"llm.example.com\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\nstatus = 99\n[service.llm.blue]",
+        "20: service.llm.health.status: 99 is not between 100 and 599",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\nbody = \"\"\n[service.llm.blue]",
+        "20: service.llm.health.body: is empty: every body contains that",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\njson = \"/ready\"\n[service.llm.blue]",
+        "20: service.llm.health.json: needs `value`, what shall be there, like true or \"ready\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\nvalue = true\n[service.llm.blue]",
+        "20: service.llm.health.value: needs `json`, the pointer to where it shall be, like \"/status\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\njson = \"ready\"\nvalue = true\n[service.llm.blue]",
+        "20: service.llm.health.json: `ready` is no JSON pointer, like \"/status/ready\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\njson = \"/ready\"\nvalue = [1]\n[service.llm.blue]",
+        "21: service.llm.health.value: is neither a text nor a number nor true or false",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\nservice = \"a\"\n[service.llm.blue]",
+        "20: service.llm.health.service: is of no use with kind = \"http\", only with \"grpc\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"http\"\nmodels = [\"a\"]\n[service.llm.blue]",
+        "20: service.llm.health.models: is of no use with kind = \"http\", only with \"v2\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"v2\"\nmodels = [\"a\", \"\"]\n[service.llm.blue]",
+        "20: service.llm.health.models: `` is no model's name, or is given twice",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"openai\"\n[service.llm.blue]",
+        "18: service.llm.health.model: is missing: name the model that shall make a token",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"openai\"\nmodel = \"a\"\ntoken_file = \"token\"\n[service.llm.blue]",
+        "21: service.llm.health.token_file: `token` is no absolute path",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"exec\"\n[service.llm.blue]",
+        "18: service.llm.health.command: is missing: a program and its arguments, like [\"/etc/bgswitch/probe\", \"--deep\"]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.health]\nkind = \"exec\"\ncommand = [\"probe\"]\n[service.llm.blue]",
+        "20: service.llm.health.command: must begin with the absolute path of a program, like [\"/etc/bgswitch/probe\", \"--deep\"]",
+    ),
+    (
+        "listen = [\"tcp://203.0.113.20:443\"]\n",
+        "listen = [\"udp://203.0.113.20:443\"]\nhealth = { kind = \"tcp\" }\n",
+        "27: service.web.health: has no port to probe: `10.0.3.10:8443` serves no tcp:// listener. Name the port with `port`",
     ),
     (
         "[service.llm.blue]",
@@ -698,6 +823,36 @@ fn what_looks_odd_and_is_right_passes() {
              [[service.llm.gate]]\nname = \"load\"\nkind = \"exec\"\ncommand = [\"/bin/true\"]\ntimeout = \"3m\"\n\
              [service.llm.approval]\nrequired = true\nnot_requester = true\n\
              [service.llm.bake]\nsettle = \"0s\"\non_fail = \"pause\"\n[service.llm.standby]\nhold = \"1h\"\n[service.llm.blue]",
+        ),
+        (
+            "[service.web.blue]",
+            "health = { kind = \"tcp\", interval = \"100ms\", timeout = \"5m\", on_fail = \"keep\" }\n\
+             [service.web.blue]",
+        ),
+        (
+            "[service.web.blue]",
+            "[service.web.health]\nkind = \"http\"\npath = \"/v1/up?deep=1\"\nhost = \"web:443\"\n\
+             status = 204\njson = \"/a~1b/0\"\nvalue = 1.5\nport = 9000\n[service.web.blue]",
+        ),
+        (
+            "[service.web.blue]",
+            "health = { kind = \"grpc\", service = \"inference.GRPCInferenceService\", port = 8001 }\n\
+             [service.web.blue]",
+        ),
+        (
+            "[service.web.blue]",
+            "health = { kind = \"v2\", models = [\"llama\", \"embed\"], host = \"llama.example\" }\n\
+             [service.web.blue]",
+        ),
+        (
+            "[service.web.blue]",
+            "health = { kind = \"openai\", model = \"a/b\", path = \"/v1/chat/completions\", \
+             token_file = \"/etc/token\" }\n[service.web.blue]",
+        ),
+        (
+            "listen = [\"tcp://203.0.113.20:443\"]\n",
+            "listen = [\"udp://203.0.113.20:443\"]\n\
+             health = { kind = \"exec\", command = [\"/bin/true\"] }\n",
         ),
         // One server for both colours: a flip changes nothing for it, that is all.
         ("10.0.4.10:8443", "10.0.3.10:8443"),

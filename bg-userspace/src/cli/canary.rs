@@ -20,7 +20,8 @@ Examples:
 New flows only, and by the client's address: a client gets the same colour each time,
 as long as the share and the active colour stay. Shares are multiples of 1/65536; at
 100, one address in 65536 still goes to the active colour: to go over, flip. Exit code
-5: not at that generation; 8: a backend of the standby has no next hop.";
+5: not at that generation; 8: a backend of the standby has no next hop,
+or none of them is known to be healthy, where they are probed.";
 
 /// `bgswitch canary SERVICE PERCENT`.
 #[derive(Debug, Args)]
@@ -37,7 +38,8 @@ pub(super) struct Canary {
     /// Say what would happen, change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Also to a colour that cannot be reached, and also when the journal cannot be written.
+    /// Also to a colour that cannot be reached or is not healthy, and also when the journal cannot
+    /// be written.
     #[arg(long)]
     force: bool,
     /// Why, for the journal.

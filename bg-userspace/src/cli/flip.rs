@@ -21,7 +21,8 @@ Examples:
   bgswitch flip llm --if-generation 17        only if nobody flipped meanwhile
 
 Exit code 5: not at that generation, or that colour is active already; 8: a
-backend of the target has no next hop.";
+backend in the target's pools has no next hop, or none of them is known to be
+healthy, where they are probed.";
 
 /// `bgswitch flip SERVICE`.
 #[derive(Debug, Args)]
@@ -45,7 +46,8 @@ pub(super) struct Flip {
     /// Say what would happen, change nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Also to a colour that cannot be reached, and also when the journal cannot be written.
+    /// Also to a colour that cannot be reached or is not healthy, and also when the journal cannot
+    /// be written.
     #[arg(long)]
     force: bool,
     /// Why, for the journal.

@@ -64,7 +64,8 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
 4 not permitted, 5 conflict, 6 gate failed, 7 inconclusive or waiting for approval,
-8 target unreachable, 9 timed out, 10 rolled back by itself, 11 packet path.";
+8 target unreachable or unhealthy, 9 timed out, 10 rolled back by itself,
+11 packet path.";
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Everywhere")]

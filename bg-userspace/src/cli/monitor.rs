@@ -28,8 +28,8 @@ Examples:
 
 A line: time, reason, protocol, client -> listener -> backend (or <- for what comes back),
 service and colour, the interface it came in by. Flips, rollbacks, canaries, ends of
-drains, reloads, and flows that had to give way stand between the packets, by the time of
-their store. Packets are chosen in the kernel; who does not watch pays nothing. A
+drains, reloads, backends that fall or rise, and flows that had to give way stand between
+the packets, by the time of their store. Packets are chosen in the kernel; who does not watch pays nothing. A
 processor tells of some 15 000 packets a second at most: what goes beyond is counted, and
 said. Ctrl-C ends it, with a summary.";
 

@@ -11,7 +11,7 @@ use super::{
     text::{flows, percent},
 };
 use crate::{
-    api::{self, ColourStatus, InterfaceStatus, Refusal, ServiceStatus},
+    api::{self, BackendStatus, ColourStatus, InterfaceStatus, Refusal, ServiceStatus},
     plan::ListenerPlan,
     release::State,
     time,
@@ -171,13 +171,12 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
             flows(colour.flows)
         );
         out.push_str(&ends(colour));
+        if colour.all_down {
+            out.push_str(", ALL DOWN: new flows go to all of them");
+        }
         out.push('\n');
         for backend in &colour.backends {
-            let trouble = if backend.healthy {
-                ""
-            } else {
-                "  no next hop known"
-            };
+            let trouble = trouble(backend);
             let weight = if backend.weight == 1 {
                 String::new()
             } else {
@@ -202,6 +201,30 @@ fn state_text(state: &str, draining: Option<String>) -> String {
         Some(draining) if state == State::Steady.as_str() => draining,
         Some(draining) => format!("{state}, {draining}"),
     }
+}
+
+/// What keeps a backend from serving, or what is not known of it; empty where it is
+/// not probed and can be reached.
+fn trouble(backend: &BackendStatus) -> String {
+    let mut trouble = String::new();
+    if let Some(health) = &backend.health {
+        let since = time::local(&health.since);
+        trouble = match backend.healthy {
+            Some(true) => "  healthy".to_owned(),
+            Some(false) => format!("  UNHEALTHY since {since}"),
+            None => "  health not known yet".to_owned(),
+        };
+        if let Some(why) = &health.why {
+            let _ = write!(trouble, ": {why}");
+        }
+    }
+    if !backend.reachable {
+        trouble.push_str("  no next hop known");
+    }
+    if !backend.in_pool {
+        trouble.push_str("  (gets no new flows)");
+    }
+    trouble
 }
 
 /// What a colour's drain is at, if it has flows that it is about.

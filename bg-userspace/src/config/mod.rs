@@ -2,6 +2,7 @@
 //! the raw text.
 
 mod across;
+mod health;
 mod raw;
 mod release;
 mod rules;
@@ -25,7 +26,8 @@ pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};
 use crate::{
     datapath::AttachMode,
-    plan::{Plan, ServicePlan},
+    health::HealthPlan,
+    plan::{Plan, ServicePlan, Standing},
 };
 
 /// Where the configuration is, unless told otherwise.
@@ -145,6 +147,8 @@ pub struct Service {
     pub drain: DrainPlan,
     /// What its releases go through.
     pub release: ReleasePlan,
+    /// How its backends are probed, if they are.
+    pub health: Option<HealthPlan>,
 }
 
 /// What is wrong with a configuration: where, what, and what would be right.
@@ -207,14 +211,14 @@ impl Config {
         Ok(Self { gateway, services })
     }
 
-    /// What the packet path needs.
+    /// What the packet path needs. Nothing is known of who is probed.
     pub fn plan(&self) -> Plan {
+        let services = self.services.values();
+        let probed = services.clone().filter(|service| service.health.is_some());
+        let names = probed.flat_map(|service| service.plan.names());
         Plan {
-            services: self
-                .services
-                .values()
-                .map(|service| service.plan.clone())
-                .collect(),
+            standings: names.map(|name| (name, Standing::AsItWas)).collect(),
+            services: services.map(|service| service.plan.clone()).collect(),
         }
     }
 }

@@ -10,6 +10,7 @@ use toml::Spanned;
 
 use super::{
     DrainEnd, FlipMode,
+    health::RawHealth,
     release::rules::{RawApproval, RawBake, RawGate, RawStandby},
 };
 
@@ -46,7 +47,7 @@ pub(super) struct RawService {
     pub(super) udp_idle: Option<Spanned<String>>,
     pub(super) blue: Option<RawColour>,
     pub(super) green: Option<RawColour>,
-    pub(super) health: Option<Spanned<toml::Value>>,
+    pub(super) health: Option<Spanned<RawHealth>>,
     pub(super) parity: Option<Spanned<toml::Value>>,
     pub(super) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
     pub(super) approval: Option<RawApproval>,

@@ -11,7 +11,7 @@ use bg_common::{abi::capacity, service::Colour};
 use toml::Spanned;
 
 use super::{
-    ConfigError, DrainPlan, FlipMode, Gateway, MAX_DURATION, Paths, Service,
+    ConfigError, DrainPlan, FlipMode, Gateway, MAX_DURATION, Paths, Service, health,
     raw::{RawBackend, RawColour, RawGateway, RawService},
     release::rules::{self as releases, RawRelease},
     text::Text,
@@ -194,6 +194,18 @@ pub(super) fn service(
     let (usual, second) = (Duration::from_secs(30), Duration::from_secs(1));
     let udp_idle = raw.udp_idle.as_ref();
     let udp_idle = duration(text, udp_idle, &key("udp_idle"), usual, second)?;
+    let plan = ServicePlan {
+        name: name.clone(),
+        forward,
+        announce: raw.announce.unwrap_or(false),
+        udp_idle,
+        listeners,
+        colours: pools,
+    };
+    let health = raw
+        .health
+        .map(|raw| health::plan(text, &key("health"), raw, &plan))
+        .transpose()?;
     Ok(Placed {
         listeners: listen.get_ref().iter().map(|l| l.span().start).collect(),
         backends: places,
@@ -202,14 +214,8 @@ pub(super) fn service(
             release,
             versions,
             on_flip: raw.on_flip.unwrap_or(FlipMode::Drain),
-            plan: ServicePlan {
-                name: name.clone(),
-                forward,
-                announce: raw.announce.unwrap_or(false),
-                udp_idle,
-                listeners,
-                colours: pools,
-            },
+            health,
+            plan,
         },
     })
 }
@@ -226,12 +232,10 @@ fn not_yet(
     raw: &RawService,
     key: &impl Fn(&str) -> String,
 ) -> Result<(), ConfigError> {
-    for (part, name) in [(&raw.health, "health"), (&raw.parity, "parity")] {
-        if let Some(part) = part {
-            return Err(text.wrong(part, key(name), NOT_YET));
-        }
+    match &raw.parity {
+        Some(part) => Err(text.wrong(part, key("parity"), NOT_YET)),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// How packets are forwarded.

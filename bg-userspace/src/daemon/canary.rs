@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{
     Daemon,
     change::{Order, WordChange},
+    health::Intent,
 };
 use crate::{
     api::{Canaried, CanaryRequest, Refusal, SCHEMA},
@@ -28,6 +29,18 @@ impl Daemon {
             self.unreachable(service, colour)
         })?;
         let standby = word.active().other();
+        let smaller = to.canary() <= word.canary();
+        let ill = if smaller {
+            None
+        } else {
+            self.check_health(&Intent {
+                service,
+                to: standby,
+                force: request.force,
+                undone: format!("the canary of {service} was not changed"),
+                forcing: "`bgswitch canary --force` does it",
+            })?
+        };
         let mut answer = Canaried {
             schema: SCHEMA,
             service: service.to_owned(),
@@ -47,13 +60,16 @@ impl Daemon {
             drop(changing);
             answer.standby_flows = self.count_flows(service, standby).await;
         } else {
-            let smaller = to.canary() <= word.canary();
+            let mut detail = switch::canary_detail(word, to);
+            if let Some(ill) = ill {
+                detail = format!("{detail}, forced: {ill}");
+            }
             let change = WordChange {
                 action: "canary",
                 from: word,
                 to,
                 switch: None,
-                detail: switch::canary_detail(word, to),
+                detail,
                 why: request.why.as_ref(),
                 undone: format!("the canary of {service} was not changed"),
                 forcing: (!smaller && !request.force)
@@ -64,6 +80,11 @@ impl Daemon {
             answer.store_ns = Some(done.stored.store_ns);
             let counted = self.count_flows(service, standby);
             (answer.standby_flows, answer.warnings) = tokio::join!(counted, done.written());
+        }
+        if !smaller {
+            answer
+                .warnings
+                .extend(self.health_warnings(service, standby));
         }
         Ok(answer)
     }

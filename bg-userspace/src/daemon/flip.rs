@@ -8,6 +8,7 @@ use tokio::sync::MutexGuard;
 use super::{
     Daemon,
     change::{Done, Order, WordChange},
+    health::Intent,
 };
 use crate::{
     api::{FlipRequest, Flipped, Refusal, RollbackRequest},
@@ -19,6 +20,12 @@ use crate::{
 const FIRST_FLOW_WAIT: Duration = Duration::from_millis(250);
 /// How much longer it waits for the count of old flows.
 const COUNT_WAIT: Duration = Duration::from_millis(50);
+
+/// Whether a change was forced, and over what.
+struct Force {
+    given: bool,
+    over: Vec<String>,
+}
 
 impl Daemon {
     pub(super) async fn flip(
@@ -41,16 +48,31 @@ impl Daemon {
         let switch = switch::flip(service, word, &request, default, |colour| {
             self.unreachable(service, colour)
         })?;
+        let to = switch.to.active();
+        let ill = self.check_health(&Intent {
+            service,
+            to,
+            force: request.force,
+            undone: format!("{service} was not flipped"),
+            forcing: "`bgswitch flip --force` flips",
+        })?;
         if request.dry_run {
             drop(changing);
             let mut flipped = describe(service, &switch);
             flipped.dry_run = true;
+            flipped.warnings = self.health_warnings(service, to);
             flipped.old_flows = self.count_flows(service, switch.left()).await;
             return Ok(flipped);
         }
         let doomed = self.doomed_flows(service, &switch);
         let why = request.why.as_ref();
-        let stored = self.store("flip", &order, &switch, why, request.force, changing);
+        let silent = Some(self.unreachable(service, to)).filter(|silent| !silent.is_empty());
+        let silent = silent.map(|silent| format!("no next hop for {}", silent.join(", ")));
+        let force = Force {
+            given: request.force,
+            over: silent.into_iter().chain(ill).collect(),
+        };
+        let stored = self.store("flip", &order, &switch, why, force, changing);
         let (flipped, done) = stored.await?;
         Ok(self.watch(flipped, done, service, doomed).await)
     }
@@ -76,31 +98,39 @@ impl Daemon {
         };
         let doomed = self.doomed_flows(service, &switch);
         let why = request.why.as_ref();
-        let stored = self.store("rollback", &order, &switch, why, true, changing);
+        let force = Force {
+            given: true,
+            over: Vec::new(),
+        };
+        let stored = self.store("rollback", &order, &switch, why, force, changing);
         let (flipped, done) = stored.await?;
         Ok(self.watch(flipped, done, service, doomed).await)
     }
 
     /// Carries a switch out. A journal that cannot be written stops what is not
-    /// `forced`.
+    /// forced.
     async fn store(
         &self,
         action: &str,
         order: &Order<'_>,
         switch: &Switch,
         why: Option<&String>,
-        forced: bool,
+        force: Force,
         changing: MutexGuard<'_, ()>,
     ) -> Result<(Flipped, Done), Refusal> {
+        let mut detail = switch::detail(switch);
+        if !force.over.is_empty() {
+            detail = format!("{detail}, forced: {}", force.over.join("; "));
+        }
         let change = WordChange {
             action,
             from: switch.from,
             to: switch.to,
             switch: Some(switch),
-            detail: switch::detail(switch),
+            detail,
             why,
             undone: format!("{} was not flipped", order.service),
-            forcing: (!forced).then_some("`bgswitch flip --force` flips"),
+            forcing: (!force.given).then_some("`bgswitch flip --force` flips"),
         };
         let done = self.carry_out(order, change, changing).await?;
         let flipped = Flipped {
@@ -113,12 +143,13 @@ impl Daemon {
         Ok((flipped, done))
     }
 
-    /// Backends of a colour without a next hop.
+    /// Backends in a colour's pools without a next hop.
     pub(super) fn unreachable(&self, service: &str, colour: Colour) -> Vec<String> {
         let id = self.datapath.service_id(service);
         let silent = self.datapath.unresolved().into_iter();
         silent
-            .filter(|(service, of, _)| Some(*service) == id && *of == colour)
+            .filter(|(of_id, of, _)| Some(*of_id) == id && *of == colour)
+            .filter(|(_, _, address)| self.is_in_pool(service, colour, *address))
             .map(|(_, _, address)| address.to_string())
             .collect()
     }
@@ -189,6 +220,7 @@ impl Daemon {
         };
         let (first_flow, count, warnings) = tokio::join!(first_flow, count, done.written());
         flipped.warnings = warnings;
+        flipped.warnings.extend(self.health_warnings(service, new));
         let silent = self.unreachable(service, new);
         if !silent.is_empty() {
             flipped.warnings.push(format!(

@@ -7,6 +7,7 @@ mod drain;
 mod explain;
 mod flip;
 mod gates;
+mod health;
 mod http;
 mod monitor;
 mod release;
@@ -34,6 +35,7 @@ use crate::{
     api::Refusal,
     config::Config,
     datapath::{self, Datapath, Noted, Settings},
+    health::Prober,
     journal::{Entry, Journal},
     keeper::{Keeper, Pending, RESULT_WAIT},
     state::State,
@@ -57,6 +59,7 @@ pub struct Daemon {
     started: Instant,
     hub: Hub,
     releases: release::Desks,
+    health: Prober,
 }
 
 impl Daemon {
@@ -105,6 +108,7 @@ impl Daemon {
             started: Instant::now(),
             hub: Hub::default(),
             releases: release::Desks::default(),
+            health: Prober::default(),
             config: RwLock::new(config),
         });
         daemon.remember_services(daemon.datapath.noted());
@@ -128,6 +132,8 @@ impl Daemon {
         let mut hangup = signal(SignalKind::hangup())?;
 
         tokio::spawn(self.datapath.resolver().run());
+        self.health.follow(&self.config());
+        tokio::spawn(Arc::clone(&self).watch_health());
         tokio::spawn(Arc::clone(&self).tick());
         tokio::spawn(Arc::clone(&self).sweep());
         tokio::spawn(Arc::clone(&self).pass_on());

@@ -23,7 +23,7 @@ use crate::{
         DecisionRequest, ExtendRequest, Kind, Refusal, ReleaseReport, ReleaseRequest,
         ReleaseStatus, SCHEMA,
     },
-    release::{By, Event, Health, Machine, Start},
+    release::{By, Event, Machine, Start},
     switch, time,
 };
 
@@ -151,7 +151,7 @@ impl Daemon {
             version: request.version.or_else(|| configured.clone()),
             backends: self.backends(service, to),
             plan: known.release,
-            watched: self.health(service, to).is_some(),
+            watched: self.colour_health(service, to).is_some(),
             force: request.force,
             word: word.into(),
         };
@@ -253,13 +253,6 @@ impl Daemon {
         let attendant = Attendant::new(self, service, machine, &desk);
         tokio::spawn(attendant.attend(post, resumed));
         desk
-    }
-
-    /// The health of a colour: `None` where there are no health checks. This is where
-    /// they plug in.
-    #[expect(clippy::unused_self, reason = "health checks belong to the daemon")]
-    fn health(&self, _service: &str, _colour: Colour) -> Option<Health> {
-        None
     }
 
     /// What of a colour must not change between its gates and its flip.

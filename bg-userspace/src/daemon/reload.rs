@@ -60,6 +60,7 @@ impl Daemon {
         self.tell(datapath::now_ns(), "reload", "*", told);
         self.datapath.advertise().await;
         *self.config_mut() = new;
+        self.health.follow(&self.config());
         self.remember_services(announced);
         self.releases.services_changed();
         let result = self.keeper.entry(entry("result", changes.join("; ")));
@@ -111,7 +112,9 @@ impl Daemon {
         }
         datapath::interfaces_exist(&new.gateway.interfaces).map_err(|e| usage(&e))?;
         let known = self.state().known();
-        let change = self.datapath.prepare(&new.plan(), &known);
+        let mut plan = new.plan();
+        plan.standings.extend(self.standings_under(&new));
+        let change = self.datapath.prepare(&plan, &known);
         let change = change.map_err(|e| refused(Kind::Datapath, &e))?;
         Ok((new, change))
     }
@@ -199,6 +202,9 @@ fn describe(name: &str, service: &Service) -> Vec<String> {
         "{name} udp_idle {}",
         duration(service.plan.udp_idle)
     ));
+    if let Some(health) = &service.health {
+        lines.push(format!("{name} health {health}"));
+    }
     lines
 }
 

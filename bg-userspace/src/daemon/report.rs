@@ -116,6 +116,7 @@ impl Daemon {
         let word = *words.get(&id).ok_or_else(unknown)?;
         let stats = self.datapath.stats(name)?;
         let unresolved = self.datapath.unresolved();
+        let health = self.health_now();
         let state = self.state();
         let mut colours = BTreeMap::new();
         for colour in Colour::ALL {
@@ -150,15 +151,27 @@ impl Daemon {
                 drain_end: drain.map(|drain| drain.end().as_str().to_owned()),
                 draining_flows: sum(|count| count.draining),
                 resetting_flows: sum(|count| count.resetting),
+                all_down: health.all_down(&service.plan, colour),
                 backends: service
                     .plan
                     .backends(colour)
                     .iter()
-                    .map(|backend| BackendStatus {
-                        address: address_of(&service.plan, backend),
-                        weight: backend.weight,
-                        healthy: !unresolved.contains(&(id, colour, backend.address)),
-                        flows: flows_of(backend.address),
+                    .map(|backend| {
+                        let name = service.plan.name_of(colour, backend);
+                        let reachable = !unresolved.contains(&(id, colour, backend.address));
+                        let known = health.known.get(&name);
+                        BackendStatus {
+                            address: address_of(&service.plan, backend),
+                            weight: backend.weight,
+                            healthy: match known {
+                                Some(known) => known.verdict.is_healthy(),
+                                None => Some(reachable),
+                            },
+                            reachable,
+                            in_pool: !health.out.contains(&name),
+                            health: known.map(|known| health.status(known)),
+                            flows: flows_of(backend.address),
+                        }
                     })
                     .collect(),
             };

@@ -13,6 +13,7 @@ use super::{
     maps::Block,
     naming::Known,
     pools::Changed,
+    standing,
 };
 use crate::plan::Plan;
 
@@ -73,6 +74,7 @@ pub struct Change {
     layout: Layout,
     pools: Changed,
     directories: Directories,
+    out: BTreeSet<u32>,
     blocks: Blocks,
     _alone: OwnedMutexGuard<()>,
 }
@@ -108,7 +110,13 @@ impl Inner {
         let alone = self.changing.clone().blocking_lock_owned();
         let held = self.held();
         let layout = lay_out(plan, known, &held, &self.in_use())?;
-        let pools = self.plan_pools(&layout.pools)?;
+        let out = standing::out(
+            &plan.standings,
+            &layout.services,
+            &layout.tables.backends,
+            &self.applied().out,
+        );
+        let pools = self.plan_pools(&standing::without(&layout.pools, &out))?;
         let backends = layout.tables.backends.values();
         let wanted: BTreeSet<u16> = backends.map(|b| b.block).filter(|id| *id != 0).collect();
         let endpoints = &layout.tables.endpoints;
@@ -118,6 +126,7 @@ impl Inner {
             held,
             layout,
             pools,
+            out,
             blocks: Blocks(blocks),
             _alone: alone,
         })
@@ -149,6 +158,7 @@ impl Inner {
             layout,
             pools,
             directories,
+            out,
             blocks: _,
             _alone,
         } = change;
@@ -173,6 +183,8 @@ impl Inner {
             services: layout.services,
             backends: layout.tables.backends,
             direct: layout.direct,
+            pools: layout.pools,
+            out,
         };
         Ok(())
     }

@@ -291,7 +291,10 @@ mod tests {
 
     impl Gateway {
         fn apply(&mut self, services: Vec<ServicePlan>) -> Layout {
-            let plan = Plan { services };
+            let plan = Plan {
+                services,
+                ..Plan::default()
+            };
             let layout = lay_out(&plan, &self.known, &self.held, &self.in_use).unwrap();
             let mut words = self.held.words.clone();
             words.extend(&layout.new_services);

@@ -29,6 +29,7 @@ mod pins;
 mod pools;
 mod resolver;
 mod slots;
+mod standing;
 mod vlans;
 mod watch;
 mod words;
@@ -46,6 +47,7 @@ use aya::maps::{Map, MapData, PerCpuArray};
 use bg_common::{
     abi::map,
     flow::{buckets_for, flows_for},
+    maglev::Member,
     reason::Reason,
     service::{Backend, Colour, ColourStats, CutoverWord, FirstFlow, NextHop},
 };
@@ -152,6 +154,10 @@ struct Applied {
     direct: BTreeSet<u32>,
     /// Ids of the plan's listeners.
     listeners: BTreeSet<u16>,
+    /// All members of the plan's pools, by index of the pool's word.
+    pools: BTreeMap<u32, Vec<Member>>,
+    /// Backends that shall be out of their pools.
+    out: BTreeSet<u32>,
 }
 
 /// Locks the pins below `bpffs` against a second daemon, for as long as the
@@ -257,6 +263,7 @@ impl Datapath {
         // First what may be refused, and can be taken back.
         let inner = Inner::open(pins)?;
         inner.shape_tables()?;
+        inner.adopt_standings();
         let change = inner.prepare(plan, known)?;
         let added = attach::add(program, settings, pins)?;
         inner.introduce(&change)?;

@@ -109,11 +109,11 @@ impl Inner {
         }
     }
 
-    fn pool(&self, index: u32) -> PoolWord {
+    pub(super) fn pool(&self, index: u32) -> PoolWord {
         PoolWord(self.pools.load(index as usize))
     }
 
-    fn table_of(&self, pool: PoolWord) -> Vec<u32> {
+    pub(super) fn table_of(&self, pool: PoolWord) -> Vec<u32> {
         (pool.base()..pool.base() + pool.slots())
             .map(|slot| (self.arena.load(slot as usize / 2) >> (slot % 2 * 32)) as u32)
             .collect()

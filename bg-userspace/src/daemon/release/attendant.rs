@@ -159,7 +159,7 @@ impl Attendant {
     fn beat(&self) -> Event {
         match self.machine.release.as_ref().filter(|r| r.has_flipped()) {
             Some(release) => {
-                let health = self.daemon.health(&self.service, release.to);
+                let health = self.daemon.colour_health(&self.service, release.to);
                 Event::Health(health.unwrap_or_default())
             }
             None => Event::Tick,
