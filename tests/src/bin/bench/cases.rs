@@ -74,8 +74,14 @@ pub enum Kind {
     ForwardUdp,
     /// Server's segment of an established flow, IPv4.
     Return,
+    /// The same, IPv6.
+    ReturnV6,
+    /// Server's datagram of a known flow, IPv4.
+    ReturnUdp,
     /// SYN of a client that is not known, IPv4.
     First,
+    /// Datagram of a client that is not known, IPv4.
+    FirstUdp,
     /// To an address that is no listener's, from one that is no server's.
     NotOurs,
 }
@@ -107,8 +113,11 @@ pub const STAGES: [Stage; 3] = [
             (Kind::ForwardV6, Some(72)),
             (Kind::ForwardUdp, None),
             (Kind::Return, Some(72)),
+            (Kind::ReturnV6, Some(94)),
+            (Kind::ReturnUdp, None),
             (Kind::NotOurs, Some(20)),
             (Kind::First, Some(250)),
+            (Kind::FirstUdp, Some(250)),
         ],
     ),
     (
@@ -137,7 +146,7 @@ pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
             name: kind.name(),
             program: Program::Ours,
             kind: *kind,
-            flows: if *kind == Kind::First {
+            flows: if kind.is_first() {
                 STRANGER_FLOWS
             } else {
                 flows
@@ -173,15 +182,23 @@ impl Kind {
             Self::ForwardV6 => "forward, IPv6 TCP",
             Self::ForwardUdp => "forward, IPv4 UDP",
             Self::Return => "return, IPv4 TCP",
+            Self::ReturnV6 => "return, IPv6 TCP",
+            Self::ReturnUdp => "return, IPv4 UDP",
             Self::First => "first packet of a flow, IPv4 TCP",
+            Self::FirstUdp => "first packet of a flow, IPv4 UDP",
             Self::NotOurs => "not ours, IPv4 TCP",
         }
+    }
+
+    /// True for packets of clients that are not known.
+    pub const fn is_first(self) -> bool {
+        matches!(self, Self::First | Self::FirstUdp)
     }
 
     /// Where these frames come in.
     pub const fn side(self) -> Side {
         match self {
-            Self::Return => Side::Servers,
+            Self::Return | Self::ReturnV6 | Self::ReturnUdp => Side::Servers,
             _ => Side::Clients,
         }
     }
@@ -190,15 +207,16 @@ impl Kind {
     pub const fn reason(self) -> Reason {
         match self {
             Self::Forward | Self::ForwardV6 | Self::ForwardUdp => Reason::Forwarded,
-            Self::Return => Reason::Returned,
-            Self::First => Reason::ForwardedNew,
+            Self::Return | Self::ReturnV6 | Self::ReturnUdp => Reason::Returned,
+            Self::First | Self::FirstUdp => Reason::ForwardedNew,
             Self::NotOurs => Reason::NotOurs,
         }
     }
 
-    /// The stream over `flows` flows, between `macs`; `server` is the backend
-    /// that all flows are pinned to.
-    pub fn stream(self, macs: Macs, server: IpAddr, flows: u32) -> Result<Stream> {
+    /// The stream over `flows` flows, between `macs`; `servers` is the backend that all
+    /// flows are pinned to, over IPv4 and over IPv6.
+    pub fn stream(self, macs: Macs, servers: [IpAddr; 2], flows: u32) -> Result<Stream> {
+        let [server, server_v6] = servers.map(|server| SocketAddr::new(server, 8000));
         let anyone = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let anyone_v6 = SocketAddr::from((CLIENTS_V6, 0));
         let (frame, client, first) = match self {
@@ -218,12 +236,30 @@ impl Kind {
                 CLIENTS,
             ),
             Self::Return => (
-                Frame::tcp(macs, SocketAddr::new(server, 8000), anyone, "A").padding(10),
+                Frame::tcp(macs, server, anyone, "A").padding(10),
                 Client::Destination,
                 CLIENTS,
             ),
+            Self::ReturnV6 => (
+                Frame::tcp(macs, server_v6, anyone_v6, "A").padding(6),
+                Client::Destination,
+                Ipv4Addr::UNSPECIFIED,
+            ),
+            Self::ReturnUdp => {
+                let server = SocketAddr::new(server.ip(), 4433);
+                (
+                    Frame::udp(macs, server, anyone).payload(&[0; 22]),
+                    Client::Destination,
+                    CLIENTS,
+                )
+            }
             Self::First => (
                 Frame::tcp(macs, anyone, listener(8000), "S").padding(10),
+                Client::Source,
+                STRANGERS,
+            ),
+            Self::FirstUdp => (
+                Frame::udp(macs, anyone, listener(4433)).payload(&[0; 22]),
                 Client::Source,
                 STRANGERS,
             ),

@@ -15,7 +15,9 @@ mod stand;
 mod tools;
 
 use std::{
-    path::PathBuf,
+    fs::OpenOptions,
+    io::Write as _,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::{
         Arc,
@@ -24,7 +26,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::sys::{Stats, enable_stats};
 use bg_common::reason::Reason;
 use bg_tests::lab::beside_the_build;
@@ -60,6 +62,9 @@ struct Arguments {
     /// How the figures are printed.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
+    /// Where the figures are kept, too: a line of JSON a run, with commit, kernel and CPU.
+    #[arg(long, value_name = "FILE")]
+    keep: Option<PathBuf>,
     /// Where pictures go, as SVG and PNG [default: target/bench].
     #[arg(long, value_name = "DIRECTORY")]
     pictures: Option<PathBuf>,
@@ -188,7 +193,18 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
         None => beside_the_build("bench")?,
     };
     pictures::draw(&report, &pictures)?;
+    if let Some(file) = &arguments.keep {
+        keep(&report, file)
+            .with_context(|| format!("keeping the figures in {}", file.display()))?;
+    }
     Ok(report)
+}
+
+/// Adds the report to those of other runs.
+fn keep(report: &Report, file: &Path) -> Result<()> {
+    let line = serde_json::to_string(report)? + "\n";
+    let mut kept = OpenOptions::new().create(true).append(true).open(file)?;
+    Ok(kept.write_all(line.as_bytes())?)
 }
 
 /// Measures what the packet path costs a packet.
@@ -275,7 +291,7 @@ impl Bench<'_> {
         let side = case.kind.side();
         self.stand.put(side, case.program)?;
         self.stand.feed(case.kind, case.flows)?;
-        let before = if case.kind == Kind::First {
+        let before = if case.kind.is_first() {
             STRANGERS_BEFORE
         } else {
             case.flows.max(WARM_UP)

@@ -222,8 +222,8 @@ impl Stand {
     /// Sets what comes in on the frames' side.
     pub fn feed(&mut self, kind: Kind, flows: u32) -> Result<()> {
         let side = kind.side() as usize;
-        let server = SERVERS[Colour::Blue as usize][0].parse()?;
-        let stream = kind.stream(self.macs[side], server, flows)?;
+        let [v4, _, v6] = SERVERS[Colour::Blue as usize];
+        let stream = kind.stream(self.macs[side], [v4.parse()?, v6.parse()?], flows)?;
         self.generators[side].set(&stream)
     }
 
