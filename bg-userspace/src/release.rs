@@ -46,7 +46,7 @@ impl Machine {
         // What the word says, and what was just heard, counts more than the clock.
         let is_news = matches!(
             event,
-            Event::Word { .. } | Event::Restarted { .. } | Event::Health(_)
+            Event::Word { .. } | Event::Restarted { .. } | Event::Health(_) | Event::OldHealth(_)
         );
         if !is_news {
             self.expire(now, &mut todo);
@@ -162,6 +162,8 @@ impl Release {
             cool_until_ms: before.map_or(0, |before| before.cool_until_ms),
             watched: start.watched,
             health: Health::Unknown,
+            old: Health::Unknown,
+            canary: start.word.canary,
         };
         let forced = if start.force {
             ", gates passed over"
@@ -185,6 +187,7 @@ impl Release {
             Event::Reject(by) => return self.reject(&by, now),
             Event::NotFlipped { refusal } => self.not_flipped(&refusal, now),
             Event::Health(health) => self.hear(health, now, todo),
+            Event::OldHealth(health) => self.old = health,
             Event::Extend { by, more } => return self.extend(&by, more, now),
             Event::Retire(by) => return self.retire(&by, now, todo),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
@@ -312,10 +315,13 @@ impl Release {
 
     fn bake(&mut self, why: String, now: Now) {
         let plan = self.plan.bake;
+        if plan.settle.is_zero() && plan.duration.is_zero() {
+            return self.hold(format!("{why}; there is no bake"), None, now);
+        }
         let settled_ms = now.ms.saturating_add(milliseconds(plan.settle));
         let phase = Phase::Baking { settled_ms };
         // What was heard before was of another colour, or of another time.
-        self.health = Health::Unknown;
+        (self.health, self.old) = (Health::Unknown, Health::Unknown);
         self.enter(phase, plan.settle + plan.duration, why, None, now);
     }
 
@@ -349,6 +355,12 @@ impl Release {
     }
 
     fn bake_failed(&mut self, then: OnTrouble, why: String, now: Now, todo: &mut Vec<Command>) {
+        // What both suffer from is seldom the new version's fault, and a rollback would
+        // reset flows that are served, to where nobody serves them.
+        if let (OnTrouble::Rollback, Some(trouble)) = (then, self.old_trouble()) {
+            let why = format!("{why}; {trouble}, so a human decides");
+            return self.pause(Held::Bake, why, None, now);
+        }
         match then {
             OnTrouble::Rollback if now.ms >= self.cool_until_ms => self.roll_back(why, now, todo),
             OnTrouble::Rollback => {
@@ -357,6 +369,14 @@ impl Release {
                 self.pause(Held::Bake, why, None, now);
             }
             OnTrouble::Pause => self.pause(Held::Bake, why, None, now),
+        }
+    }
+
+    /// What speaks against the old colour.
+    fn old_trouble(&self) -> Option<String> {
+        match &self.old {
+            Health::Ill(why) => Some(format!("{} is ill, too: {why}", self.from.as_str())),
+            Health::Unknown | Health::Well => None,
         }
     }
 
@@ -406,9 +426,13 @@ impl Release {
         if self.phase != Phase::Standby {
             return self.cannot("retire its standby");
         }
+        let (to, from) = (self.to.as_str(), self.from.as_str());
         if let Health::Ill(why) = &self.health {
-            let (to, from) = (self.to.as_str(), self.from.as_str());
             return conflict(format!("{to} is ill ({why}): {from} must stay up"));
+        }
+        if self.canary {
+            let message = format!("a share of new flows goes to {from}: it must stay up");
+            return conflict(message);
         }
         let why = format!("{} need not stay up any more", self.from.as_str());
         self.retired(why, Some(by), now, todo);
@@ -419,6 +443,7 @@ impl Release {
     fn hold_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
         let from = self.from.as_str();
         let keeps = match &self.health {
+            _ if self.canary => Some(format!("a share of new flows goes to {from}")),
             Health::Ill(why) => Some(format!("{} is ill: {why}", self.to.as_str())),
             Health::Unknown if self.watched => {
                 Some(format!("nothing is known of {}'s health", self.to.as_str()))
@@ -557,6 +582,7 @@ impl Release {
             let why = "the service is not configured any more".to_owned();
             return self.over(State::Superseded, exit::CONFLICT, why, by, now);
         };
+        self.canary = word.canary;
         let flips = word.generation.wrapping_sub(self.generation);
         let after = word.active == self.to && flips == 1;
         if self.phase == Phase::Switching && after {
@@ -596,15 +622,15 @@ impl Release {
     /// Goes on after a restart of the daemon. What nobody looked after in between
     /// begins anew: the gate that ran, and the bake.
     fn restart(&mut self, word: Option<Word>, same_boot: bool, now: Now, todo: &mut Vec<Command>) {
-        if self.is_over() {
-            return;
-        }
         if !same_boot {
             self.until_ms = now.ms.saturating_add(self.wait_ms);
             self.cool_until_ms = match self.cool_until_ms {
                 0 => 0,
                 _ => now.ms.saturating_add(milliseconds(self.plan.bake.cooldown)),
             };
+        }
+        if self.is_over() {
+            return;
         }
         let before = self.phase;
         self.believe(word, None, now);
@@ -666,7 +692,16 @@ impl Release {
             }
             Phase::Paused(Held::Bake) => {
                 let why = format!("it was paused, and nobody decided within {waited}");
-                self.roll_back(why, now, todo);
+                match (&self.health, self.old_trouble()) {
+                    (Health::Well, _) => {
+                        let why = format!("{why}; {} is well", self.to.as_str());
+                        self.hold(why, None, now);
+                    }
+                    (_, Some(trouble)) => {
+                        self.pause(Held::Bake, format!("{why}; {trouble}"), None, now);
+                    }
+                    (_, None) => self.roll_back(why, now, todo),
+                }
             }
             Phase::Paused(_) => {
                 let why = format!("it was paused, and nobody decided within {waited}");

@@ -1,6 +1,6 @@
 //! A flip or a rollback: decide, carry out, tell what is true of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use bg_common::service::{Colour, FirstFlow};
 use tokio::sync::MutexGuard;
@@ -147,11 +147,10 @@ impl Daemon {
     pub(super) fn unreachable(&self, service: &str, colour: Colour) -> Vec<String> {
         let id = self.datapath.service_id(service);
         let silent = self.datapath.unresolved().into_iter();
-        silent
-            .filter(|(of_id, of, _)| Some(*of_id) == id && *of == colour)
-            .filter(|(_, _, address)| self.is_in_pool(service, colour, *address))
-            .map(|(_, _, address)| address.to_string())
-            .collect()
+        let silent = silent.filter(|(of_id, of, _)| Some(*of_id) == id && *of == colour);
+        let silent: Vec<IpAddr> = silent.map(|(.., address)| address).collect();
+        let silent = self.in_pools(service, colour, silent).into_iter();
+        silent.map(|address| address.to_string()).collect()
     }
 
     /// Live flows of a colour, if they can be counted in time.

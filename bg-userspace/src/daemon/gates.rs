@@ -24,6 +24,7 @@ use tokio::{
 
 use crate::{
     config::{GateKind, GatePlan, HttpGate},
+    health::tidy_to,
     plan::{BackendPlan, Protocol, ServicePlan},
     release::{Outcome, Verdict},
 };
@@ -65,6 +66,11 @@ impl Target {
     }
 }
 
+/// Characters of what a gate has seen, at most ...
+const EVIDENCE: usize = 4000;
+/// ... and of what it has seen of one backend.
+const SAID: usize = 300;
+
 /// Runs a gate to its end.
 pub(super) async fn run(gate: &GatePlan, target: &Target) -> Outcome {
     let began = Instant::now();
@@ -74,7 +80,7 @@ pub(super) async fn run(gate: &GatePlan, target: &Target) -> Outcome {
     };
     Outcome {
         verdict,
-        evidence,
+        evidence: tidy_to(&evidence, EVIDENCE),
         took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
     }
 }
@@ -198,6 +204,7 @@ async fn ask_all(gate: &HttpGate, limit: Duration, target: &Target) -> (Verdict,
                 let limit = humantime::format_duration(limit);
                 (Verdict::Fail, format!("no answer within {limit}"))
             });
+            let said = tidy_to(&said, SAID);
             (index, verdict, format!("{endpoint} {said} ({took} ms)"))
         });
     }

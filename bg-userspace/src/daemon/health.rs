@@ -205,14 +205,28 @@ impl Daemon {
         }
     }
 
-    /// True when a backend with this address gets new flows of a service's colour.
-    pub(super) fn is_in_pool(&self, service: &str, colour: Colour, address: IpAddr) -> bool {
+    /// Those addresses of a service's colour whose backends get new flows.
+    pub(super) fn in_pools(
+        &self,
+        service: &str,
+        colour: Colour,
+        mut addresses: Vec<IpAddr>,
+    ) -> Vec<IpAddr> {
+        if addresses.is_empty() {
+            return addresses;
+        }
         let out = self.datapath.out_of_pools();
         let config = self.config();
-        let names = config.services.get(service).into_iter();
-        let names = names.flat_map(|service| names_of(&service.plan, colour));
-        let mut same = names.filter(|name| name.address == address).peekable();
-        same.peek().is_none() || same.any(|name| !out.contains(&name))
+        let service = config.services.get(service);
+        let names = service.map_or_else(Vec::new, |service| names_of(&service.plan, colour));
+        addresses.retain(|address| {
+            let mut same = names
+                .iter()
+                .filter(|name| name.address == *address)
+                .peekable();
+            same.peek().is_none() || same.any(|name| !out.contains(name))
+        });
+        addresses
     }
 }
 

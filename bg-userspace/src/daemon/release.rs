@@ -258,12 +258,14 @@ impl Daemon {
     /// What of a colour must not change between its gates and its flip.
     fn backends(&self, service: &str, colour: Colour) -> Vec<String> {
         let config = self.config();
-        let known = config.services.get(service);
-        let backends = known.map_or(&[][..], |known| known.plan.backends(colour));
-        backends
-            .iter()
-            .map(|backend| format!("{backend} weight {}", backend.weight))
-            .collect()
+        let Some(known) = config.services.get(service) else {
+            return Vec::new();
+        };
+        let backends = known.plan.backends(colour).iter();
+        let backends = backends.map(|backend| format!("{backend} weight {}", backend.weight));
+        let listeners = known.plan.listeners.iter().map(ToString::to_string);
+        let version = known.versions[colour as usize].iter().cloned();
+        backends.chain(listeners).chain(version).collect()
     }
 
     fn release_directory(&self) -> PathBuf {

@@ -196,7 +196,16 @@ impl Directory {
 
     /// What packets find.
     pub fn read(&self) -> Endpoints {
-        let word = self.word();
+        loop {
+            let word = self.word();
+            let endpoints = self.read_half(word);
+            if self.word() == word {
+                return endpoints; // nobody has put another one in its place meanwhile
+            }
+        }
+    }
+
+    fn read_half(&self, word: DirectoryWord) -> Endpoints {
         let mut endpoints = Endpoints::default();
         for line in 0..word.lines() {
             let at = (word.half() * LINES + line) as usize * ENTRY_WORDS;
@@ -214,7 +223,7 @@ impl Directory {
         let word = built.word.beside(self.word());
         let first = word.half() as usize * PILOTS as usize / 4;
         for (at, four) in (first..).zip(built.pilots.as_chunks::<4>().0) {
-            self.pilots.store(at, words_of(four));
+            self.pilots.store(at, words_of(*four));
         }
         let first = word.half() as usize * LINES as usize * ENTRY_WORDS;
         let words = built.lines.iter().flat_map(words_of_entry);
@@ -232,7 +241,7 @@ impl Directory {
 }
 
 /// Four 16-bit numbers as they lie in memory.
-fn words_of(four: &[u16; 4]) -> u64 {
+fn words_of(four: [u16; 4]) -> u64 {
     let [a, b, c, d] = four.map(u16::to_ne_bytes);
     u64::from_ne_bytes([a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1]])
 }
@@ -298,7 +307,7 @@ const LONG_ENOUGH: Duration = Duration::from_millis(100);
 
 /// Waits until every packet that is in the packet path now has left it: a grace period
 /// of RCU, under whose protection XDP runs.
-fn wait_for_packets() {
+pub(super) fn wait_for_packets() {
     // SAFETY: the call takes three numbers.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
     if result < 0 {

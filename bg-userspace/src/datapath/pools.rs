@@ -8,7 +8,7 @@ use bg_common::{
     service::PoolWord,
 };
 
-use super::{Inner, error::Error};
+use super::{Inner, directory::wait_for_packets, error::Error};
 
 /// Pools that change: index of the word, new word, table.
 pub type Changed = BTreeMap<u32, (PoolWord, Vec<u32>)>;
@@ -87,8 +87,12 @@ impl Inner {
         Ok(changed)
     }
 
-    /// Writes tables, then the words that lead to them.
+    /// Writes tables, then the words that lead to them. Their places may have been other
+    /// tables' a moment ago: no packet may still read those.
     pub(super) fn write_pools(&self, pools: &Changed) {
+        if !pools.is_empty() {
+            wait_for_packets();
+        }
         for (index, (word, table)) in pools {
             for (pair, slots) in table.chunks(2).enumerate() {
                 let high = slots.get(1).copied().unwrap_or(0);

@@ -291,16 +291,21 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// What somebody else wrote, so that a line of it can be shown: not too long, and
 /// without control characters.
 fn tidy(text: &str) -> String {
+    tidy_to(text, MAX_TEXT)
+}
+
+/// The same, with so many characters at most.
+pub(crate) fn tidy_to(text: &str, most: usize) -> String {
     let is_odd = |c: char| {
         c.is_control()
             || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     let mut tidy: String = text
         .chars()
-        .take(MAX_TEXT)
+        .take(most)
         .map(|c| if is_odd(c) { ' ' } else { c })
         .collect();
-    if text.chars().nth(MAX_TEXT).is_some() {
+    if text.chars().nth(most).is_some() {
         tidy.push_str("...");
     }
     tidy

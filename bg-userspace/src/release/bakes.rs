@@ -23,6 +23,7 @@ impl Service {
             word: Word {
                 active: Colour::Blue,
                 generation: 7,
+                canary: false,
             },
             seconds: 1000,
         };
@@ -31,6 +32,20 @@ impl Service {
     }
 
     fn release_with(&mut self, bake: BakePlan) {
+        self.release_to(bake, State::Baking);
+    }
+
+    /// Rolls back by itself, once.
+    fn release_after_a_rollback(&mut self) {
+        self.after(0, Health::Well);
+        self.release_with(bake());
+        let (_, todo) = self.after(20, ill());
+        assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
+        assert_eq!(self.flipped(), State::RolledBack);
+    }
+
+    /// A release that is in this state behind its flip.
+    fn release_to(&mut self, bake: BakePlan, state: State) {
         let gate = GatePlan {
             name: "smoke".to_owned(),
             timeout: Duration::from_secs(5),
@@ -61,7 +76,7 @@ impl Service {
         };
         let todo = self.handle(Event::GateEnded { run, outcome });
         assert!(matches!(todo[..], [Command::Flip { .. }]), "{todo:?}");
-        assert_eq!(self.flipped(), State::Baking);
+        assert_eq!(self.flipped(), state);
     }
 
     fn handle(&mut self, event: Event) -> Vec<Command> {
@@ -77,6 +92,7 @@ impl Service {
         self.word = Word {
             active: self.word.active.other(),
             generation: self.word.generation + 1,
+            canary: false,
         };
         let word = Some(self.word);
         assert_eq!(self.handle(Event::Word { word, by: None }), []);
@@ -220,4 +236,87 @@ fn the_old_colour_stays_up_while_the_new_one_is_ill() {
     }
     service.after(0, Health::Well);
     assert_eq!(service.after(60, Health::Well).0, State::Steady);
+}
+
+#[test]
+fn it_does_not_go_back_to_a_colour_that_is_ill_too() {
+    let mut service = Service::baking(bake());
+    service.handle(Event::OldHealth(ill()));
+    assert_eq!(service.after(20, ill()), (State::Paused, vec![]));
+    assert_eq!(
+        service.why(),
+        "green is ill: it is wedged; blue is ill, too: it is wedged, so a human decides"
+    );
+    // Nor when nobody decides; but when blue is well again, it does.
+    service.seconds += 4 * 3600;
+    assert_eq!(service.handle(Event::Tick), []);
+    assert_eq!(service.machine.state(), State::Paused);
+    service.handle(Event::OldHealth(Health::Well));
+    service.seconds += 4 * 3600;
+    let todo = service.handle(Event::Tick);
+    assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
+}
+
+#[test]
+fn a_colour_that_is_well_when_nobody_decides_stays() {
+    let mut service = Service::baking(bake());
+    assert_eq!(service.after(111, Health::Unknown).0, State::Paused);
+    assert_eq!(service.after(60, Health::Well).0, State::Paused);
+    assert_eq!(
+        service.after(4 * 3600, Health::Well),
+        (State::Standby, vec![])
+    );
+}
+
+#[test]
+fn the_old_colour_stays_up_while_a_canary_goes_there() {
+    let mut service = Service::baking(bake());
+    service.after(100, Health::Well);
+    assert_eq!(service.after(10, Health::Well).0, State::Standby);
+    service.word.canary = true;
+    let word = Some(service.word);
+    assert_eq!(service.handle(Event::Word { word, by: None }), []);
+    let refused = service.handle(Event::Retire(By::default()));
+    assert!(matches!(refused[..], [Command::Refuse(_)]), "{refused:?}");
+    assert_eq!(service.after(3600, Health::Well).0, State::Standby);
+    assert_eq!(
+        service.why(),
+        "a share of new flows goes to blue; blue must stay up"
+    );
+    service.word.canary = false;
+    let word = Some(service.word);
+    service.handle(Event::Word { word, by: None });
+    assert_eq!(service.after(60, Health::Well).0, State::Steady);
+}
+
+#[test]
+fn without_a_bake_the_hold_begins_at_once() {
+    let mut service = Service::baking(bake());
+    service.after(20, ill());
+    service.flipped();
+    let none = BakePlan {
+        duration: Duration::ZERO,
+        settle: Duration::ZERO,
+        ..bake()
+    };
+    service.release_to(none, State::Standby);
+    assert_eq!(service.code(), 0);
+}
+
+#[test]
+fn a_reboot_does_not_keep_it_from_rolling_back_for_ever() {
+    let mut service = Service::baking(bake());
+    service.seconds += 1_000_000;
+    service.release_after_a_rollback();
+    // Another boot counts from 0 again.
+    service.seconds = 60;
+    let word = Some(service.word);
+    service.handle(Event::Restarted {
+        word,
+        same_boot: false,
+    });
+    service.seconds += 11 * 60;
+    service.release_with(bake());
+    let (_, todo) = service.after(20, ill());
+    assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
 }

@@ -122,6 +122,7 @@ impl World {
             word: Word {
                 active: Colour::Blue,
                 generation: u16::MAX - 3,
+                canary: false,
             },
             now: Now {
                 ms: 1_000_000,
@@ -372,6 +373,7 @@ impl World {
         let ours = Word {
             active: release.to,
             generation: release.generation.wrapping_add(1),
+            canary: false,
         };
         let (word, state) = if release.has_flipped() || self.word == ours {
             (flipped(ours), State::RolledBack)
@@ -494,6 +496,7 @@ fn flipped(word: Word) -> Word {
     Word {
         active: word.active.other(),
         generation: word.generation.wrapping_add(1),
+        canary: false,
     }
 }
 

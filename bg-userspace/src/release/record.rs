@@ -29,6 +29,8 @@ pub struct Word {
     pub active: Colour,
     /// How often the service has flipped, modulo 65 536.
     pub generation: u16,
+    /// Some of the new flows go to the other colour.
+    pub canary: bool,
 }
 
 impl From<CutoverWord> for Word {
@@ -36,6 +38,7 @@ impl From<CutoverWord> for Word {
         Self {
             active: word.active(),
             generation: word.generation(),
+            canary: word.canary() != 0,
         }
     }
 }
@@ -90,6 +93,8 @@ pub enum Event {
     Retire(By),
     /// How the active colour is.
     Health(Health),
+    /// How the old colour is, to which a rollback would go.
+    OldHealth(Health),
     /// What the kernel's word is; `None`: the service is gone.
     Word {
         /// The word.
@@ -387,6 +392,12 @@ pub struct Release {
     /// How the active colour was when last heard of.
     #[serde(skip)]
     pub(super) health: Health,
+    /// How the old colour was.
+    #[serde(skip)]
+    pub(super) old: Health,
+    /// Some of the new flows went to the other colour than the active one.
+    #[serde(skip)]
+    pub(super) canary: bool,
 }
 
 impl Release {

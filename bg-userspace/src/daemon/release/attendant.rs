@@ -92,7 +92,10 @@ impl Attendant {
                 }
                 Some(Post::Event(event)) => event,
                 Some(Post::Changed(by)) => self.look(by),
-                Some(Post::Beat) => self.beat(),
+                Some(Post::Beat) => {
+                    self.beat().await;
+                    continue;
+                }
             };
             // Nobody asked, so nobody is refused.
             let _ = self.step(event).await;
@@ -105,6 +108,8 @@ impl Attendant {
             let message = "it was asked for too long ago: nothing was changed";
             return Err(Refusal::new(Kind::TimedOut, message));
         }
+        // Whoever stored another word meanwhile, also without the daemon, comes first.
+        let _ = self.step(self.look(None)).await;
         self.step(event).await
     }
 
@@ -156,14 +161,18 @@ impl Attendant {
         }
     }
 
-    fn beat(&self) -> Event {
-        match self.machine.release.as_ref().filter(|r| r.has_flipped()) {
-            Some(release) => {
-                let health = self.daemon.colour_health(&self.service, release.to);
-                Event::Health(health.unwrap_or_default())
-            }
-            None => Event::Tick,
-        }
+    /// Looks at the word, then at both colours, and at the clock. Nobody is refused.
+    async fn beat(&mut self) {
+        let _ = self.step(self.look(None)).await;
+        let health = |colour| self.daemon.colour_health(&self.service, colour);
+        let release = self.machine.release.as_ref();
+        let Some(release) = release.filter(|release| release.has_flipped()) else {
+            let _ = self.step(Event::Tick).await;
+            return;
+        };
+        let (old, new) = (health(release.from), health(release.to));
+        let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
+        let _ = self.step(Event::Health(new.unwrap_or_default())).await;
     }
 
     /// Keeps the machine on the disk, and tells what is new. Returns what did not
@@ -300,6 +309,8 @@ impl Attendant {
         if let Some(warning) = unkept.filter(|_| !force) {
             return Err(Refusal::new(Kind::Failed, warning));
         }
+        // No reload may come between this look and the flip.
+        let _still = self.daemon.reloading.lock().await;
         if self.daemon.backends(&self.service, to) != release.backends {
             let message = format!(
                 "{}'s backends have changed since the release began: begin another one",
