@@ -430,7 +430,7 @@ fn a_release_whose_servers_fall_in_its_bake_rolls_back_by_itself() {
     let status = lab.ask(&["release", "status", "llm"]).unwrap();
     let why = status["release"]["why"].as_str().unwrap();
     assert!(
-        why.contains(&format!("green is ill: 1 of 2 have fallen: {G1}:8000 (")),
+        why.contains(&format!("green is ill: 1 of 2 have fallen: {G1} (")),
         "{why}"
     );
 
