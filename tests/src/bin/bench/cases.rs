@@ -80,8 +80,6 @@ pub enum Kind {
     ReturnUdp,
     /// SYN of a client that is not known, IPv4.
     First,
-    /// Datagram of a client that is not known, IPv4.
-    FirstUdp,
     /// To an address that is no listener's, from one that is no server's.
     NotOurs,
 }
@@ -117,7 +115,6 @@ pub const STAGES: [Stage; 3] = [
             (Kind::ReturnUdp, None),
             (Kind::NotOurs, Some(20)),
             (Kind::First, Some(250)),
-            (Kind::FirstUdp, Some(250)),
         ],
     ),
     (
@@ -146,7 +143,7 @@ pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
             name: kind.name(),
             program: Program::Ours,
             kind: *kind,
-            flows: if kind.is_first() {
+            flows: if *kind == Kind::First {
                 STRANGER_FLOWS
             } else {
                 flows
@@ -185,14 +182,8 @@ impl Kind {
             Self::ReturnV6 => "return, IPv6 TCP",
             Self::ReturnUdp => "return, IPv4 UDP",
             Self::First => "first packet of a flow, IPv4 TCP",
-            Self::FirstUdp => "first packet of a flow, IPv4 UDP",
             Self::NotOurs => "not ours, IPv4 TCP",
         }
-    }
-
-    /// True for packets of clients that are not known.
-    pub const fn is_first(self) -> bool {
-        matches!(self, Self::First | Self::FirstUdp)
     }
 
     /// Where these frames come in.
@@ -208,7 +199,7 @@ impl Kind {
         match self {
             Self::Forward | Self::ForwardV6 | Self::ForwardUdp => Reason::Forwarded,
             Self::Return | Self::ReturnV6 | Self::ReturnUdp => Reason::Returned,
-            Self::First | Self::FirstUdp => Reason::ForwardedNew,
+            Self::First => Reason::ForwardedNew,
             Self::NotOurs => Reason::NotOurs,
         }
     }
@@ -255,11 +246,6 @@ impl Kind {
             }
             Self::First => (
                 Frame::tcp(macs, anyone, listener(8000), "S").padding(10),
-                Client::Source,
-                STRANGERS,
-            ),
-            Self::FirstUdp => (
-                Frame::udp(macs, anyone, listener(4433)).payload(&[0; 22]),
                 Client::Source,
                 STRANGERS,
             ),

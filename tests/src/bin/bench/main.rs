@@ -291,7 +291,7 @@ impl Bench<'_> {
         let side = case.kind.side();
         self.stand.put(side, case.program)?;
         self.stand.feed(case.kind, case.flows)?;
-        let before = if case.kind.is_first() {
+        let before = if case.kind == Kind::First {
             STRANGERS_BEFORE
         } else {
             case.flows.max(WARM_UP)
