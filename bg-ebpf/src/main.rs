@@ -28,7 +28,6 @@ use aya_ebpf::{
 };
 use bg_common::{
     abi::MAGLEV_ROW,
-    directory::Name,
     flow::{FlowKey, FlowTable},
     key::{Endpoint, FragmentKey},
     port::{Port, Tags},
@@ -44,7 +43,7 @@ use bg_ebpf::{
     packet::Packet,
     parse::Segment,
     pipeline::{Action, process},
-    tables::{Address, FamilyTables, Scratch, Tables},
+    tables::{FamilyTables, Scratch, Tables, name},
 };
 
 use crate::endpoints::whose;
@@ -378,13 +377,6 @@ impl Tables for Kernel {
             add(unsafe { &mut *stats });
         }
     }
-}
-
-/// An endpoint's name in the directory.
-#[inline(always)]
-fn name<A: Address>(endpoint: &Endpoint<A>) -> Name {
-    let Endpoint { port, protocol, .. } = *endpoint;
-    Name::new(endpoint.address.client(), port, protocol, A::FAMILY)
 }
 
 macro_rules! family {

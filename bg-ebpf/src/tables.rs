@@ -1,6 +1,7 @@
 //! What the packet path looks up and records.
 
 use bg_common::{
+    directory::Name,
     flow::{Flow, FlowKey, FlowTable},
     key::{Endpoint, FragmentKey},
     maglev::mix,
@@ -138,6 +139,13 @@ pub trait FamilyTables<A> {
     /// neighbours have it; `NONE` when they do not. `device` is the one that the
     /// packet came in by ([`Interface::device`]).
     fn route(&self, from: &[u8; 16], to: &A, device: u32) -> NextHop;
+}
+
+/// An endpoint's name in the directory.
+#[inline(always)]
+pub fn name<A: Address>(endpoint: &Endpoint<A>) -> Name {
+    let Endpoint { port, protocol, .. } = *endpoint;
+    Name::new(endpoint.address.client(), port, protocol, A::FAMILY)
 }
 
 /// An address: what IPv4 and IPv6 differ in.

@@ -145,7 +145,7 @@ impl Release {
             from: start.to.other(),
             to: start.to,
             version: start.version,
-            backends: start.backends,
+            tested: start.tested,
             generation: start.word.generation,
             forced: start.force,
             gates: gates.collect(),

@@ -26,7 +26,7 @@ use bg_ebpf::{
     packet::Packet,
     parse::Segment,
     pipeline::{Action, Verdict, process},
-    tables::{Address, FamilyTables, Tables},
+    tables::{Address, FamilyTables, Tables, name},
 };
 
 use crate::{flow_table::FlowTables, frame::Macs};
@@ -557,10 +557,6 @@ fn name_all<A: Address>(
     returns: &HashMap<Endpoint<A>, ReturnPath>,
     into: &mut BTreeMap<Name, (Listener, ReturnPath)>,
 ) {
-    let name = |endpoint: &Endpoint<A>| {
-        let Endpoint { port, protocol, .. } = *endpoint;
-        Name::new(endpoint.address.client(), port, protocol, A::FAMILY)
-    };
     for (endpoint, listener) in listeners {
         into.entry(name(endpoint)).or_default().0 = *listener;
     }

@@ -1,38 +1,30 @@
 //! Runs of gates, against the backends of a colour by their own addresses.
 
 use std::{
-    io,
+    fmt, io,
     net::SocketAddr,
     process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, body::Bytes, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
-use nix::{
-    sys::signal::{Signal, killpg},
-    unistd::Pid,
-};
+use http_body_util::Full;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     net::TcpStream,
-    process::{Child, Command},
+    process::Command,
     task::JoinSet,
     time::timeout,
 };
 
 use crate::{
     config::{GateKind, GatePlan, HttpGate},
-    health::tidy_to,
+    health::{exec::Group, http, tidy_to},
     plan::{BackendPlan, Protocol, ServicePlan},
     release::{Outcome, Verdict},
 };
 
 /// Bytes of a command's output that are kept: the last ones.
 const OUTPUT: usize = 2000;
-/// Bytes of an answer that are looked at.
-const BODY: usize = 1 << 20;
 /// The exit code of a command that cannot say (`EX_TEMPFAIL` of sysexits.h).
 const CANNOT_SAY: i32 = 75;
 /// What a command leaves behind may hold its output open for so long.
@@ -76,26 +68,12 @@ pub(super) async fn run(gate: &GatePlan, target: &Target) -> Outcome {
     let began = Instant::now();
     let (verdict, evidence) = match &gate.kind {
         GateKind::Exec(words) => exec(words, gate.timeout, target).await,
-        GateKind::Http(http) => ask_all(http, gate.timeout, target).await,
+        GateKind::Http(of) => ask_all(of, gate.timeout, target).await,
     };
     Outcome {
         verdict,
         evidence: tidy_to(&evidence, EVIDENCE),
         took_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-    }
-}
-
-/// A command, and all that it started: killed when it is dropped before its end.
-struct Running {
-    child: Child,
-    group: Option<Pid>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(group) = self.group {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
     }
 }
 
@@ -114,27 +92,23 @@ async fn exec(words: &[String], limit: Duration, target: &Target) -> (Verdict, S
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
-    let mut child = match command.spawn() {
-        Ok(child) => child,
+        .process_group(0);
+    let mut group = match command.spawn() {
+        Ok(child) => Group(child),
         Err(error) => return cannot(error),
     };
-    let group = child.id().map(|id| Pid::from_raw(id as i32));
-    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let (stdout, stderr) = (group.0.stdout.take(), group.0.stderr.take());
     let output = tokio::spawn(async move {
         let (out, err) = tokio::join!(tail(stdout), tail(stderr));
         [out, err].concat()
     });
-    let mut running = Running { child, group };
-    let Ok(status) = timeout(limit, running.child.wait()).await else {
-        drop(running);
+    let Ok(status) = timeout(limit, group.0.wait()).await else {
+        drop(group);
         let said = said(output).await;
         let limit = humantime::format_duration(limit);
         let evidence = format!("had no result after {limit}, and was killed{said}");
         return (Verdict::Inconclusive, evidence);
     };
-    running.group = None;
     let status = match status {
         Ok(status) => status,
         Err(error) => return cannot(error),
@@ -228,12 +202,20 @@ async fn ask(gate: &HttpGate, endpoint: SocketAddr) -> (Verdict, String) {
         Ok(stream) => stream,
         Err(error) => return unreachable(&error),
     };
-    match exchange(gate, endpoint, stream).await {
-        Ok((status, body)) => match trouble(gate, status, &body) {
-            None => (Verdict::Pass, format!("answered {status}")),
-            Some(trouble) => (Verdict::Fail, trouble),
-        },
-        Err(error) => (Verdict::Fail, format!("answered badly: {error}")),
+    let badly = |error: &dyn fmt::Display| (Verdict::Fail, format!("answered badly: {error}"));
+    let request = http::get(endpoint, None, &gate.path).body(Full::default());
+    let request = match request {
+        Ok(request) => request,
+        Err(error) => return badly(&error),
+    };
+    let answer = match http::exchange(stream, request).await {
+        Ok(answer) => answer,
+        Err(error) => return badly(&error),
+    };
+    let status = answer.status.as_u16();
+    match trouble(gate, status, &answer.body) {
+        None => (Verdict::Pass, format!("answered {status}")),
+        Some(trouble) => (Verdict::Fail, trouble),
     }
 }
 
@@ -255,25 +237,6 @@ fn unreachable(error: &io::Error) -> (Verdict, String) {
     (verdict, format!("cannot be reached: {error}"))
 }
 
-async fn exchange(
-    gate: &HttpGate,
-    endpoint: SocketAddr,
-    stream: TcpStream,
-) -> Result<(u16, Bytes), Box<dyn std::error::Error + Send + Sync>> {
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let request = Request::get(&gate.path)
-        .header(header::HOST, endpoint.to_string())
-        .header(header::USER_AGENT, "bgswitch")
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), BODY).collect().await?;
-    connection.abort();
-    Ok((status, body.to_bytes()))
-}
-
 /// What is wrong with an answer.
 fn trouble(gate: &HttpGate, status: u16, body: &[u8]) -> Option<String> {
     if status != gate.status {
@@ -292,18 +255,10 @@ fn trouble(gate: &HttpGate, status: u16, body: &[u8]) -> Option<String> {
     match (json.pointer(pointer), &gate.equals) {
         (None, _) => Some(format!("answered {status} without {pointer}")),
         (Some(_), None) => None,
-        (Some(found), Some(wanted)) if same(found, wanted) => None,
+        (Some(found), Some(wanted)) if http::same(found, wanted) => None,
         (Some(found), Some(wanted)) => Some(format!(
             "answered {status} with {pointer} = {found}, not {wanted}"
         )),
-    }
-}
-
-/// `1` and `1.0` are the same number.
-fn same(found: &serde_json::Value, wanted: &serde_json::Value) -> bool {
-    match (found.as_f64(), wanted.as_f64()) {
-        (Some(found), Some(wanted)) => found.total_cmp(&wanted).is_eq(),
-        _ => found == wanted,
     }
 }
 

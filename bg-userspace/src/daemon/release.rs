@@ -149,7 +149,7 @@ impl Daemon {
             by: by(order.actor, request.why),
             to,
             version: request.version.or_else(|| configured.clone()),
-            backends: self.backends(service, to),
+            tested: self.tested(service, to),
             plan: known.release,
             watched: self.colour_health(service, to).is_some(),
             force: request.force,
@@ -256,7 +256,7 @@ impl Daemon {
     }
 
     /// What of a colour must not change between its gates and its flip.
-    fn backends(&self, service: &str, colour: Colour) -> Vec<String> {
+    fn tested(&self, service: &str, colour: Colour) -> Vec<String> {
         let config = self.config();
         let Some(known) = config.services.get(service) else {
             return Vec::new();

@@ -54,23 +54,15 @@ impl Lines {
         let marked = (LINES * WORDS) << TableShape::new(0, buckets as u32).mark_shift;
         let marks = words.len().div_ceil(marked);
         let first = table as usize * MARKS as usize;
+        let over = |flow: &Flow| flow.is_over(table, now.wrapping_sub(MARGIN));
         for mark in (first..first + marks).step_by(8) {
             let eight = self.marks.load(mark / 8).to_ne_bytes();
             for (byte, _) in eight.iter().enumerate().filter(|(_, mark)| **mark != 0) {
                 let start = (mark - first + byte) * marked;
                 let range = start..(start + marked).min(words.len());
-                let mut is_there = false;
-                each_in(words, range.clone(), &mut |key, flow| {
-                    is_there |= !flow.is_over(table, now.wrapping_sub(MARGIN));
-                    visit(key, flow);
-                });
-                if !is_there {
+                if !has_one_there(words, range.clone(), over, &mut visit) {
                     self.take_back(mark + byte, || {
-                        let mut is_there = false;
-                        each_in(words, range, &mut |_, flow| {
-                            is_there |= !flow.is_over(table, now.wrapping_sub(MARGIN));
-                        });
-                        is_there
+                        has_one_there(words, range, over, &mut |_, _| {})
                     });
                 }
             }
@@ -98,6 +90,21 @@ fn each_in(words: &Words, range: Range<usize>, visit: &mut impl FnMut(&FlowKey, 
             visit(&key, &flow);
         }
     }
+}
+
+/// The same; true if one of the flows is not `over`.
+fn has_one_there(
+    words: &Words,
+    range: Range<usize>,
+    over: impl Fn(&Flow) -> bool,
+    visit: &mut impl FnMut(&FlowKey, &Flow),
+) -> bool {
+    let mut is_there = false;
+    each_in(words, range, &mut |key, flow| {
+        is_there |= !over(flow);
+        visit(key, flow);
+    });
+    is_there
 }
 
 /// The line at word `at`, unless it is free or changes hands at this moment.

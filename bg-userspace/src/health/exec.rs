@@ -105,8 +105,9 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
     }
 }
 
-/// A command and the process group that it leads.
-struct Group(Child);
+/// A command and the process group that it leads: killed when it is dropped before its
+/// end.
+pub struct Group(pub Child);
 
 impl Drop for Group {
     /// Kills the group, unless the command has ended by itself and was waited for: then

@@ -12,7 +12,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::task::JoinSet;
+use tokio::{net::TcpStream, task::JoinSet};
 
 use super::{Outcome, tcp::connect, tidy};
 
@@ -93,18 +93,22 @@ pub async fn ask(endpoint: SocketAddr, request: Builder, body: Bytes) -> Result<
     let request = request
         .body(Full::new(body))
         .map_err(|error| tidy(&error.to_string()))?;
-    let failed = |error: hyper::Error| tidy(&format!("HTTP: {}", chain(&error)));
-    let stream = TokioIo::new(connect(endpoint).await?);
-    let (mut sender, connection) = handshake(stream).await.map_err(failed)?;
+    let answer = exchange(connect(endpoint).await?, request).await;
+    answer.map_err(|error| tidy(&format!("HTTP: {}", chain(&*error))))
+}
+
+/// The same over a connection that is there.
+pub async fn exchange(
+    stream: TcpStream,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
     // It ends with this function, however that ends.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    let answer = sender.send_request(request).await.map_err(failed)?;
+    let answer = sender.send_request(request).await?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_BODY)
-        .collect()
-        .await
-        .map_err(|error| tidy(&format!("HTTP: {}", chain(&*error))))?;
+    let body = Limited::new(answer.into_body(), MAX_BODY).collect().await?;
     Ok(Answer {
         status,
         body: body.to_bytes(),
@@ -132,7 +136,7 @@ fn says(answer: &Answer, pointer: &str, wanted: &Value) -> Outcome {
 }
 
 /// Equality of values, of numbers whatever they are written like.
-fn same(found: &Value, wanted: &Value) -> bool {
+pub fn same(found: &Value, wanted: &Value) -> bool {
     match (found.as_f64(), wanted.as_f64()) {
         (Some(found), Some(wanted)) => found.total_cmp(&wanted).is_eq(),
         _ => found == wanted,

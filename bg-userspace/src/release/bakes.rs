@@ -55,7 +55,7 @@ impl Service {
             by: By::default(),
             to: self.word.active.other(),
             version: None,
-            backends: Vec::new(),
+            tested: Vec::new(),
             plan: ReleasePlan {
                 gates: vec![gate],
                 bake,

@@ -177,7 +177,7 @@ impl World {
                     self.word.active.other()
                 },
                 version: None,
-                backends: Vec::new(),
+                tested: Vec::new(),
                 plan: self.plan.clone(),
                 watched: self.watched,
                 force: *force,

@@ -136,8 +136,8 @@ pub struct Start {
     pub to: Colour,
     /// What runs there.
     pub version: Option<String>,
-    /// Its backends: those that the gates test are those that serve.
-    pub backends: Vec<String>,
+    /// Its backends, listeners and configured version: what the gates test is what serves.
+    pub tested: Vec<String>,
     /// What it goes through.
     pub plan: ReleasePlan,
     /// There are health checks: a bake without them has nothing to look at.
@@ -359,8 +359,8 @@ pub struct Release {
     pub to: Colour,
     /// What runs there.
     pub version: Option<String>,
-    /// Its backends when the gates began.
-    pub backends: Vec<String>,
+    /// Its backends, listeners and configured version when the gates began.
+    pub tested: Vec<String>,
     /// The generation before the flip.
     pub generation: u16,
     /// Gates were passed over, as was asked for.

@@ -311,9 +311,10 @@ impl Attendant {
         }
         // No reload may come between this look and the flip.
         let _still = self.daemon.reloading.lock().await;
-        if self.daemon.backends(&self.service, to) != release.backends {
+        if self.daemon.tested(&self.service, to) != release.tested {
             let message = format!(
-                "{}'s backends have changed since the release began: begin another one",
+                "{}'s backends have changed since the release began, or listeners or its version: begin \
+                 another one",
                 to.as_str()
             );
             return Err(Refusal::new(Kind::Conflict, message));
