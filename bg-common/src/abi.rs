@@ -101,6 +101,15 @@ pub mod map {
     pub const SIGHTINGS: &str = "SIGHTINGS";
     /// Per-CPU array of one u64: sightings that found no room.
     pub const LOST: &str = "LOST";
+    /// Array of u64, mmapable; index: service id. The number of the service's pair of rows
+    /// in [`SIGNALS`], plus 1; 0: it is not listened to. Of one loaded program, too, as the
+    /// next two.
+    pub const LISTENED: &str = "LISTENED";
+    /// Per-CPU array of [`crate::signals::Signals`]; index: twice the number of the
+    /// service's pair, and colour.
+    pub const SIGNALS: &str = "SIGNALS";
+    /// Array of [`crate::signals::Exchange`]; index: by the flow's hash.
+    pub const EXCHANGES: &str = "EXCHANGES";
 
     /// The map of a flow table.
     pub const fn of(table: crate::flow::FlowTable) -> &'static str {

@@ -18,4 +18,5 @@ pub mod monitor;
 pub mod port;
 pub mod reason;
 pub mod service;
+pub mod signals;
 pub mod snat;

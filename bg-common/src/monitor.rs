@@ -6,13 +6,17 @@ use crate::{flow::FlowKey, key, reason::REASONS};
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Watch {
-    /// A bit for each [`crate::reason::Reason`], the first one lowest.
+    /// A bit for each [`crate::reason::Reason`], the first one lowest, and [`LISTENS`]: one
+    /// word, so that a packet has one look at it.
     pub reasons: u64,
     /// One packet of so many, at random; 0 and 1: every one.
     pub sample: u32,
     /// Only of the service with this id, less 1; 0: of all, and of none.
     pub service: u32,
 }
+
+/// Bit of [`Watch::reasons`]: servers are listened to ([`crate::signals`]).
+pub const LISTENS: u64 = 1 << 63;
 
 /// Bits of [`Watch::reasons`] that stand for a reason.
 pub const EVERY_REASON: u64 = u64::MAX >> (64 - REASONS);

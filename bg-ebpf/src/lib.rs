@@ -8,6 +8,7 @@
 
 pub mod checksum;
 pub mod errors;
+pub mod exchange;
 pub mod flows;
 mod fragments;
 pub mod leases;

@@ -12,6 +12,7 @@ mod endpoints;
 mod lent;
 mod maps;
 mod remembered;
+mod signals;
 mod watch;
 
 use core::ptr;
@@ -30,6 +31,7 @@ use bg_common::{
     abi::MAGLEV_ROW,
     flow::{FlowKey, FlowTable},
     key::{Endpoint, FragmentKey},
+    monitor::LISTENS,
     port::{Port, Tags},
     reason::Reason,
     service::{
@@ -92,7 +94,11 @@ fn run(context: XdpContext) -> u32 {
     let watched = watch::begin(scratch);
     let verdict = process(
         &mut Frame { context, scratch },
-        &Kernel { context, scratch },
+        &Kernel {
+            context,
+            scratch,
+            watched,
+        },
     );
     watch::end(watched, &verdict, Frame { context, scratch }.ingress());
     match verdict.action {
@@ -205,6 +211,7 @@ fn tick() -> u32 {
 struct Kernel {
     context: *mut xdp_md,
     scratch: *mut Scratch,
+    watched: u64,
 }
 
 impl Tables for Kernel {
@@ -364,6 +371,16 @@ impl Tables for Kernel {
             // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
             unsafe { *counter += 1 }
         }
+    }
+
+    #[inline(always)]
+    fn listens(&self) -> bool {
+        self.watched & LISTENS != 0 && !maps::is_dry_run()
+    }
+
+    #[inline(always)]
+    fn hear(&self, kind: u32, sequence: u32, payload: u32) {
+        signals::hear(kind, sequence, payload);
     }
 
     #[inline(always)]

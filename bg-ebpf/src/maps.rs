@@ -19,6 +19,7 @@ use bg_common::{
     port::Port,
     reason::REASONS as REASON_COUNT,
     service::{Backend, ColourStats, Fragment, Interface},
+    signals::{self, Exchange, Signals},
     snat::{Lease, PORTS as LEASE_COUNT, Source},
 };
 use bg_ebpf::tables::Scratch;
@@ -110,5 +111,11 @@ pub static CLOCK: Array<Clock, 1> = Array::new();
 pub static MONITOR: Array<Watch, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SIGHTINGS: RingBuf<Sighting, RING> = RingBuf::new();
+#[btf_map]
+pub static LISTENED: Array<u64, { capacity::SERVICES }, MMAPABLE> = Array::new();
+#[btf_map]
+pub static SIGNALS: PerCpuArray<Signals, { signals::ROWS }> = PerCpuArray::new();
+#[btf_map]
+pub static EXCHANGES: Array<Exchange, { signals::EXCHANGES }> = Array::new();
 #[btf_map]
 pub static LOST: PerCpuArray<u64, 1> = PerCpuArray::new();

@@ -33,7 +33,7 @@ use bg_common::{
 };
 
 use crate::{
-    errors,
+    errors, exchange,
     flows::{Bits as _, FlowCell},
     fragments,
     packet::{Ethernet, Packet, tcp_flag},
@@ -102,7 +102,7 @@ impl Exit {
     }
 
     #[inline(always)]
-    const fn reason(self) -> u32 {
+    pub(crate) const fn reason(self) -> u32 {
         (self.0 & (Self::TAGGED - 1)) as u32
     }
 
@@ -249,6 +249,9 @@ fn family<P: Packet, T: Tables + FamilyTables<A>, A: Network>(packet: &mut P, ta
         _ => return fragments::follow(packet, tables, segment),
     }
     let exit = whose::<P, T, A>(packet, tables, segment);
+    if tables.listens() {
+        exchange::overhear(packet, tables, segment, exit);
+    }
     if segment.part == part::FIRST {
         return fragments::remember(packet, tables, segment, exit);
     }

@@ -116,6 +116,11 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn planned(&self) -> &Fragment;
     /// Counts a verdict.
     fn count(&self, reason: Reason);
+    /// True when what servers do is listened to, of some service at least.
+    fn listens(&self) -> bool;
+    /// Hears a segment of the flow that was sought last, if its service is listened to:
+    /// its [`crate::exchange::kind`], its sequence number, and its payload in bytes.
+    fn hear(&self, kind: u32, sequence: u32, payload: u32);
     /// Adds to the service's statistics of a colour.
     fn record(&self, service: u32, colour: Colour, add: impl FnOnce(&mut ColourStats));
 }

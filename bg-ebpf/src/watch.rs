@@ -27,7 +27,7 @@ use crate::{maps, remembered, tick};
 /// `BPF_RB_NO_WAKEUP`.
 const NO_WAKEUP: u64 = 1;
 
-/// Before a packet: the reasons that somebody watches. What was noted of the packet
+/// Before a packet: the reasons that somebody watches, and whether servers are listened to. What was noted of the packet
 /// before is void then.
 #[inline(always)]
 pub fn begin(scratch: *mut Scratch) -> u64 {
@@ -77,6 +77,15 @@ pub fn colour(scratch: *mut Scratch, service: u32, colour: Colour) {
     let owner = (u64::from(service) + 1) | (colour as u64 + 1) << 32;
     // SAFETY: as in `begin`.
     unsafe { ptr::write_volatile(&raw mut (*noted(scratch)).owner, owner) }
+}
+
+/// The service and the colour (0 or 1) that a packet was counted for, if it was.
+#[inline(always)]
+pub fn owner(scratch: *mut Scratch) -> Option<(u32, u32)> {
+    // SAFETY: as in `begin`.
+    let owner = unsafe { ptr::read_volatile(&raw const (*noted(scratch)).owner) };
+    let colour = ((owner >> 32) as u32).checked_sub(1)?;
+    Some(((owner as u32).wrapping_sub(1), colour & 1))
 }
 
 /// Notes that a packet's segment is kept.

@@ -4,6 +4,7 @@
 mod explain;
 mod monitor;
 mod release;
+mod signals;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ pub use self::{
         DecisionRequest, ExtendRequest, GateReport, NoteReport, ReleaseReport, ReleaseRequest,
         ReleaseStatus,
     },
+    signals::{Quantiles, SignalStatus},
 };
 use crate::config::FlipMode;
 
@@ -135,6 +137,9 @@ pub struct ColourStatus {
     /// backend and one that fell: then it keeps all of them.
     #[serde(default)]
     pub all_down: bool,
+    /// What was heard of its servers; `null` where nobody listens.
+    #[serde(default)]
+    pub signals: Option<SignalStatus>,
     /// Its pool.
     pub backends: Vec<BackendStatus>,
 }

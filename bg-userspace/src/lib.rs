@@ -15,6 +15,7 @@ pub mod object;
 pub mod plan;
 pub mod release;
 mod sighting;
+pub mod signals;
 pub mod state;
 pub mod switch;
 pub mod time;

@@ -46,7 +46,11 @@ impl Machine {
         // What the word says, and what was just heard, counts more than the clock.
         let is_news = matches!(
             event,
-            Event::Word { .. } | Event::Restarted { .. } | Event::Health(_) | Event::OldHealth(_)
+            Event::Word { .. }
+                | Event::Restarted { .. }
+                | Event::Health(_)
+                | Event::OldHealth(_)
+                | Event::Failing(_)
         );
         if !is_news {
             self.expire(now, &mut todo);
@@ -161,6 +165,7 @@ impl Release {
             runs: before.map_or(0, |before| before.runs),
             cool_until_ms: before.map_or(0, |before| before.cool_until_ms),
             watched: start.watched,
+            baseline: None,
             health: Health::Unknown,
             old: Health::Unknown,
             canary: start.word.canary,
@@ -188,6 +193,8 @@ impl Release {
             Event::NotFlipped { refusal } => self.not_flipped(&refusal, now),
             Event::Health(health) => self.hear(health, now, todo),
             Event::OldHealth(health) => self.old = health,
+            Event::Failing(why) => self.failing(why, now, todo),
+            Event::Baseline(baseline) => self.baseline = Some(baseline),
             Event::Extend { by, more } => return self.extend(&by, more, now),
             Event::Retire(by) => return self.retire(&by, now, todo),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
@@ -335,6 +342,15 @@ impl Release {
         }
     }
 
+    /// Requests that fail count from the flip on.
+    fn failing(&mut self, why: String, now: Now, todo: &mut Vec<Command>) {
+        self.health = Health::Ill(why);
+        if let (Phase::Baking { .. }, Health::Ill(why)) = (self.phase, &self.health) {
+            let why = format!("{} fails: {why}", self.to.as_str());
+            self.bake_failed(self.plan.bake.on_fail, why, now, todo);
+        }
+    }
+
     fn bake_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
         let (plan, to) = (self.plan.bake, self.to.as_str());
         match &self.health {
@@ -342,12 +358,13 @@ impl Release {
                 let why = format!("{to} is ill: {why}");
                 self.bake_failed(plan.on_fail, why, now, todo);
             }
-            Health::Unknown if self.watched => {
-                let why = format!("nothing is known of {to}'s health");
+            Health::Unknown if self.watched || plan.signals.is_some() => {
+                let why = format!("too little is known of {to}");
                 self.bake_failed(plan.on_inconclusive, why, now, todo);
             }
             Health::Unknown => {
-                let why = "the bake is over; there are no health checks, nothing was looked at";
+                let why =
+                    "the bake is over; neither health checks nor signals: nothing was looked at";
                 self.hold(why.to_owned(), None, now);
             }
             Health::Well => self.hold(format!("the bake is over, {to} is well"), None, now),

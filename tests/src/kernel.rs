@@ -19,6 +19,7 @@ use aya::{
 use bg_common::{
     abi::{MaglevRow, TICK_SHIFT, map},
     flow::{FlowTable, TableShape, buckets_for},
+    monitor::LISTENS,
     reason::Reason,
     snat::{Lease, Source, index},
 };
@@ -222,6 +223,7 @@ impl Kernel {
     /// Makes the maps say what the world says.
     pub fn set(&mut self, world: &World) -> Result<()> {
         self.set_leases(world)?;
+        self.listen()?;
         let ebpf = &mut self.loaded.ebpf;
         map_of::<Array<_, u64>>(ebpf, map::WORDS)?.set(0, world.word.0, 0)?;
         map_of::<Array<_, u64>>(ebpf, map::FIRST_FLOWS)?.set(0, 0, 0)?;
@@ -262,6 +264,14 @@ impl Kernel {
         }
         world.fill(&self.tables);
         Ok(())
+    }
+
+    /// Listens to the world's servers: the twin does not, and no packet's way may differ.
+    fn listen(&mut self) -> Result<()> {
+        let ebpf = &mut self.loaded.ebpf;
+        map_of::<Array<_, u64>>(ebpf, map::LISTENED)?.set(0, 1, 0)?;
+        let mut monitor: Array<_, [u64; 2]> = map_of(ebpf, map::MONITOR)?;
+        Ok(monitor.set(0, [LISTENS, 0], 0)?)
     }
 
     fn set_leases(&mut self, world: &World) -> Result<()> {

@@ -8,7 +8,10 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -25,7 +28,10 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{load, pass};
+use crate::{
+    load::{self, Mood},
+    pass,
+};
 
 /// The namespaces of a lab.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,12 +194,21 @@ impl Lab {
         self.served_for(MAX_FLOWS, service)
     }
 
+    /// The same, with green servers of a mood.
+    pub fn served_in(self, service: &str, green: &Arc<Mood>) -> Result<Self> {
+        self.served_by(MAX_FLOWS, service, green)
+    }
+
     /// The same, with room for `max_flows` flows.
-    pub fn served_for(mut self, max_flows: u32, service: &str) -> Result<Self> {
+    pub fn served_for(self, max_flows: u32, service: &str) -> Result<Self> {
+        self.served_by(max_flows, service, &Arc::default())
+    }
+
+    fn served_by(mut self, max_flows: u32, service: &str, green: &Arc<Mood>) -> Result<Self> {
         self.configure_for(max_flows, service)?;
-        for (place, colour, [a, b, v6]) in [
-            (Place::Blue, "blue", SERVERS[0]),
-            (Place::Green, "green", SERVERS[1]),
+        for (place, colour, [a, b, v6], mood) in [
+            (Place::Blue, "blue", SERVERS[0], &Arc::default()),
+            (Place::Green, "green", SERVERS[1], green),
         ] {
             let udp = [
                 format!("{a}:4433"),
@@ -204,7 +219,7 @@ impl Lab {
                 .iter()
                 .map(|text| text.parse())
                 .collect::<Result<Vec<_>, _>>()?;
-            load::serve(self.enter(place)?, colour, &[8000, 8001, 8002], &udp)?;
+            load::serve_in(self.enter(place)?, colour, &[8000, 8001, 8002], &udp, mood)?;
         }
         self.start()?;
         Ok(self)

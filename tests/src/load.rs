@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use http_body_util::{BodyExt as _, Empty, combinators::BoxBody};
 use hyper::{
-    Request, Response,
+    Request, Response, StatusCode,
     body::{Bytes, Frame, Incoming},
     client::conn::http1 as client,
     server::conn::http1 as server,
@@ -81,12 +81,69 @@ pub const STREAM_LINES_PER_SECOND: u64 = 20;
 /// `GET /stream/N` sends [`STREAM_LINES_PER_SECOND`] lines for N seconds, `GET /peer`
 /// the colour and who has asked, in the eyes of the server.
 pub fn serve(namespace: File, colour: &'static str, tcp: &[u16], udp: &[SocketAddr]) -> Result<()> {
+    serve_in(namespace, colour, tcp, udp, &Arc::default())
+}
+
+/// How servers answer over HTTP.
+#[derive(Debug, Default)]
+pub struct Mood {
+    /// So many of a thousand requests are answered with 500, evenly.
+    pub failing: AtomicU32,
+    /// Answers take so many milliseconds longer.
+    pub slow: AtomicU32,
+    /// When the first one was answered with 500, `CLOCK_MONOTONIC` ns; 0: none was.
+    pub failed_ns: AtomicU64,
+    asked: AtomicU32,
+}
+
+impl Mood {
+    /// Answers so many of a thousand requests with 500, from here on.
+    pub fn fail(&self, permille: u32) {
+        self.failing.store(permille, Ordering::Relaxed);
+    }
+
+    /// Answers later, from here on.
+    pub fn slow_down(&self, by: Duration) {
+        self.slow.store(by.as_millis() as u32, Ordering::Relaxed);
+    }
+
+    /// Waits, and says whether this request is to fail.
+    async fn next(&self) -> bool {
+        let slow = self.slow.load(Ordering::Relaxed);
+        if slow > 0 {
+            tokio::time::sleep(Duration::from_millis(slow.into())).await;
+        }
+        let failing = u64::from(self.failing.load(Ordering::Relaxed));
+        let asked = u64::from(self.asked.fetch_add(1, Ordering::Relaxed));
+        let fails = (asked + 1) * failing / 1000 > asked * failing / 1000;
+        if fails {
+            let first = (0, now_ns());
+            let _ = self.failed_ns.compare_exchange(
+                first.0,
+                first.1,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+        }
+        fails
+    }
+}
+
+/// The same, by servers of a mood.
+pub fn serve_in(
+    namespace: File,
+    colour: &'static str,
+    tcp: &[u16],
+    udp: &[SocketAddr],
+    mood: &Arc<Mood>,
+) -> Result<()> {
+    let mood = Arc::clone(mood);
     let (ready, listening) = std::sync::mpsc::channel();
     let (tcp, udp) = (tcp.to_vec(), udp.to_vec());
     let thread: JoinHandle<Result<()>> = in_place(namespace, move || async move {
         for port in tcp {
             let listener = TcpListener::bind(("::", port)).await?;
-            tokio::task::spawn_local(accept(listener, colour));
+            tokio::task::spawn_local(accept(listener, colour, Arc::clone(&mood)));
         }
         for address in udp {
             let socket = UdpSocket::bind(address).await?;
@@ -109,12 +166,21 @@ pub fn serve(namespace: File, colour: &'static str, tcp: &[u16], udp: &[SocketAd
     Ok(())
 }
 
-async fn accept(listener: TcpListener, colour: &'static str) {
+async fn accept(listener: TcpListener, colour: &'static str, mood: Arc<Mood>) {
     while let Ok((stream, peer)) = listener.accept().await {
         let _ = stream.set_nodelay(true);
+        let mood = Arc::clone(&mood);
         tokio::task::spawn_local(async move {
-            let service = service_fn(move |request: Request<Incoming>| async move {
-                Ok::<_, Infallible>(Response::new(answer(request.uri().path(), colour, peer)))
+            let service = service_fn(move |request: Request<Incoming>| {
+                let mood = Arc::clone(&mood);
+                async move {
+                    let fails = mood.next().await;
+                    let mut response = Response::new(answer(request.uri().path(), colour, peer));
+                    if fails {
+                        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+                    }
+                    Ok::<_, Infallible>(response)
+                }
             });
             // A client that goes away is no concern of the server.
             let _ = server::Builder::new()

@@ -779,6 +779,13 @@ impl Tables for Twin<'_> {
         self.reasons.borrow_mut().push(reason);
     }
 
+    // What is heard changes no packet's way.
+    fn listens(&self) -> bool {
+        false
+    }
+
+    fn hear(&self, _kind: u32, _sequence: u32, _payload: u32) {}
+
     fn record(&self, _service: u32, _colour: Colour, add: impl FnOnce(&mut ColourStats)) {
         add(&mut ColourStats::default());
     }

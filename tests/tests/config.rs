@@ -459,7 +459,22 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[service.llm.blue]",
-        "19: service.llm.bake.prometheus: unknown field `prometheus`, expected one of `duration`, `settle`, `on_fail`, `on_inconclusive`, `cooldown`",
+        "19: service.llm.bake.prometheus: unknown field `prometheus`, expected one of `duration`, `settle`, `on_fail`, `on_inconclusive`, `cooldown`, `signals`, `errors`, `slower`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nerrors = 1.5\n[service.llm.blue]",
+        "19: service.llm.bake.errors: 1.5 is not from 0 to 1",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nslower = 0.5\n[service.llm.blue]",
+        "19: service.llm.bake.slower: 0.5 is not from 1 to 1000",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nsignals = false\nslower = 3.0\n[service.llm.blue]",
+        "20: service.llm.bake.slower: is of no use with signals = false",
     ),
     (
         "[service.llm.blue]",
@@ -822,7 +837,7 @@ fn what_looks_odd_and_is_right_passes() {
             "[[service.llm.gate]]\nname = \"smoke\"\nkind = \"http\"\npath = \"/v2/health/ready\"\nport = 8002\njson = \"/a\"\nequals = 1.5\n\
              [[service.llm.gate]]\nname = \"load\"\nkind = \"exec\"\ncommand = [\"/bin/true\"]\ntimeout = \"3m\"\n\
              [service.llm.approval]\nrequired = true\nnot_requester = true\n\
-             [service.llm.bake]\nsettle = \"0s\"\non_fail = \"pause\"\n[service.llm.standby]\nhold = \"1h\"\n[service.llm.blue]",
+             [service.llm.bake]\nsettle = \"0s\"\non_fail = \"pause\"\nerrors = 0.05\nslower = 1.5\n[service.llm.standby]\nhold = \"1h\"\n[service.llm.blue]",
         ),
         (
             "[service.web.blue]",

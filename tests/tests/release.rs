@@ -100,6 +100,7 @@ name = "script"
 kind = "exec"
 command = ["/bin/sh", "-c", "echo $BGSWITCH_SERVICE $BGSWITCH_RELEASE $BGSWITCH_COLOUR $BGSWITCH_VERSION $BGSWITCH_BACKENDS"]
 [service.llm.bake]
+signals = false
 duration = "1s"
 settle = "0s"
 [service.llm.standby]
@@ -136,7 +137,7 @@ hold = "1h"
         "  VALIDATING   gate script: pass, exit code 0: llm r-1 green model@2 10.0.2.10:8000 10.0.2.11:8000 [fd00:2::10]:8000",
         "  SWITCHING    all gates are passed",
         "  BAKING       new flows go to green",
-        "  STANDBY      the bake is over; there are no health checks, nothing was looked at",
+        "  STANDBY      the bake is over; neither health checks nor signals: nothing was looked at",
         "llm  STANDBY  since ",
         "  why     the bake is over; ",
         "  next    the release is done at ",
@@ -184,7 +185,7 @@ hold = "1h"
 #[test]
 fn a_hold_ends_by_itself_and_its_hook_changes_nothing() {
     let lab = lab(&format!(
-        "{SMOKE}[service.llm.bake]\nduration = \"0s\"\nsettle = \"0s\"\n[service.llm.standby]\nhold = \"1s\"\n\
+        "{SMOKE}[service.llm.bake]\nsignals = false\nduration = \"0s\"\nsettle = \"0s\"\n[service.llm.standby]\nhold = \"1s\"\n\
          after = [\"/bin/sh\", \"-c\", \"echo $BGSWITCH_COLOUR is down; exit 3\"]\n"
     ));
     lab.ask(&["release", "start", "llm"]).unwrap();
@@ -373,6 +374,7 @@ timeout = "60s"
 [service.llm.approval]
 required = true
 [service.llm.bake]
+signals = false
 duration = "1h"
 "#;
 

@@ -8,10 +8,12 @@ use clap::Args;
 
 use super::{
     Common, Output,
-    text::{flows, percent},
+    text::{flows, measured, percent},
 };
 use crate::{
-    api::{self, BackendStatus, ColourStatus, InterfaceStatus, Refusal, ServiceStatus},
+    api::{
+        self, BackendStatus, ColourStatus, InterfaceStatus, Refusal, ServiceStatus, SignalStatus,
+    },
     plan::ListenerPlan,
     release::State,
     time,
@@ -189,8 +191,29 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
                 flows(backend.flows)
             );
         }
+        let heard = colour
+            .signals
+            .as_ref()
+            .filter(|heard| heard.opened > 0 || heard.answers > 0);
+        if let Some(heard) = heard {
+            let _ = writeln!(out, "             {}", heard_text(heard));
+        }
     }
     out.push('\n');
+}
+
+/// What was heard of a colour's servers, in a line.
+fn heard_text(heard: &SignalStatus) -> String {
+    let untaken = heard.refused + heard.opened_again;
+    let [.., failed] = heard.status;
+    let mut text = format!(
+        "heard: {} connections, {untaken} not taken, {} reset; {} answers, {failed} of 5xx",
+        heard.opened, heard.reset, heard.answers
+    );
+    if let Some(p90) = heard.answer.p90_us {
+        let _ = write!(text, ", 9 of 10 within {}", measured(p90 * 1000));
+    }
+    text
 }
 
 /// Where the release is, and what is draining; either is left out where there is

@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
 };
 
-use bg_common::{abi::capacity, service::Colour};
+use bg_common::{abi::capacity, service::Colour, signals};
 
 use super::{ConfigError, rules::Placed, text::Text};
 use crate::plan::{ForwardMode, ListenerPlan, Protocol};
@@ -89,6 +89,7 @@ fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), Conf
     let mut backends = 0;
     let mut endpoints = BTreeSet::new();
     let mut blocks = BTreeSet::new();
+    let mut listened = 0;
     for (count, (name, placed)) in services.iter().enumerate() {
         let plan = &placed.service.plan;
         backends += plan.colours.iter().map(Vec::len).sum::<usize>();
@@ -108,9 +109,15 @@ fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), Conf
                 });
             }
         }
+        listened += usize::from(placed.service.release.bake.signals.is_some());
         for (what, wanted, limit) in [
             ("services", count + 1, capacity::SERVICES),
             ("backends", backends, capacity::BACKENDS),
+            (
+                "services with a bake by signals (signals = false there)",
+                listened,
+                signals::SERVICES,
+            ),
             // Block 0 is nobody's.
             ("backends with snat", blocks.len(), capacity::BLOCKS - 1),
             (

@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 pub use self::release::{
     ApprovalPlan, BakePlan, GateKind, GatePlan, HttpGate, OnExpiry, OnTrouble, ReleasePlan,
-    StandbyPlan,
+    SignalPlan, StandbyPlan,
 };
 pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};

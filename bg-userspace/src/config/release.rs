@@ -151,6 +151,9 @@ pub struct BakePlan {
     pub on_inconclusive: OnTrouble,
     /// So long after a rollback by itself there is no other one: a pause instead.
     pub cooldown: Duration,
+    /// What the packet path hears of the servers counts, too.
+    #[serde(default)]
+    pub signals: Option<SignalPlan>,
 }
 
 impl Default for BakePlan {
@@ -161,6 +164,37 @@ impl Default for BakePlan {
             on_fail: OnTrouble::Rollback,
             on_inconclusive: OnTrouble::Pause,
             cooldown: Duration::from_mins(10),
+            signals: None,
+        }
+    }
+}
+
+/// How much worse than the old colour the new one may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalPlan {
+    /// So many more requests, or connections, of a million may fail.
+    pub errors_ppm: u32,
+    /// Its answers may take so many times as long, in thousandths.
+    pub slower_permille: u32,
+}
+
+impl SignalPlan {
+    /// Which part more may fail.
+    pub fn errors(&self) -> f64 {
+        f64::from(self.errors_ppm) / 1e6
+    }
+
+    /// How many times as long answers may take.
+    pub fn slower(&self) -> f64 {
+        f64::from(self.slower_permille) / 1e3
+    }
+}
+
+impl Default for SignalPlan {
+    fn default() -> Self {
+        Self {
+            errors_ppm: 10_000,
+            slower_permille: 2000,
         }
     }
 }

@@ -14,6 +14,7 @@ mod release;
 mod reload;
 mod report;
 pub mod requests;
+mod signals;
 mod socket;
 
 use std::{
@@ -60,6 +61,7 @@ pub struct Daemon {
     hub: Hub,
     releases: release::Desks,
     health: Prober,
+    heard: signals::Memory,
 }
 
 impl Daemon {
@@ -109,11 +111,13 @@ impl Daemon {
             hub: Hub::default(),
             releases: release::Desks::default(),
             health: Prober::default(),
+            heard: signals::Memory::default(),
             config: RwLock::new(config),
         });
         daemon.remember_services(daemon.datapath.noted());
         daemon.compare_words();
         daemon.adopt_drains();
+        daemon.listen();
         Ok(daemon)
     }
 
@@ -137,6 +141,7 @@ impl Daemon {
         tokio::spawn(Arc::clone(&self).tick());
         tokio::spawn(Arc::clone(&self).sweep());
         tokio::spawn(Arc::clone(&self).pass_on());
+        tokio::spawn(Arc::clone(&self).remember_signals());
         self.resume_releases();
         let server = tokio::spawn(http::serve(listener, Arc::clone(&self)));
         tell_systemd(&[NotifyState::Ready]);

@@ -61,6 +61,7 @@ impl Daemon {
         self.datapath.advertise().await;
         *self.config_mut() = new;
         self.health.follow(&self.config());
+        self.listen();
         self.remember_services(announced);
         self.releases.services_changed();
         let result = self.keeper.entry(entry("result", changes.join("; ")));
@@ -244,6 +245,12 @@ fn release(name: &str, plan: &ReleasePlan) -> Vec<String> {
             bake.on_inconclusive.as_str(),
             duration(bake.cooldown)
         ));
+        if let Some(signals) = bake.signals {
+            let (errors, slower) = (signals.errors(), signals.slower());
+            lines.push(format!(
+                "{name} bake signals errors {errors} slower {slower}"
+            ));
+        }
     }
     if plan.standby != usual.standby {
         let standby = &plan.standby;

@@ -11,7 +11,7 @@ use super::Daemon;
 use crate::{
     api::{
         BackendStatus, ColourStatus, DaemonStatus, FlowLine, FlowTableStatus, Flows,
-        InterfaceStatus, Kind, Refusal, SCHEMA, ServiceStatus, Status,
+        InterfaceStatus, Kind, Refusal, SCHEMA, ServiceStatus, SignalStatus, Status,
     },
     config::Service,
     datapath::FlowRecord,
@@ -118,6 +118,7 @@ impl Daemon {
         let unresolved = self.datapath.unresolved();
         let health = self.health_now();
         let state = self.state();
+        let heard = self.datapath.heard(name);
         let mut colours = BTreeMap::new();
         for colour in Colour::ALL {
             let ColourStats {
@@ -152,6 +153,9 @@ impl Daemon {
                 draining_flows: sum(|count| count.draining),
                 resetting_flows: sum(|count| count.resetting),
                 all_down: health.all_down(&service.plan, colour),
+                signals: heard
+                    .as_ref()
+                    .map(|heard| SignalStatus::from(&heard[colour as usize])),
                 backends: service
                     .plan
                     .backends(colour)

@@ -28,6 +28,7 @@ mod packet_socket;
 mod pins;
 mod pools;
 mod resolver;
+mod signals;
 mod slots;
 mod standing;
 mod vlans;
@@ -39,7 +40,7 @@ use std::{
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
@@ -72,7 +73,7 @@ pub use self::{
 };
 use self::{
     addresses::Ours, announcer::Announcer, flows::Unused, interfaces::Interfaces,
-    layout::address_of, lines::Lines, mmap::Words, netlink::Requests, pins::Pins,
+    layout::address_of, lines::Lines, mmap::Words, netlink::Requests, pins::Pins, signals::Ear,
 };
 use crate::plan::{ForwardMode, Plan, ServicePlan};
 
@@ -116,6 +117,7 @@ pub struct Datapath {
     interfaces: Arc<Interfaces>,
     announcer: Arc<Announcer>,
     watcher: Watcher,
+    ear: RwLock<Ear>,
     explainer: explain::Explainer,
     unused: Mutex<Unused>,
     max_flows: u32,
@@ -230,12 +232,13 @@ impl Datapath {
             // Nothing ran before, so nothing is kept: the next start is clean.
             let _ = pins.remove();
         }
-        let (inner, loaded, watcher, statuses) = started?;
+        let (inner, loaded, (watcher, ear), statuses) = started?;
         let datapath = Self {
             inner: Arc::new(inner),
             interfaces: Arc::new(Interfaces::new(settings.clone(), loaded, statuses)),
             announcer: Arc::new(announcer),
             watcher,
+            ear: RwLock::new(ear),
             explainer: explain::Explainer::default(),
             unused: Mutex::default(),
             max_flows,
@@ -253,11 +256,12 @@ impl Datapath {
         flow_buckets: u32,
         addresses: addresses::Change,
         announcer: &Announcer,
-    ) -> Result<(Inner, Loaded, Watcher, Vec<InterfaceStatus>), Error> {
+    ) -> Result<(Inner, Loaded, (Watcher, Ear), Vec<InterfaceStatus>), Error> {
         let mut loader = pins.loader();
         loader.map_max_entries(map::FLOWS, flow_buckets);
         let mut loaded = Features::probe()?.load(&mut loader)?;
         let watcher = Watcher::take(&mut loaded.ebpf)?;
+        let ear = Ear::take(&mut loaded.ebpf)?;
         let program = loaded.program()?;
 
         // First what may be refused, and can be taken back.
@@ -284,7 +288,7 @@ impl Datapath {
             .pin(pins.program())
             .map_err(|e| Error::bpf("pinning the program", &e))?;
         loaded.features.tell();
-        Ok((inner, loaded, watcher, interfaces))
+        Ok((inner, loaded, (watcher, ear), interfaces))
     }
 
     /// What a plan changes; an error says why it cannot be applied, and then

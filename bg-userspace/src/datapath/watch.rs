@@ -14,7 +14,7 @@ use aya::{
 use bg_common::{
     abi::map,
     flow::FlowTable,
-    monitor::{Pressure, Sighting, Watch},
+    monitor::{LISTENS, Pressure, Sighting, Watch},
     service::Backend,
 };
 use nix::net::if_::if_indextoname;
@@ -25,8 +25,16 @@ use crate::plan::ListenerPlan;
 /// The maps of one loaded program that nobody but its watcher reads.
 pub struct Watcher {
     watch: Words,
+    /// What the first word is put together of.
+    asked: Mutex<Asked>,
     ring: Mutex<RingBuf<MapData>>,
     lost: PerCpuArray<MapData, u64>,
+}
+
+#[derive(Default)]
+struct Asked {
+    reasons: u64,
+    listens: bool,
 }
 
 impl fmt::Debug for Watcher {
@@ -49,6 +57,7 @@ impl Watcher {
         let lost = PerCpuArray::try_from(take(map::LOST)?);
         Ok(Self {
             watch: words,
+            asked: Mutex::default(),
             ring: Mutex::new(ring.map_err(|e| Error::bpf("opening SIGHTINGS", &e))?),
             lost: lost.map_err(|e| Error::bpf("opening LOST", &e))?,
         })
@@ -60,7 +69,19 @@ impl Watcher {
         let [e, f, g, h] = watch.service.to_ne_bytes();
         self.watch
             .store(1, u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
-        self.watch.store(0, watch.reasons);
+        self.ask(|asked| asked.reasons = watch.reasons);
+    }
+
+    /// Listens to servers, or to none of them.
+    pub(super) fn listen(&self, listens: bool) {
+        self.ask(|asked| asked.listens = listens);
+    }
+
+    fn ask(&self, change: impl FnOnce(&mut Asked)) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut asked);
+        let listens = if asked.listens { LISTENS } else { 0 };
+        self.watch.store(0, asked.reasons | listens);
     }
 
     /// How many packets that were asked for could not be told.

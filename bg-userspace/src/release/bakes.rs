@@ -5,7 +5,7 @@ use std::time::Duration;
 use bg_common::service::Colour;
 
 use super::*;
-use crate::config::{BakePlan, GateKind, GatePlan, ReleasePlan};
+use crate::config::{BakePlan, GateKind, GatePlan, ReleasePlan, SignalPlan};
 
 /// A service with one gate, and health checks, and a clock in seconds.
 struct Service {
@@ -128,6 +128,27 @@ fn ill() -> Health {
 }
 
 #[test]
+fn requests_that_fail_count_while_caches_are_cold() {
+    let mut service = Service::baking(bake());
+    let (state, todo) = service.after(1, ill());
+    assert_eq!((state, todo), (State::Baking, Vec::new()));
+    let todo = service.handle(Event::Failing("50 of 500 answers".to_owned()));
+    assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
+    assert_eq!(service.flipped(), State::RolledBack);
+}
+
+#[test]
+fn a_bake_by_signals_in_which_nothing_is_heard_is_no_pass() {
+    let mut service = Service::baking(BakePlan {
+        signals: Some(SignalPlan::default()),
+        ..bake()
+    });
+    service.machine.release.as_mut().unwrap().watched = false;
+    let (state, _) = service.after(200, Health::Unknown);
+    assert_eq!(state, State::Paused);
+}
+
+#[test]
 fn an_ill_colour_is_left_by_itself_and_it_is_said_why() {
     let mut service = Service::baking(bake());
     let (state, todo) = service.after(10, ill());
@@ -209,7 +230,7 @@ fn not_to_know_is_not_to_pass() {
     let mut service = Service::baking(bake());
     assert_eq!(service.after(111, Health::Unknown), (State::Paused, vec![]));
     assert_eq!(service.code(), exit::INCONCLUSIVE);
-    assert_eq!(service.why(), "nothing is known of green's health");
+    assert_eq!(service.why(), "too little is known of green");
     let mut service = Service::baking(BakePlan {
         on_inconclusive: OnTrouble::Rollback,
         ..bake()

@@ -13,7 +13,9 @@ use proptest::{
 };
 
 use super::*;
-use crate::config::{ApprovalPlan, BakePlan, GateKind, GatePlan, ReleasePlan, StandbyPlan};
+use crate::config::{
+    ApprovalPlan, BakePlan, GateKind, GatePlan, ReleasePlan, SignalPlan, StandbyPlan,
+};
 
 /// What is looked at in a walk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,7 @@ enum Step {
     Extend(u64),
     Retire(usize),
     Health(Health),
+    Failing,
     /// Somebody flips; the machine may hear of it, or not yet.
     FlipByHand {
         heard: bool,
@@ -197,6 +200,7 @@ impl World {
             },
             Step::Retire(actor) => Event::Retire(by(*actor)),
             Step::Health(health) => Event::Health(health.clone()),
+            Step::Failing => Event::Failing("it answers 500".to_owned()),
             Step::FlipByHand { heard } => {
                 self.word = flipped(self.word);
                 if !heard {
@@ -543,6 +547,7 @@ fn plans() -> impl Strategy<Value = ReleasePlan> {
                 on_fail: bake.2,
                 on_inconclusive: bake.3,
                 cooldown: Duration::from_secs(bake.4),
+                signals: (bake.4 == 30).then(SignalPlan::default),
             },
             standby: StandbyPlan {
                 hold: Duration::from_secs(hold),
@@ -582,6 +587,7 @@ fn steps() -> BoxedStrategy<Step> {
         1 => (0..3000u64).prop_map(Step::Extend),
         1 => actor().prop_map(Step::Retire),
         6 => health.prop_map(Step::Health),
+        1 => Just(Step::Failing),
         1 => any::<bool>().prop_map(|heard| Step::FlipByHand { heard }),
         1 => Just(Step::Hear),
         1 => Just(Step::Hang),

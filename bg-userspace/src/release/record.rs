@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     api::{Refusal, exit},
     config::{GatePlan, ReleasePlan},
+    signals::Baseline,
 };
 
 /// Notes of a release that are kept: the last ones.
@@ -95,6 +96,10 @@ pub enum Event {
     Health(Health),
     /// How the old colour is, to which a rollback would go.
     OldHealth(Health),
+    /// The active colour fails requests: cold caches are no excuse for that.
+    Failing(String),
+    /// How the old colour was before the flip that comes now.
+    Baseline(Baseline),
     /// What the kernel's word is; `None`: the service is gone.
     Word {
         /// The word.
@@ -140,7 +145,7 @@ pub struct Start {
     pub tested: Vec<String>,
     /// What it goes through.
     pub plan: ReleasePlan,
-    /// There are health checks: a bake without them has nothing to look at.
+    /// There are health checks.
     pub watched: bool,
     /// Gates are passed over.
     pub force: bool,
@@ -389,6 +394,9 @@ pub struct Release {
     pub(super) cool_until_ms: u64,
     /// There are health checks.
     pub(super) watched: bool,
+    /// How the old colour was before the flip, if it was listened to.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
     /// How the active colour was when last heard of.
     #[serde(skip)]
     pub(super) health: Health,

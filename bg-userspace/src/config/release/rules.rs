@@ -13,7 +13,7 @@ use super::{
         text::Text,
     },
     ApprovalPlan, BakePlan, GateKind, GatePlan, HttpGate, OnExpiry, OnTrouble, ReleasePlan,
-    StandbyPlan,
+    SignalPlan, StandbyPlan,
 };
 
 /// More gates than this are no plan that anybody follows.
@@ -60,6 +60,9 @@ pub(in crate::config) struct RawBake {
     on_fail: Option<OnTrouble>,
     on_inconclusive: Option<OnTrouble>,
     cooldown: Option<Spanned<String>>,
+    signals: Option<bool>,
+    errors: Option<Spanned<f64>>,
+    slower: Option<Spanned<f64>>,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +109,7 @@ pub(in crate::config) fn plan(
                 on_fail: raw.on_fail.unwrap_or(of.on_fail),
                 on_inconclusive: raw.on_inconclusive.unwrap_or(of.on_inconclusive),
                 cooldown: length(&raw.cooldown, "bake.cooldown", of.cooldown, zero)?,
+                signals: signals(text, &raw, key)?,
             }
         }
     };
@@ -141,6 +145,38 @@ pub(in crate::config) fn plan(
         bake,
         standby,
     })
+}
+
+/// What is heard of servers counts unless it is said not to.
+fn signals(
+    text: &Text<'_>,
+    raw: &RawBake,
+    key: &impl Fn(&str) -> String,
+) -> Result<Option<SignalPlan>, ConfigError> {
+    let usual = SignalPlan::default();
+    let is_on = raw.signals.unwrap_or(true);
+    let number = |value: &Option<Spanned<f64>>, name: &str, unit: f64, smallest, largest, usual| {
+        let Some(value) = value else {
+            return Ok(usual);
+        };
+        let key = key(name);
+        if !is_on {
+            return Err(text.wrong(value, key, "is of no use with signals = false"));
+        }
+        let number = *value.get_ref();
+        if !(smallest..=largest).contains(&number) {
+            let message = format!("{number} is not from {smallest} to {largest}");
+            return Err(text.wrong(value, key, message));
+        }
+        Ok((number * unit).round() as u32)
+    };
+    let errors = number(&raw.errors, "bake.errors", 1e6, 0.0, 1.0, usual.errors_ppm)?;
+    let slower = usual.slower_permille;
+    let slower = number(&raw.slower, "bake.slower", 1e3, 1.0, 1000.0, slower)?;
+    Ok(is_on.then_some(SignalPlan {
+        errors_ppm: errors,
+        slower_permille: slower,
+    }))
 }
 
 fn gates(

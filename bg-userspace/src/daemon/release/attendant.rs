@@ -22,7 +22,8 @@ use crate::{
     datapath::now_ns,
     journal::Entry,
     keeper::RESULT_WAIT,
-    release::{Command, Event, Machine, Note, Now, Release, Word},
+    release::{Command, Event, Health, Machine, Note, Now, Release, Word},
+    signals::{Hearing, Listener},
     time,
 };
 
@@ -44,6 +45,8 @@ pub(super) struct Attendant {
     shown: Arc<Mutex<Machine>>,
     /// The gate that runs: its run, and how to stop it.
     gate: Option<(u32, AbortHandle)>,
+    /// Listens to the new colour of the release with this number.
+    ear: Option<(u64, Listener)>,
 }
 
 impl Attendant {
@@ -57,6 +60,7 @@ impl Attendant {
             mailbox: desk.mailbox.clone(),
             shown: Arc::clone(&desk.shown),
             gate: None,
+            ear: None,
         }
     }
 
@@ -130,6 +134,12 @@ impl Attendant {
                         from_generation,
                         force,
                     } => {
+                        if let Some(baseline) = self.daemon.baseline(&self.service, to.other()) {
+                            // Nothing is to be done about it.
+                            let _ = self.machine.handle(Event::Baseline(baseline), now());
+                        }
+                        // What happens right behind the flip counts, too.
+                        let _ = self.hear();
                         let flip = self.flip(to, from_generation, force, unkept.as_deref());
                         let done = flip.await;
                         events.push_back(self.look(None));
@@ -172,7 +182,30 @@ impl Attendant {
         };
         let (old, new) = (health(release.from), health(release.to));
         let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
-        let _ = self.step(Event::Health(new.unwrap_or_default())).await;
+        let event = match (new, self.hear()) {
+            (_, Some(Hearing::Failing(why))) => Event::Failing(why),
+            (Some(Health::Ill(why)), _) | (_, Some(Hearing::Slow(why))) => {
+                Event::Health(Health::Ill(why))
+            }
+            (None, Some(Hearing::Well)) => Event::Health(Health::Well),
+            (health, _) => Event::Health(health.unwrap_or_default()),
+        };
+        let _ = self.step(event).await;
+    }
+
+    /// What the packet path hears of the new colour, if it is listened to. Begins with the
+    /// flip, or anew where the daemon began anew.
+    fn hear(&mut self) -> Option<Hearing> {
+        let release = self.machine.release.as_ref()?;
+        let plan = release.plan.bake.signals?;
+        let heard = self.daemon.datapath.heard(&self.service)?;
+        let heard = &heard[release.to as usize];
+        let number = release.number;
+        if self.ear.as_ref().is_none_or(|(of, _)| *of != number) {
+            let baseline = release.baseline.unwrap_or_default();
+            self.ear = Some((number, Listener::new(plan, baseline, *heard)));
+        }
+        self.ear.as_mut().map(|(_, listener)| listener.look(heard))
     }
 
     /// Keeps the machine on the disk, and tells what is new. Returns what did not
