@@ -47,6 +47,8 @@ pub enum Program {
     Transmit,
     /// The packet path.
     Ours,
+    /// The packet path while it listens to the service's servers.
+    Listening,
     /// One part of what the packet path does, by the program's name; then drops.
     Part(&'static str),
 }
@@ -137,36 +139,46 @@ pub const STAGES: [Stage; 3] = [
 
 /// The cases of a stage.
 pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
+    let over = |kind: Kind| {
+        if kind == Kind::First {
+            STRANGER_FLOWS
+        } else {
+            flows
+        }
+    };
     let mut cases: Vec<Case> = kinds
         .iter()
         .map(|(kind, goal)| Case {
             name: kind.name(),
             program: Program::Ours,
             kind: *kind,
-            flows: if *kind == Kind::First {
-                STRANGER_FLOWS
-            } else {
-                flows
-            },
+            flows: over(*kind),
             goal: *goal,
         })
         .collect();
-    let mut compare = |name, program| {
+    let mut compare = |name, kind, program| {
         cases.push(Case {
             name,
             program,
-            kind: Kind::Forward,
-            flows,
+            kind,
+            flows: over(kind),
             goal: None,
         });
     };
     let few = flows == STAGES[0].0;
     if few {
-        compare("bare XDP_REDIRECT", Program::Redirect);
+        for (name, kind) in [
+            ("forward, IPv4 TCP, listening", Kind::Forward),
+            ("return, IPv4 TCP, listening", Kind::Return),
+            ("first packet, IPv4 TCP, listening", Kind::First),
+        ] {
+            compare(name, kind, Program::Listening);
+        }
+        compare("bare XDP_REDIRECT", Kind::Forward, Program::Redirect);
     }
     for (program, name) in PARTS {
         if few || program == FLOW_PART {
-            compare(name, Program::Part(program));
+            compare(name, Kind::Forward, Program::Part(program));
         }
     }
     cases
@@ -212,7 +224,7 @@ impl Kind {
         let anyone_v6 = SocketAddr::from((CLIENTS_V6, 0));
         let (frame, client, first) = match self {
             Self::Forward => (
-                Frame::tcp(macs, anyone, listener(8000), "A").padding(10),
+                Frame::tcp(macs, anyone, listener(8000), "A").payload(&[0; 10]),
                 Client::Source,
                 CLIENTS,
             ),
@@ -227,7 +239,7 @@ impl Kind {
                 CLIENTS,
             ),
             Self::Return => (
-                Frame::tcp(macs, server, anyone, "A").padding(10),
+                Frame::tcp(macs, server, anyone, "A").payload(&[0; 10]),
                 Client::Destination,
                 CLIENTS,
             ),

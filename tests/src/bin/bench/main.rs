@@ -308,7 +308,7 @@ impl Bench<'_> {
             case.name,
             self.frames
         );
-        if case.program == Program::Ours {
+        if matches!(case.program, Program::Ours | Program::Listening) {
             let after = self.stand.reasons()?;
             intended(case, count, &reasons, &after)?;
         }

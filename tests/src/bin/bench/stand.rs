@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader,
+    Ebpf, EbpfLoader, Pod,
     maps::{Array, DevMap, Map, MapData, PerCpuArray},
     programs::{
         ProgramInfo, Xdp, XdpMode,
@@ -22,6 +22,7 @@ use aya_obj::programs::xdp::XdpAttachType;
 use bg_common::{
     abi::{LAYOUT, map},
     flow::{Flow, FlowKey, FlowTable, buckets_for},
+    monitor::LISTENS,
     reason::Reason,
     service::{Backend, Colour, Listener},
 };
@@ -66,6 +67,8 @@ pub struct Stand {
     /// Keeps the programs at the far ends.
     far_ends: Option<Ebpf>,
     reasons: PerCpuArray<MapData, u64>,
+    /// What it is asked to watch.
+    monitor: Array<MapData, [u64; 2]>,
     /// Which program is where.
     attached: [Program; 2],
     /// How many flows each table holds.
@@ -131,6 +134,10 @@ impl Stand {
         })?;
         let layout = lab.bpffs().join(format!("v{LAYOUT}"));
         let ours = Xdp::from_pin(layout.join("program"), XdpAttachType::Interface)?;
+        let info: ProgramInfo = ours.info()?;
+        let mut listened: Array<_, u64> = own_map(&info, map::LISTENED)?;
+        listened.set(tcp.service, 1, 0)?;
+        let monitor = own_map(&info, map::MONITOR)?;
         let reasons = pinned(&lab, map::REASONS, Map::PerCpuArray)?;
         let cpus = std::thread::available_parallelism()?.get();
         Ok(Self {
@@ -140,6 +147,7 @@ impl Stand {
             bare,
             far_ends: Some(far_ends),
             reasons,
+            monitor,
             attached: [Program::Ours; 2],
             remembered: 0,
             cpu: cpus - 1,
@@ -209,6 +217,12 @@ impl Stand {
         if self.attached[side as usize] == wanted {
             return Ok(());
         }
+        let listens = if wanted == Program::Listening {
+            LISTENS
+        } else {
+            0
+        };
+        self.monitor.set(0, [listens, 0], 0)?;
         let link = format!("v{LAYOUT}/links/{}", INTERFACES[side as usize]);
         let link = PinnedLink::from_pin(self.lab.bpffs().join(link))?;
         let program = self.program(wanted)?;
@@ -275,7 +289,7 @@ impl Stand {
 
     fn program(&mut self, program: Program) -> Result<&mut Xdp> {
         match program {
-            Program::Ours => Ok(&mut self.ours),
+            Program::Ours | Program::Listening => Ok(&mut self.ours),
             Program::Drop => self::program(&mut self.bare, "discard"),
             Program::Redirect => self::program(&mut self.bare, "redirect"),
             Program::Transmit => self::program(&mut self.bare, "transmit"),
@@ -370,6 +384,17 @@ fn listener(lab: &Lab, address: &str, port: u16, protocol: Protocol) -> Result<L
         address: SocketAddr::new(address.parse()?, port),
         protocol,
     })
+}
+
+/// An array of a program's own, which is not pinned.
+fn own_map<V: Pod>(info: &ProgramInfo, name: &str) -> Result<Array<MapData, V>> {
+    for id in info.map_ids()?.unwrap_or_default() {
+        let map = MapData::from_id(id)?;
+        if map.info()?.name_as_str() == Some(name) {
+            return Ok(Map::Array(map).try_into()?);
+        }
+    }
+    anyhow::bail!("the program has no {name}")
 }
 
 fn pinned<M>(lab: &Lab, name: &str, of: fn(MapData) -> Map) -> Result<M>

@@ -2,6 +2,7 @@
 //! its clients saw of it. `cargo xtask demo` runs it.
 
 mod picture;
+mod story;
 mod summary;
 
 use std::{
@@ -44,10 +45,13 @@ struct Arguments {
     /// Clients at once: half keep connections alive, half make one per request.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(2..=4096))]
     clients: u32,
+    /// Another story: a good release, then one that fails requests and rolls back by itself.
+    #[arg(long, conflicts_with_all = ["seconds", "flips", "clients"])]
+    release_story: bool,
     /// How the summary is printed.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
-    /// Where the picture goes, as SVG and PNG [default: target/demo/flips].
+    /// Where the picture goes, as SVG and PNG [default: target/demo/flips, or release].
     #[arg(long, value_name = "PATH")]
     picture: Option<PathBuf>,
 }
@@ -90,8 +94,12 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<bool> {
     let picture = match &arguments.picture {
         Some(path) => path.clone(),
+        None if arguments.release_story => beside_the_build("demo")?.join("release"),
         None => beside_the_build("demo")?.join("flips"),
     };
+    if arguments.release_story {
+        return story::run(&picture, arguments.output == Output::Json, interrupted);
+    }
     eprintln!(
         "demo: a gateway, {} clients, two servers a colour, in network namespaces",
         arguments.clients
