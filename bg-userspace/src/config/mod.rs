@@ -19,8 +19,8 @@ use std::{
 use serde::Deserialize;
 
 pub use self::release::{
-    ApprovalPlan, BakePlan, GateKind, GatePlan, HttpGate, OnExpiry, OnTrouble, ReleasePlan,
-    StandbyPlan,
+    ApprovalPlan, BakePlan, GateKind, GatePlan, HttpGate, LoadGate, OnExpiry, OnTrouble,
+    ReleasePlan, Share, StandbyPlan,
 };
 pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};

@@ -11,7 +11,10 @@ use toml::Spanned;
 use super::{
     DrainEnd, FlipMode,
     health::RawHealth,
-    release::rules::{RawApproval, RawBake, RawGate, RawStandby},
+    release::{
+        gates::RawGate,
+        rules::{RawApproval, RawBake, RawStandby},
+    },
 };
 
 #[derive(Deserialize)]

@@ -1,5 +1,7 @@
 //! The configuration's parser.
 
+mod gates;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -8,7 +10,7 @@ use std::{
 };
 
 use bg_common::service::Colour;
-use bg_userspace::config::{Config, GateKind, MAX_DURATION, ReleasePlan, Service};
+use bg_userspace::config::{Config, MAX_DURATION, ReleasePlan, Service};
 
 const FILE: &str = "bgswitch.toml";
 
@@ -172,12 +174,8 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         seconds(plan.standby.hold),
         seconds(plan.standby.after_timeout),
     );
-    let command = |words: &[String]| {
-        let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
-        words.join(", ")
-    };
     if let Some(after) = &plan.standby.after {
-        let _ = writeln!(text, "after = [{}]", command(after));
+        let _ = writeln!(text, "after = {}", list(after));
     }
     for gate in &plan.gates {
         let (kind, timeout) = (gate.kind.as_str(), seconds(gate.timeout));
@@ -186,37 +184,14 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
             "[[service.{name}.gate]]\nname = {}\nkind = \"{kind}\"\ntimeout = {timeout}\n",
             quoted(&gate.name)
         );
-        match &gate.kind {
-            GateKind::Exec(words) => {
-                let _ = writeln!(text, "command = [{}]", command(words));
-            }
-            GateKind::Http(http) => {
-                let _ = writeln!(
-                    text,
-                    "path = {}\nstatus = {}",
-                    quoted(&http.path),
-                    http.status
-                );
-                let port = http.port.map(|port| port.to_string());
-                let body = http.body.as_ref().map(|body| quoted(body));
-                let json = http.json.as_ref().map(|json| quoted(json));
-                let equals = http.equals.as_ref().map(|value| match value.as_str() {
-                    Some(text) => quoted(text),
-                    None => value.to_string(),
-                });
-                for (key, value) in [
-                    ("port", port),
-                    ("body", body),
-                    ("json", json),
-                    ("equals", equals),
-                ] {
-                    if let Some(value) = value {
-                        let _ = writeln!(text, "{key} = {value}");
-                    }
-                }
-            }
-        }
+        gates::written(text, &gate.kind);
     }
+}
+
+/// An array of strings.
+fn list(words: &[String]) -> String {
+    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+    format!("[{}]", words.join(", "))
 }
 
 /// A basic string of TOML.
@@ -279,6 +254,21 @@ equals = "READY"
 name = "load"
 kind = "exec"
 command = ["/bin/true", "a b"]
+[[service.a.gate]]
+name = "much"
+kind = "load"
+method = "PUT"
+path = "/v2"
+port = 8000
+headers = { content-type = "application/json" }
+body = "{}"
+rate = 50
+duration = "60s"
+timeout = "2m"
+concurrency = 8
+p99 = "1s 500us"
+errors = 0.001
+status = 201
 [service.a.approval]
 required = true
 not_requester = true

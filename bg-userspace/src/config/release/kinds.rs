@@ -1,0 +1,180 @@
+//! What gates look at.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use serde::{Deserialize, Serialize};
+
+/// A check that the standby must pass before a flip.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatePlan {
+    /// Its name, one of a kind in its service.
+    pub name: String,
+    /// How long it may take, whole seconds.
+    pub timeout: Duration,
+    /// What is looked at.
+    pub kind: GateKind,
+}
+
+/// What a gate looks at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateKind {
+    /// A command: program and arguments.
+    Exec(Vec<String>),
+    /// An HTTP request to each backend.
+    Http(HttpGate),
+    /// Many HTTP requests, at a rate.
+    Load(LoadGate),
+}
+
+impl GateKind {
+    /// As the configuration has it.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Exec(_) => "exec",
+            Self::Http(_) => "http",
+            Self::Load(_) => "load",
+        }
+    }
+}
+
+impl fmt::Display for GateKind {
+    /// All that it says, in a line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exec(words) => write!(f, "{words:?}"),
+            Self::Http(http) => http.fmt(f),
+            Self::Load(load) => load.fmt(f),
+        }
+    }
+}
+
+/// A GET, and what the answer must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpGate {
+    /// Path and query.
+    pub path: String,
+    /// Port; `None`: the backend's, or that of the first TCP listener it serves.
+    pub port: Option<u16>,
+    /// Status code.
+    pub status: u16,
+    /// What the body must contain.
+    pub body: Option<String>,
+    /// A place in the body (RFC 6901), which must be there.
+    pub json: Option<String>,
+    /// What must be there: a string, a number or a boolean.
+    pub equals: Option<serde_json::Value>,
+}
+
+impl fmt::Display for HttpGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} status {}", self.path, self.status)?;
+        if let Some(port) = self.port {
+            write!(f, " port {port}")?;
+        }
+        if let Some(body) = &self.body {
+            write!(f, " body {body:?}")?;
+        }
+        if let Some(json) = &self.json {
+            write!(f, " json {json}")?;
+        }
+        if let Some(equals) = &self.equals {
+            write!(f, " equals {equals}")?;
+        }
+        Ok(())
+    }
+}
+
+/// Requests at a rate that waits for nobody, and what the answers must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadGate {
+    /// Method.
+    pub method: String,
+    /// Path and query.
+    pub path: String,
+    /// Port; `None`: the backend's, or that of the first TCP listener it serves.
+    pub port: Option<u16>,
+    /// Further headers.
+    pub headers: BTreeMap<String, String>,
+    /// What is sent.
+    pub body: Option<String>,
+    /// Requests a second, over all backends.
+    pub rate: u32,
+    /// How long they are sent, whole seconds.
+    pub duration: Duration,
+    /// Requests under way at a time, at most.
+    pub concurrency: u32,
+    /// 99 % of the answers must not take longer.
+    pub p99: Option<Duration>,
+    /// So many requests may go wrong.
+    pub errors: Share,
+    /// Status code.
+    pub status: u16,
+}
+
+impl LoadGate {
+    /// Requests in all.
+    pub fn requests(&self) -> u64 {
+        u64::from(self.rate).saturating_mul(self.duration.as_secs())
+    }
+}
+
+impl fmt::Display for LoadGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let duration = humantime::format_duration(self.duration);
+        write!(
+            f,
+            "{} {} rate {} duration {duration} concurrency {} status {} errors {}",
+            self.method, self.path, self.rate, self.concurrency, self.status, self.errors
+        )?;
+        if let Some(p99) = self.p99 {
+            write!(f, " p99 {}", humantime::format_duration(p99))?;
+        }
+        if let Some(port) = self.port {
+            write!(f, " port {port}")?;
+        }
+        if !self.headers.is_empty() {
+            // Their values may be secrets.
+            let names: Vec<&str> = self.headers.keys().map(String::as_str).collect();
+            write!(f, " headers {}", names.join(", "))?;
+        }
+        match &self.body {
+            Some(body) => write!(f, " body of {} bytes", body.len()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A share, in millionths.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share(pub u32);
+
+impl Share {
+    /// Whether `part` is more than this share of `whole`.
+    pub const fn is_exceeded(self, part: u64, whole: u64) -> bool {
+        part as u128 * 1_000_000 > whole as u128 * self.0 as u128
+    }
+}
+
+impl fmt::Display for Share {
+    /// In per cent.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} %", f64::from(self.0) / 10_000.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_exceeded_by_one_more_and_shown_in_per_cent() {
+        let one_percent = Share(10_000);
+        assert!(!one_percent.is_exceeded(10, 1000));
+        assert!(one_percent.is_exceeded(11, 1000));
+        assert!(!Share(0).is_exceeded(0, 0));
+        assert!(Share(0).is_exceeded(1, u64::MAX));
+        assert_eq!(one_percent.to_string(), "1 %");
+        assert_eq!(Share(500).to_string(), "0.05 %");
+    }
+}
