@@ -147,7 +147,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "forward    =",
         "foward     =",
-        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `gate`, `approval`, `bake`, `standby`",
+        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `bake`, `standby`",
     ),
     (
         "\"nat\"",
@@ -348,12 +348,12 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.parity]\ncompare = []\n[service.llm.blue]",
-        "18: service.llm.parity: is not supported by this version yet: remove it",
+        "18: service.llm.parity.compare: is missing: paths whose answers must be the same, like [\"/v2\"], or add `command`",
     ),
     (
         "[service.llm.blue]",
         "[service.llm.red]\n[service.llm.blue]",
-        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `gate`, `approval`, `bake`, `standby`",
+        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `bake`, `standby`",
     ),
     // ---- releases
     (
@@ -374,12 +374,12 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\n[service.llm.blue]",
-        "18: service.llm.gate.kind: is missing: \"http\", \"load\" or \"exec\"",
+        "18: service.llm.gate.kind: is missing: \"http\", \"grpc\", \"load\", \"prompts\" or \"exec\"",
     ),
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\nkind = \"smoke\"\n[service.llm.blue]",
-        "20: service.llm.gate.kind: `smoke` is unknown: \"http\", \"load\" or \"exec\"",
+        "20: service.llm.gate.kind: `smoke` is unknown: \"http\", \"grpc\", \"load\", \"prompts\" or \"exec\"",
     ),
     (
         "[service.llm.blue]",
@@ -505,6 +505,71 @@ const BAD: &[(&str, &str, &str)] = &[
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\njson = \"/a\"\n[service.llm.blue]",
         "24: service.llm.gate.json: belongs to kind = \"http\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\n[service.llm.blue]",
+        "18: service.llm.gate.file: is missing: a file, like \"/etc/bgswitch/golden.jsonl\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"golden.jsonl\"\n[service.llm.blue]",
+        "21: service.llm.gate.file: `golden.jsonl` is no absolute path, like \"/etc/bgswitch/golden.jsonl\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"/etc/golden.jsonl\"\nnoise_runs = 1\n[service.llm.blue]",
+        "22: service.llm.gate.noise_runs: is only of use with compare: add compare = [\"/choices/0/text\"]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"/etc/golden.jsonl\"\ncompare = [\"text\"]\n[service.llm.blue]",
+        "22: service.llm.gate.compare: `text` is no JSON pointer, like \"/choices/0/text\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"/etc/golden.jsonl\"\nmax_ttft = \"0s\"\n[service.llm.blue]",
+        "22: service.llm.gate.max_ttft: `0s` is not between 1ms and 1h",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"/etc/golden.jsonl\"\nservice = \"a\"\n[service.llm.blue]",
+        "22: service.llm.gate.service: belongs to kind = \"grpc\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\n[service.llm.blue]",
+        "18: service.llm.parity.compare: is missing: paths whose answers must be the same, like [\"/v2\"], or add `command`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\ncompare = [\"v2\"]\n[service.llm.blue]",
+        "19: service.llm.parity.compare: `v2` is no path, like \"/v2\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\ncompare = [\"/v2\"]\nheaders = [\"a b\"]\n[service.llm.blue]",
+        "20: service.llm.parity.headers: `a b` is no header, like \"server\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\ncompare = [\"/v2\"]\nallow = [\"version\"]\n[service.llm.blue]",
+        "20: service.llm.parity.allow: `version` is no JSON pointer, like \"/choices/0/text\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\ncompare = [\"/v2\"]\n[[service.llm.gate]]\nname = \"parity\"\n[service.llm.blue]",
+        "21: service.llm.gate.name: `parity` is the name of another gate",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.warm]\nrepeat = 2\n[service.llm.blue]",
+        "18: service.llm.warm.file: is missing: a file, like \"/etc/bgswitch/warm.jsonl\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.warm]\nfile = \"/etc/warm.jsonl\"\nrepeat = 0\n[service.llm.blue]",
+        "20: service.llm.warm.repeat: 0 is not between 1 and 100",
     ),
     (
         "[service.llm.blue]",

@@ -19,8 +19,8 @@ use std::{
 use serde::Deserialize;
 
 pub use self::release::{
-    ApprovalPlan, BakePlan, GateKind, GatePlan, HttpGate, LoadGate, OnExpiry, OnTrouble,
-    ReleasePlan, Share, StandbyPlan,
+    ApprovalPlan, BakePlan, GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, OnExpiry, OnTrouble,
+    ParityGate, PromptsGate, ReleasePlan, Share, StandbyPlan, WarmGate,
 };
 pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};

@@ -14,6 +14,7 @@ use super::{
     release::{
         gates::RawGate,
         rules::{RawApproval, RawBake, RawStandby},
+        tables::{RawParity, RawWarm},
     },
 };
 
@@ -51,7 +52,8 @@ pub(super) struct RawService {
     pub(super) blue: Option<RawColour>,
     pub(super) green: Option<RawColour>,
     pub(super) health: Option<Spanned<RawHealth>>,
-    pub(super) parity: Option<Spanned<toml::Value>>,
+    pub(super) parity: Option<Spanned<RawParity>>,
+    pub(super) warm: Option<Spanned<RawWarm>>,
     pub(super) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
     pub(super) approval: Option<RawApproval>,
     pub(super) bake: Option<RawBake>,

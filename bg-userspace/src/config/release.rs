@@ -1,16 +1,19 @@
-//! What a release does before and after its flip: `[[service.NAME.gate]]`,
-//! `[service.NAME.approval]`, `[service.NAME.bake]` and `[service.NAME.standby]`.
+//! What a release does before and after its flip: `[service.NAME.parity]`,
+//! `[service.NAME.warm]`, `[[service.NAME.gate]]`, `[service.NAME.approval]`, `[service.NAME.bake]` and `[service.NAME.standby]`.
 
 pub(super) mod gates;
 mod keys;
 mod kinds;
 pub(super) mod rules;
+pub(super) mod tables;
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::kinds::{GateKind, GatePlan, HttpGate, LoadGate, Share};
+pub use self::kinds::{
+    GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, ParityGate, PromptsGate, Share, WarmGate,
+};
 
 /// What a release of a service goes through. A release keeps the plan that it began
 /// with.

@@ -1,8 +1,12 @@
 //! Runs of gates, against the backends of a colour by their own addresses.
 
 mod exec;
+mod grpc;
 mod http;
 mod load;
+mod parity;
+mod prompts;
+mod warm;
 mod wire;
 
 use std::{
@@ -101,6 +105,10 @@ pub(super) async fn run(gate: &GatePlan, target: &Target, progress: &Progress) -
         GateKind::Exec(words) => exec::run(words, limit, &target.environment(target.colour)).await,
         GateKind::Http(of) => http::run(of, limit, target).await,
         GateKind::Load(of) => load::run(of, limit, target, progress).await,
+        GateKind::Prompts(of) => prompts::run(of, limit, target, progress).await,
+        GateKind::Grpc(of) => grpc::run(of, limit, target).await,
+        GateKind::Parity(of) => parity::run(of, limit, target).await,
+        GateKind::Warm(of) => warm::run(of, limit, target, progress).await,
     };
     Outcome {
         verdict,

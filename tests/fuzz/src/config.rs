@@ -10,7 +10,7 @@ use std::{
 };
 
 use bg_common::service::Colour;
-use bg_userspace::config::{Config, MAX_DURATION, ReleasePlan, Service};
+use bg_userspace::config::{Config, GateKind, MAX_DURATION, ReleasePlan, Service};
 
 const FILE: &str = "bgswitch.toml";
 
@@ -179,11 +179,17 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
     }
     for gate in &plan.gates {
         let (kind, timeout) = (gate.kind.as_str(), seconds(gate.timeout));
-        let _ = write!(
-            text,
-            "[[service.{name}.gate]]\nname = {}\nkind = \"{kind}\"\ntimeout = {timeout}\n",
-            quoted(&gate.name)
-        );
+        let _ = match gate.kind {
+            GateKind::Parity(_) | GateKind::Warm(_) => {
+                let table = kind;
+                write!(text, "[service.{name}.{table}]\ntimeout = {timeout}\n")
+            }
+            _ => write!(
+                text,
+                "[[service.{name}.gate]]\nname = {}\nkind = \"{kind}\"\ntimeout = {timeout}\n",
+                quoted(&gate.name)
+            ),
+        };
         gates::written(text, &gate.kind);
     }
 }
@@ -269,6 +275,31 @@ concurrency = 8
 p99 = "1s 500us"
 errors = 0.001
 status = 201
+[[service.a.gate]]
+name = "golden"
+kind = "prompts"
+file = "/etc/golden.jsonl"
+headers = { authorization = "Bearer a" }
+max_ttft = "800ms"
+max_total = "5s"
+compare = ["/choices/0/text"]
+noise_runs = 3
+tolerance = 0.05
+[[service.a.gate]]
+name = "grpc"
+kind = "grpc"
+service = "llm"
+[service.a.parity]
+compare = ["/v2"]
+headers = ["Server"]
+command = ["/bin/true"]
+allow = ["/models/*/at"]
+timeout = "9s"
+[service.a.warm]
+file = "/etc/warm.jsonl"
+concurrency = 8
+repeat = 2
+timeout = "1m"
 [service.a.approval]
 required = true
 not_requester = true

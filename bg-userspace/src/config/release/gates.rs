@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::RangeInclusive,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -15,23 +16,24 @@ use super::{
         rules::{duration, is_name},
         text::Text,
     },
-    GateKind, GatePlan, HttpGate, LoadGate,
+    GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, PromptsGate,
     keys::Keys,
 };
 
 /// More gates than this are no plan that anybody follows.
 const MAX_GATES: usize = 32;
-const KINDS: &str = "\"http\", \"load\" or \"exec\"";
+const KINDS: &str = "\"http\", \"grpc\", \"load\", \"prompts\" or \"exec\"";
 const SECOND: Duration = Duration::from_secs(1);
 /// How long a gate may take, unless it says so itself; behind a load, as long again.
 const USUAL: Duration = Duration::from_secs(30);
-const PORT: RangeInclusive<i64> = 1..=65_535;
+const LONG: Duration = Duration::from_mins(5);
+pub(super) const PORT: RangeInclusive<i64> = 1..=65_535;
 const STATUS: RangeInclusive<i64> = 100..=599;
 /// Requests a second that a gateway makes beside its work.
 const RATE: RangeInclusive<i64> = 1..=10_000;
 /// Each request under way has a socket; a process has 1024 descriptors if nobody
 /// gives it more.
-const CONCURRENCY: RangeInclusive<i64> = 1..=512;
+pub(super) const CONCURRENCY: RangeInclusive<i64> = 1..=512;
 /// A 99th percentile of fewer requests says nothing.
 const FEWEST: u64 = 20;
 const LONGEST: Duration = Duration::from_hours(1);
@@ -56,12 +58,21 @@ pub(in crate::config) struct RawGate {
     concurrency: Option<Spanned<i64>>,
     p99: Option<Spanned<String>>,
     errors: Option<Spanned<f64>>,
+    file: Option<Spanned<PathBuf>>,
+    max_ttft: Option<Spanned<String>>,
+    max_total: Option<Spanned<String>>,
+    compare: Option<Spanned<Vec<String>>>,
+    noise_runs: Option<Spanned<i64>>,
+    tolerance: Option<Spanned<f64>>,
+    service: Option<Spanned<String>>,
 }
 
-/// The gates of a service, in the order of the file; `table` is what they are called.
+/// The gates of a service, in the order of the file, behind the `first` ones; `table` is
+/// what they are called.
 pub(super) fn gates(
     text: &Text<'_>,
     table: &str,
+    first: Vec<GatePlan>,
     raw: Spanned<Vec<Spanned<RawGate>>>,
 ) -> Result<Vec<GatePlan>, ConfigError> {
     let count = raw.get_ref().len();
@@ -69,15 +80,13 @@ pub(super) fn gates(
         let message = format!("there are {count} gates, {MAX_GATES} fit");
         return Err(text.wrong(&raw, table, message));
     }
-    let mut names = BTreeSet::new();
-    let gates = raw.into_inner().into_iter();
-    gates
-        .map(|raw| {
-            let start = raw.span().start;
-            let keys = Keys { text, table, start };
-            gate(keys, &raw.into_inner(), &mut names)
-        })
-        .collect()
+    let mut names = first.iter().map(|gate| gate.name.clone()).collect();
+    let gates = raw.into_inner().into_iter().map(|raw| {
+        let start = raw.span().start;
+        let keys = Keys { text, table, start };
+        gate(keys, &raw.into_inner(), &mut names)
+    });
+    first.into_iter().map(Ok).chain(gates).collect()
 }
 
 fn gate(
@@ -103,6 +112,15 @@ fn gate(
     let (kind, usual) = match kind.get_ref().as_str() {
         "exec" => (exec(keys, raw)?, USUAL),
         "http" => (GateKind::Http(http(keys, raw)?), USUAL),
+        "grpc" => {
+            let service = raw.service.as_ref().map(|name| name.get_ref().clone());
+            let grpc = GrpcGate {
+                service: service.unwrap_or_default(),
+                port: keys.number("port", raw.port.as_ref(), PORT)?,
+            };
+            (GateKind::Grpc(grpc), USUAL)
+        }
+        "prompts" => (GateKind::Prompts(prompts(keys, raw)?), LONG),
         "load" => {
             let load = load(keys, raw)?;
             let usual = load.duration + USUAL;
@@ -133,24 +151,39 @@ fn fit(keys: Keys<'_>, kind: &str, raw: &RawGate) -> Result<(), ConfigError> {
     fn at<T>(value: Option<&Spanned<T>>) -> Option<usize> {
         value.map(|value| value.span().start)
     }
-    if !["exec", "http", "load"].contains(&kind) {
+    if !["exec", "http", "load", "grpc", "prompts"].contains(&kind) {
         return Ok(());
     }
     let table: &[(&str, Option<usize>, &[&str])] = &[
         ("command", at(raw.command.as_ref()), &["exec"]),
         ("path", at(raw.path.as_ref()), &["http", "load"]),
-        ("port", at(raw.port.as_ref()), &["http", "load"]),
+        (
+            "port",
+            at(raw.port.as_ref()),
+            &["http", "grpc", "load", "prompts"],
+        ),
         ("status", at(raw.status.as_ref()), &["http", "load"]),
         ("body", at(raw.body.as_ref()), &["http", "load"]),
         ("json", at(raw.json.as_ref()), &["http"]),
         ("equals", at(raw.equals.as_ref()), &["http"]),
         ("method", at(raw.method.as_ref()), &["load"]),
-        ("headers", at(raw.headers.as_ref()), &["load"]),
+        ("headers", at(raw.headers.as_ref()), &["load", "prompts"]),
         ("rate", at(raw.rate.as_ref()), &["load"]),
         ("duration", at(raw.duration.as_ref()), &["load"]),
-        ("concurrency", at(raw.concurrency.as_ref()), &["load"]),
+        (
+            "concurrency",
+            at(raw.concurrency.as_ref()),
+            &["load", "prompts"],
+        ),
         ("p99", at(raw.p99.as_ref()), &["load"]),
         ("errors", at(raw.errors.as_ref()), &["load"]),
+        ("file", at(raw.file.as_ref()), &["prompts"]),
+        ("max_ttft", at(raw.max_ttft.as_ref()), &["prompts"]),
+        ("max_total", at(raw.max_total.as_ref()), &["prompts"]),
+        ("compare", at(raw.compare.as_ref()), &["prompts"]),
+        ("noise_runs", at(raw.noise_runs.as_ref()), &["prompts"]),
+        ("tolerance", at(raw.tolerance.as_ref()), &["prompts"]),
+        ("service", at(raw.service.as_ref()), &["grpc"]),
     ];
     for (name, place, kinds) in table {
         if let Some(place) = place.filter(|_| !kinds.contains(&kind)) {
@@ -254,6 +287,33 @@ fn load(keys: Keys<'_>, raw: &RawGate) -> Result<LoadGate, ConfigError> {
         return Err(keys.wrong(given, "duration", message));
     }
     Ok(load)
+}
+
+fn prompts(keys: Keys<'_>, raw: &RawGate) -> Result<PromptsGate, ConfigError> {
+    let compare = keys.pointers("compare", raw.compare.as_ref())?;
+    let runs = raw.noise_runs.as_ref().map(Spanned::span);
+    let tolerance = raw.tolerance.as_ref().map(Spanned::span);
+    for (name, place) in [("noise_runs", runs), ("tolerance", tolerance)] {
+        if let Some(place) = place.filter(|_| compare.is_empty()) {
+            let message = "is only of use with compare: add compare = [\"/choices/0/text\"]";
+            return Err(keys.text.error(place.start, keys.key(name), message));
+        }
+    }
+    Ok(PromptsGate {
+        file: keys.file("file", raw.file.as_ref(), "/etc/bgswitch/golden.jsonl")?,
+        port: keys.number("port", raw.port.as_ref(), PORT)?,
+        headers: keys.headers("headers", raw.headers.as_ref())?,
+        concurrency: keys
+            .number("concurrency", raw.concurrency.as_ref(), CONCURRENCY)?
+            .unwrap_or(4),
+        max_ttft: keys.latency("max_ttft", raw.max_ttft.as_ref())?,
+        max_total: keys.latency("max_total", raw.max_total.as_ref())?,
+        compare,
+        noise_runs: keys
+            .number("noise_runs", raw.noise_runs.as_ref(), 0..=10)?
+            .unwrap_or(2),
+        tolerance: keys.share("tolerance", raw.tolerance.as_ref())?,
+    })
 }
 
 /// What JSON calls a value that is no table, no array and no date.

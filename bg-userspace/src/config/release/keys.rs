@@ -1,6 +1,11 @@
 //! The keys of a table, and what may be there.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use hyper::{
     Method,
@@ -18,6 +23,14 @@ use super::{
 const OWN_HEADERS: [&str; 4] = ["connection", "content-length", "host", "transfer-encoding"];
 /// A time that an answer may take.
 const LATENCY: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(1);
+
+/// Entries of a list.
+const MAX_LIST: usize = 32;
+
+/// True for path and query of a request.
+pub(super) fn is_path(given: &str) -> bool {
+    given.starts_with('/') && !given.contains('#') && given.parse::<PathAndQuery>().is_ok()
+}
 
 /// A table of the file.
 #[derive(Clone, Copy)]
@@ -51,7 +64,7 @@ impl Keys<'_> {
     /// Path and query of a request.
     pub(super) fn path(&self, name: &str, path: &Spanned<String>) -> Result<String, ConfigError> {
         let given = path.get_ref();
-        if given.starts_with('/') && !given.contains('#') && given.parse::<PathAndQuery>().is_ok() {
+        if is_path(given) {
             return Ok(given.clone());
         }
         let message = format!(
@@ -155,6 +168,57 @@ impl Keys<'_> {
             return Err(self.wrong(value, name, trouble));
         }
         Ok(value.get_ref().clone())
+    }
+
+    /// A file, by its absolute path.
+    pub(super) fn file(
+        &self,
+        name: &str,
+        value: Option<&Spanned<PathBuf>>,
+        like: &str,
+    ) -> Result<PathBuf, ConfigError> {
+        let Some(value) = value else {
+            return Err(self.missing(name, &format!("a file, like \"{like}\"")));
+        };
+        let given = value.get_ref();
+        if given.is_absolute() {
+            return Ok(given.clone());
+        }
+        let given = given.display();
+        let message = format!("`{given}` is no absolute path, like \"{like}\"");
+        Err(self.wrong(value, name, message))
+    }
+
+    /// Places in a JSON text (RFC 6901).
+    pub(super) fn pointers(
+        &self,
+        name: &str,
+        value: Option<&Spanned<Vec<String>>>,
+    ) -> Result<Vec<String>, ConfigError> {
+        let list = |pointer: &String| pointer.starts_with('/').then(|| pointer.clone());
+        self.list(name, value, list, "JSON pointer, like \"/choices/0/text\"")
+    }
+
+    /// A list of what is `what`.
+    pub(super) fn list(
+        &self,
+        name: &str,
+        value: Option<&Spanned<Vec<String>>>,
+        is: impl Fn(&String) -> Option<String>,
+        what: &str,
+    ) -> Result<Vec<String>, ConfigError> {
+        let Some(value) = value else {
+            return Ok(Vec::new());
+        };
+        if value.get_ref().len() > MAX_LIST {
+            let message = format!("has {} entries, {MAX_LIST} fit", value.get_ref().len());
+            return Err(self.wrong(value, name, message));
+        }
+        let one = |text: &String| {
+            let wrong = || format!("`{}` is no {what}", text.escape_debug());
+            is(text).ok_or_else(|| self.wrong(value, name, wrong()))
+        };
+        value.get_ref().iter().map(one).collect()
     }
 
     /// A program and its arguments.

@@ -1,6 +1,11 @@
 //! What gates look at.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +30,14 @@ pub enum GateKind {
     Http(HttpGate),
     /// Many HTTP requests, at a rate.
     Load(LoadGate),
+    /// Known questions, and what the answers must be.
+    Prompts(PromptsGate),
+    /// The standard health service of gRPC.
+    Grpc(GrpcGate),
+    /// Both colours, and where they must be the same.
+    Parity(ParityGate),
+    /// Questions that make the standby warm.
+    Warm(WarmGate),
 }
 
 impl GateKind {
@@ -34,6 +47,10 @@ impl GateKind {
             Self::Exec(_) => "exec",
             Self::Http(_) => "http",
             Self::Load(_) => "load",
+            Self::Prompts(_) => "prompts",
+            Self::Grpc(_) => "grpc",
+            Self::Parity(_) => "parity",
+            Self::Warm(_) => "warm",
         }
     }
 }
@@ -45,8 +62,42 @@ impl fmt::Display for GateKind {
             Self::Exec(words) => write!(f, "{words:?}"),
             Self::Http(http) => http.fmt(f),
             Self::Load(load) => load.fmt(f),
+            Self::Prompts(prompts) => prompts.fmt(f),
+            Self::Grpc(grpc) => {
+                write!(f, "service {:?}", grpc.service)?;
+                port(f, grpc.port)
+            }
+            Self::Parity(parity) => parity.fmt(f),
+            Self::Warm(warm) => warm.fmt(f),
         }
     }
+}
+
+impl GateKind {
+    /// The file of prompts that it reads when it runs.
+    pub fn prompts(&self) -> Option<&Path> {
+        match self {
+            Self::Prompts(prompts) => Some(&prompts.file),
+            Self::Warm(warm) => Some(&warm.file),
+            _ => None,
+        }
+    }
+}
+
+fn port(f: &mut fmt::Formatter<'_>, port: Option<u16>) -> fmt::Result {
+    match port {
+        Some(port) => write!(f, " port {port}"),
+        None => Ok(()),
+    }
+}
+
+/// Names only: their values may be secrets.
+fn headers(f: &mut fmt::Formatter<'_>, headers: &BTreeMap<String, String>) -> fmt::Result {
+    if headers.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = headers.keys().map(String::as_str).collect();
+    write!(f, " headers {}", names.join(", "))
 }
 
 /// A GET, and what the answer must be.
@@ -69,9 +120,7 @@ pub struct HttpGate {
 impl fmt::Display for HttpGate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} status {}", self.path, self.status)?;
-        if let Some(port) = self.port {
-            write!(f, " port {port}")?;
-        }
+        port(f, self.port)?;
         if let Some(body) = &self.body {
             write!(f, " body {body:?}")?;
         }
@@ -130,18 +179,124 @@ impl fmt::Display for LoadGate {
         if let Some(p99) = self.p99 {
             write!(f, " p99 {}", humantime::format_duration(p99))?;
         }
-        if let Some(port) = self.port {
-            write!(f, " port {port}")?;
-        }
-        if !self.headers.is_empty() {
-            // Their values may be secrets.
-            let names: Vec<&str> = self.headers.keys().map(String::as_str).collect();
-            write!(f, " headers {}", names.join(", "))?;
-        }
+        port(f, self.port)?;
+        headers(f, &self.headers)?;
         match &self.body {
             Some(body) => write!(f, " body of {} bytes", body.len()),
             None => Ok(()),
         }
+    }
+}
+
+/// A file of prompts, and what the answers must be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptsGate {
+    /// The file: JSON lines.
+    pub file: PathBuf,
+    /// Port; `None`: the backend's, or that of the first TCP listener it serves.
+    pub port: Option<u16>,
+    /// Further headers.
+    pub headers: BTreeMap<String, String>,
+    /// Prompts under way at a time.
+    pub concurrency: u32,
+    /// Until the first byte of an answer's body.
+    pub max_ttft: Option<Duration>,
+    /// Until its last one.
+    pub max_total: Option<Duration>,
+    /// Places (RFC 6901) where the active colour must answer the same.
+    pub compare: Vec<String>,
+    /// How often more the active colour is asked, to know how it disagrees with itself.
+    pub noise_runs: u32,
+    /// So many prompts may differ beyond that.
+    pub tolerance: Share,
+}
+
+impl fmt::Display for PromptsGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} concurrency {}",
+            self.file.display(),
+            self.concurrency
+        )?;
+        for (name, time) in [("max_ttft", self.max_ttft), ("max_total", self.max_total)] {
+            if let Some(time) = time {
+                write!(f, " {name} {}", humantime::format_duration(time))?;
+            }
+        }
+        if !self.compare.is_empty() {
+            let places = self.compare.join(", ");
+            let (runs, tolerance) = (self.noise_runs, self.tolerance);
+            write!(
+                f,
+                " compare {places} noise_runs {runs} tolerance {tolerance}"
+            )?;
+        }
+        port(f, self.port)?;
+        headers(f, &self.headers)
+    }
+}
+
+/// The standard health service of gRPC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrpcGate {
+    /// The service that is asked for; empty: the server as a whole.
+    pub service: String,
+    /// Port; `None`: the backend's, or that of the first TCP listener it serves.
+    pub port: Option<u16>,
+}
+
+/// Where both colours must be the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ParityGate {
+    /// Paths that are asked for.
+    pub compare: Vec<String>,
+    /// Headers of the answers.
+    pub headers: Vec<String>,
+    /// A command that is run for each colour: program and arguments.
+    pub command: Option<Vec<String>>,
+    /// Places that may differ; `*` is any one step.
+    pub allow: Vec<String>,
+    /// Port; `None`: the backend's, or that of the first TCP listener it serves.
+    pub port: Option<u16>,
+}
+
+impl fmt::Display for ParityGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "compare [{}]", self.compare.join(", "))?;
+        for (name, list) in [("headers", &self.headers), ("allow", &self.allow)] {
+            if !list.is_empty() {
+                write!(f, " {name} [{}]", list.join(", "))?;
+            }
+        }
+        if let Some(command) = &self.command {
+            write!(f, " command {command:?}")?;
+        }
+        port(f, self.port)
+    }
+}
+
+/// A file of prompts that each backend of the standby is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmGate {
+    /// The file: JSON lines.
+    pub file: PathBuf,
+    /// Port; `None`: the backend's, or that of the first TCP listener it serves.
+    pub port: Option<u16>,
+    /// Further headers.
+    pub headers: BTreeMap<String, String>,
+    /// Prompts under way at a time.
+    pub concurrency: u32,
+    /// How often each is asked.
+    pub repeat: u32,
+}
+
+impl fmt::Display for WarmGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (file, concurrency, repeat) = (self.file.display(), self.concurrency, self.repeat);
+        write!(f, "{file} concurrency {concurrency} repeat {repeat}")?;
+        port(f, self.port)?;
+        headers(f, &self.headers)
     }
 }
 

@@ -7,15 +7,18 @@ use toml::Spanned;
 
 use super::{
     super::{ConfigError, rules::duration, text::Text},
-    ApprovalPlan, BakePlan, OnExpiry, OnTrouble, ReleasePlan, StandbyPlan,
+    ApprovalPlan, BakePlan, GatePlan, OnExpiry, OnTrouble, ReleasePlan, StandbyPlan,
     gates::{RawGate, gates},
     keys::Keys,
+    tables::{RawParity, RawWarm, parity, warm},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// The tables of a service that are about releases.
 pub(in crate::config) struct RawRelease {
+    pub(in crate::config) parity: Option<Spanned<RawParity>>,
+    pub(in crate::config) warm: Option<Spanned<RawWarm>>,
     pub(in crate::config) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
     pub(in crate::config) approval: Option<RawApproval>,
     pub(in crate::config) bake: Option<RawBake>,
@@ -113,11 +116,18 @@ pub(in crate::config) fn plan(
             }
         }
     };
-    let gates = raw
-        .gate
-        .map_or(Ok(Vec::new()), |raw| gates(text, &key("gate"), raw));
+    let parity = raw.parity.map(|raw| parity(text, &key("parity"), raw));
+    let warm = raw.warm.map(|raw| warm(text, &key("warm"), raw));
+    let first: Vec<GatePlan> = [parity, warm]
+        .into_iter()
+        .flatten()
+        .collect::<Result<_, _>>()?;
+    let gates = match raw.gate {
+        None => first,
+        Some(raw) => gates(text, &key("gate"), first, raw)?,
+    };
     Ok(ReleasePlan {
-        gates: gates?,
+        gates,
         approval,
         bake,
         standby,

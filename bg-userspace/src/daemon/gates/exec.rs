@@ -9,6 +9,7 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _},
     process::Command,
+    task::JoinHandle,
     time::timeout,
 };
 
@@ -27,12 +28,40 @@ pub(super) async fn run(
     limit: Duration,
     environment: &[(&'static str, String)],
 ) -> (Verdict, String) {
+    match finish(words, limit, environment, OUTPUT).await {
+        Err(trouble) => (Verdict::Inconclusive, trouble),
+        Ok(ended) => {
+            let (verdict, how) = judge(ended.status);
+            (verdict, format!("{how}{}", said(&ended.output)))
+        }
+    }
+}
+
+/// A command that has come to its end.
+pub(super) struct Ended {
+    pub(super) status: ExitStatus,
+    /// The last of what it wrote to stdout and to stderr.
+    output: [Vec<u8>; 2],
+}
+
+impl Ended {
+    /// What it wrote to stdout.
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.output[0]).into_owned()
+    }
+}
+
+/// Runs a command to its end, and keeps `most` bytes of either output; says why it has
+/// come to none.
+pub(super) async fn finish(
+    words: &[String],
+    limit: Duration,
+    environment: &[(&'static str, String)],
+    most: usize,
+) -> Result<Ended, String> {
     let mut words = words.iter();
     let program = words.next().map_or("", String::as_str);
-    let cannot = |error: io::Error| {
-        let evidence = format!("{program} could not be run: {error}");
-        (Verdict::Inconclusive, evidence)
-    };
+    let cannot = |error: io::Error| format!("{program} could not be run: {error}");
     let mut command = Command::new(program);
     command
         .args(words)
@@ -42,28 +71,22 @@ pub(super) async fn run(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
-    let mut group = match command.spawn() {
-        Ok(child) => Group(child),
-        Err(error) => return cannot(error),
-    };
+    let mut group = Group(command.spawn().map_err(cannot)?);
     let (stdout, stderr) = (group.0.stdout.take(), group.0.stderr.take());
     let output = tokio::spawn(async move {
-        let (out, err) = tokio::join!(tail(stdout), tail(stderr));
-        [out, err].concat()
+        let (out, err) = tokio::join!(tail(stdout, most), tail(stderr, most));
+        [out, err]
     });
     let Ok(status) = timeout(limit, group.0.wait()).await else {
         drop(group);
-        let said = said(output).await;
+        let said = said(&written(output).await);
         let limit = humantime::format_duration(limit);
-        let evidence = format!("had no result after {limit}, and was killed{said}");
-        return (Verdict::Inconclusive, evidence);
+        return Err(format!("had no result after {limit}, and was killed{said}"));
     };
-    let status = match status {
-        Ok(status) => status,
-        Err(error) => return cannot(error),
-    };
-    let (verdict, ended) = judge(status);
-    (verdict, format!("{ended}{}", said(output).await))
+    Ok(Ended {
+        status: status.map_err(cannot)?,
+        output: written(output).await,
+    })
 }
 
 fn judge(status: ExitStatus) -> (Verdict, String) {
@@ -78,15 +101,19 @@ fn judge(status: ExitStatus) -> (Verdict, String) {
     }
 }
 
-/// What a command has said, in one line.
-async fn said(output: tokio::task::JoinHandle<Vec<u8>>) -> String {
+/// What was written, by a command that has ended.
+async fn written(output: JoinHandle<[Vec<u8>; 2]>) -> [Vec<u8>; 2] {
     let stop = output.abort_handle();
-    let bytes = if let Ok(Ok(bytes)) = timeout(LEFT_OPEN, output).await {
-        bytes
-    } else {
-        stop.abort();
-        Vec::new()
-    };
+    if let Ok(Ok(output)) = timeout(LEFT_OPEN, output).await {
+        return output;
+    }
+    stop.abort();
+    [Vec::new(), Vec::new()]
+}
+
+/// What a command has said, in one line.
+fn said(output: &[Vec<u8>; 2]) -> String {
+    let bytes = output.concat();
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     match lines.join(" | ").trim_matches([' ', '|']) {
@@ -96,7 +123,7 @@ async fn said(output: tokio::task::JoinHandle<Vec<u8>>) -> String {
 }
 
 /// The last bytes of a stream.
-async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
+async fn tail(stream: Option<impl AsyncRead + Unpin>, most: usize) -> Vec<u8> {
     let mut kept = Vec::new();
     let Some(mut stream) = stream else {
         return kept;
@@ -104,7 +131,7 @@ async fn tail(stream: Option<impl AsyncRead + Unpin>) -> Vec<u8> {
     let mut buffer = [0; 4096];
     while let Ok(count @ 1..) = stream.read(&mut buffer).await {
         kept.extend_from_slice(buffer.get(..count).unwrap_or_default());
-        let surplus = kept.len().saturating_sub(OUTPUT);
+        let surplus = kept.len().saturating_sub(most);
         kept.drain(..surplus);
     }
     kept

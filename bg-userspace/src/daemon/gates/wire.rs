@@ -66,12 +66,9 @@ impl Question {
 
 /// What came back.
 #[derive(Debug)]
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "a load looks at the status only")
-)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
     /// As much of the body as was to be kept.
     pub(super) body: Bytes,
     /// From the sending to the first byte of the body; to its end, if it is empty.
@@ -161,6 +158,7 @@ impl Line {
         locked(&self.idle).push(sender);
         Ok(Answer {
             status: head.status,
+            headers: head.headers,
             body: kept.into(),
             first_byte: first_byte.unwrap_or(took),
             took,

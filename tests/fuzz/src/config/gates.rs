@@ -1,11 +1,15 @@
 //! Gates, written as a configuration has them.
 
 use std::{
+    collections::BTreeMap,
     fmt::{Display, Write as _},
+    path::Path,
     time::Duration,
 };
 
-use bg_userspace::config::{GateKind, HttpGate, LoadGate, Share};
+use bg_userspace::config::{
+    GateKind, HttpGate, LoadGate, ParityGate, PromptsGate, Share, WarmGate,
+};
 
 use super::{list, quoted};
 
@@ -15,6 +19,13 @@ pub(super) fn written(text: &mut String, kind: &GateKind) {
         GateKind::Exec(words) => key(text, "command", &list(words)),
         GateKind::Http(of) => http(text, of),
         GateKind::Load(of) => load(text, of),
+        GateKind::Prompts(of) => prompts(text, of),
+        GateKind::Grpc(of) => {
+            key(text, "service", &quoted(&of.service));
+            maybe(text, "port", of.port);
+        }
+        GateKind::Parity(of) => parity(text, of),
+        GateKind::Warm(of) => warm(text, of),
     }
 }
 
@@ -53,10 +64,7 @@ fn load(text: &mut String, load: &LoadGate) {
     key(text, "method", &quoted(&load.method));
     key(text, "path", &quoted(&load.path));
     maybe(text, "port", load.port);
-    let headers = load.headers.iter();
-    let headers = headers.map(|(name, value)| format!("{} = {}", quoted(name), quoted(value)));
-    let headers: Vec<String> = headers.collect();
-    key(text, "headers", &format!("{{ {} }}", headers.join(", ")));
+    headers(text, &load.headers);
     maybe(text, "body", load.body.as_ref().map(|body| quoted(body)));
     key(text, "rate", &load.rate);
     key(text, "duration", &duration(load.duration));
@@ -64,4 +72,49 @@ fn load(text: &mut String, load: &LoadGate) {
     maybe(text, "p99", load.p99.map(duration));
     key(text, "errors", &share(load.errors));
     key(text, "status", &load.status);
+}
+
+fn headers(text: &mut String, headers: &BTreeMap<String, String>) {
+    let headers = headers.iter();
+    let headers = headers.map(|(name, value)| format!("{} = {}", quoted(name), quoted(value)));
+    let headers: Vec<String> = headers.collect();
+    key(text, "headers", &format!("{{ {} }}", headers.join(", ")));
+}
+
+fn file(text: &mut String, file: &Path) {
+    key(text, "file", &quoted(file.to_str().unwrap_or_default()));
+}
+
+fn prompts(text: &mut String, prompts: &PromptsGate) {
+    file(text, &prompts.file);
+    maybe(text, "port", prompts.port);
+    headers(text, &prompts.headers);
+    key(text, "concurrency", &prompts.concurrency);
+    maybe(text, "max_ttft", prompts.max_ttft.map(duration));
+    maybe(text, "max_total", prompts.max_total.map(duration));
+    if !prompts.compare.is_empty() {
+        key(text, "compare", &list(&prompts.compare));
+        key(text, "noise_runs", &prompts.noise_runs);
+        key(text, "tolerance", &share(prompts.tolerance));
+    }
+}
+
+fn parity(text: &mut String, parity: &ParityGate) {
+    key(text, "compare", &list(&parity.compare));
+    key(text, "headers", &list(&parity.headers));
+    maybe(
+        text,
+        "command",
+        parity.command.as_ref().map(|words| list(words)),
+    );
+    key(text, "allow", &list(&parity.allow));
+    maybe(text, "port", parity.port);
+}
+
+fn warm(text: &mut String, warm: &WarmGate) {
+    file(text, &warm.file);
+    maybe(text, "port", warm.port);
+    headers(text, &warm.headers);
+    key(text, "concurrency", &warm.concurrency);
+    key(text, "repeat", &warm.repeat);
 }
