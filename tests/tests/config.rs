@@ -374,12 +374,12 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\n[service.llm.blue]",
-        "18: service.llm.gate.kind: is missing: \"http\", \"grpc\", \"load\", \"prompts\" or \"exec\"",
+        "18: service.llm.gate.kind: is missing: \"http\", \"grpc\", \"load\", \"prompts\", \"webhook\" or \"exec\"",
     ),
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\nkind = \"smoke\"\n[service.llm.blue]",
-        "20: service.llm.gate.kind: `smoke` is unknown: \"http\", \"grpc\", \"load\", \"prompts\" or \"exec\"",
+        "20: service.llm.gate.kind: `smoke` is unknown: \"http\", \"grpc\", \"load\", \"prompts\", \"webhook\" or \"exec\"",
     ),
     (
         "[service.llm.blue]",
@@ -570,6 +570,21 @@ const BAD: &[(&str, &str, &str)] = &[
         "[service.llm.blue]",
         "[service.llm.warm]\nfile = \"/etc/warm.jsonl\"\nrepeat = 0\n[service.llm.blue]",
         "20: service.llm.warm.repeat: 0 is not between 1 and 100",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"webhook\"\n[service.llm.blue]",
+        "18: service.llm.gate.url: is missing: where to ask, like \"http://ci.example.com:8080/gate\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"webhook\"\nurl = \"https://a/\"\n[service.llm.blue]",
+        "21: service.llm.gate.url: `https://a/` is no URL of plain HTTP, like \"http://ci.example.com:8080/gate\"; for https use kind = \"exec\" with curl",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"webhook\"\nurl = \"http://a/\"\ntoken_file = \"token\"\n[service.llm.blue]",
+        "22: service.llm.gate.token_file: `token` is no absolute path, like \"/etc/bgswitch/token\"",
     ),
     (
         "[service.llm.blue]",

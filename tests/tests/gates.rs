@@ -293,3 +293,27 @@ fn parity_shows_what_differs_and_warm_prompts_reach_every_backend_before_the_gat
         "fail: 2 differences: - blue command: model@1 | + green command: model@2"
     );
 }
+
+/// The usual servers answer with a text, which says nothing of a release.
+#[test]
+fn a_webhook_that_does_not_say_it_holds_the_release() {
+    let gate = |url: &str| {
+        format!(
+            "[[service.llm.gate]]\nname = \"hook\"\nkind = \"webhook\"\ntimeout = \"5s\"\nurl = \"{url}\"\n{STOPS}"
+        )
+    };
+    let lab = lab(&gate("http://10.0.1.10:8000/"));
+    let (code, said) = gates_of(&lab);
+    assert_eq!(code, 7, "{said:?}");
+    assert!(
+        said[0].starts_with("inconclusive: answered 200: blue, which is no"),
+        "{said:?}"
+    );
+    reconfigure(&lab, &gate("http://10.0.1.10:9/"));
+    let (code, said) = gates_of(&lab);
+    assert_eq!(code, 7, "{said:?}");
+    assert!(
+        said[0].contains("has not said it: cannot be reached"),
+        "{said:?}"
+    );
+}

@@ -20,7 +20,7 @@ use serde::Deserialize;
 
 pub use self::release::{
     ApprovalPlan, BakePlan, GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, OnExpiry, OnTrouble,
-    ParityGate, PromptsGate, ReleasePlan, Share, StandbyPlan, WarmGate,
+    ParityGate, PromptsGate, ReleasePlan, Share, StandbyPlan, WarmGate, WebhookGate,
 };
 pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::kinds::{
     GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, ParityGate, PromptsGate, Share, WarmGate,
+    WebhookGate,
 };
 
 /// What a release of a service goes through. A release keeps the plan that it began

@@ -7,6 +7,7 @@ mod load;
 mod parity;
 mod prompts;
 mod warm;
+mod webhook;
 mod wire;
 
 use std::{
@@ -107,6 +108,7 @@ pub(super) async fn run(gate: &GatePlan, target: &Target, progress: &Progress) -
         GateKind::Load(of) => load::run(of, limit, target, progress).await,
         GateKind::Prompts(of) => prompts::run(of, limit, target, progress).await,
         GateKind::Grpc(of) => grpc::run(of, limit, target).await,
+        GateKind::Webhook(of) => webhook::run(of, limit, target, progress).await,
         GateKind::Parity(of) => parity::run(of, limit, target).await,
         GateKind::Warm(of) => warm::run(of, limit, target, progress).await,
     };

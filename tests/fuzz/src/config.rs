@@ -289,6 +289,11 @@ tolerance = 0.05
 name = "grpc"
 kind = "grpc"
 service = "llm"
+[[service.a.gate]]
+name = "hook"
+kind = "webhook"
+url = "http://ci.example.com:80/x"
+token_file = "/etc/token"
 [service.a.parity]
 compare = ["/v2"]
 headers = ["Server"]

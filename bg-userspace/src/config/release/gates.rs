@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use hyper::Uri;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -16,13 +17,13 @@ use super::{
         rules::{duration, is_name},
         text::Text,
     },
-    GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, PromptsGate,
+    GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, PromptsGate, WebhookGate,
     keys::Keys,
 };
 
 /// More gates than this are no plan that anybody follows.
 const MAX_GATES: usize = 32;
-const KINDS: &str = "\"http\", \"grpc\", \"load\", \"prompts\" or \"exec\"";
+const KINDS: &str = "\"http\", \"grpc\", \"load\", \"prompts\", \"webhook\" or \"exec\"";
 const SECOND: Duration = Duration::from_secs(1);
 /// How long a gate may take, unless it says so itself; behind a load, as long again.
 const USUAL: Duration = Duration::from_secs(30);
@@ -65,6 +66,8 @@ pub(in crate::config) struct RawGate {
     noise_runs: Option<Spanned<i64>>,
     tolerance: Option<Spanned<f64>>,
     service: Option<Spanned<String>>,
+    url: Option<Spanned<String>>,
+    token_file: Option<Spanned<PathBuf>>,
 }
 
 /// The gates of a service, in the order of the file, behind the `first` ones; `table` is
@@ -120,6 +123,7 @@ fn gate(
             };
             (GateKind::Grpc(grpc), USUAL)
         }
+        "webhook" => (GateKind::Webhook(webhook(keys, raw)?), LONG),
         "prompts" => (GateKind::Prompts(prompts(keys, raw)?), LONG),
         "load" => {
             let load = load(keys, raw)?;
@@ -151,7 +155,7 @@ fn fit(keys: Keys<'_>, kind: &str, raw: &RawGate) -> Result<(), ConfigError> {
     fn at<T>(value: Option<&Spanned<T>>) -> Option<usize> {
         value.map(|value| value.span().start)
     }
-    if !["exec", "http", "load", "grpc", "prompts"].contains(&kind) {
+    if !["exec", "http", "load", "grpc", "prompts", "webhook"].contains(&kind) {
         return Ok(());
     }
     let table: &[(&str, Option<usize>, &[&str])] = &[
@@ -184,6 +188,8 @@ fn fit(keys: Keys<'_>, kind: &str, raw: &RawGate) -> Result<(), ConfigError> {
         ("noise_runs", at(raw.noise_runs.as_ref()), &["prompts"]),
         ("tolerance", at(raw.tolerance.as_ref()), &["prompts"]),
         ("service", at(raw.service.as_ref()), &["grpc"]),
+        ("url", at(raw.url.as_ref()), &["webhook"]),
+        ("token_file", at(raw.token_file.as_ref()), &["webhook"]),
     ];
     for (name, place, kinds) in table {
         if let Some(place) = place.filter(|_| !kinds.contains(&kind)) {
@@ -313,6 +319,33 @@ fn prompts(keys: Keys<'_>, raw: &RawGate) -> Result<PromptsGate, ConfigError> {
             .number("noise_runs", raw.noise_runs.as_ref(), 0..=10)?
             .unwrap_or(2),
         tolerance: keys.share("tolerance", raw.tolerance.as_ref())?,
+    })
+}
+
+fn webhook(keys: Keys<'_>, raw: &RawGate) -> Result<WebhookGate, ConfigError> {
+    let Some(url) = &raw.url else {
+        let message = "where to ask, like \"http://ci.example.com:8080/gate\"";
+        return Err(keys.missing("url", message));
+    };
+    let given = url.get_ref();
+    let host = |uri: Uri| uri.host().is_some_and(|host| !host.is_empty());
+    let is_url = given.starts_with("http://")
+        && !given.contains(['#', '@'])
+        && given.parse::<Uri>().is_ok_and(host);
+    if !is_url {
+        let message = format!(
+            "`{}` is no URL of plain HTTP, like \"http://ci.example.com:8080/gate\"; for https use kind = \
+             \"exec\" with curl",
+            given.escape_debug()
+        );
+        return Err(keys.wrong(url, "url", message));
+    }
+    let token_file = raw.token_file.as_ref();
+    Ok(WebhookGate {
+        url: given.clone(),
+        token_file: token_file
+            .map(|file| keys.file("token_file", Some(file), "/etc/bgswitch/token"))
+            .transpose()?,
     })
 }
 

@@ -34,6 +34,8 @@ pub enum GateKind {
     Prompts(PromptsGate),
     /// The standard health service of gRPC.
     Grpc(GrpcGate),
+    /// A service of the operator's, which says it.
+    Webhook(WebhookGate),
     /// Both colours, and where they must be the same.
     Parity(ParityGate),
     /// Questions that make the standby warm.
@@ -49,6 +51,7 @@ impl GateKind {
             Self::Load(_) => "load",
             Self::Prompts(_) => "prompts",
             Self::Grpc(_) => "grpc",
+            Self::Webhook(_) => "webhook",
             Self::Parity(_) => "parity",
             Self::Warm(_) => "warm",
         }
@@ -67,6 +70,7 @@ impl fmt::Display for GateKind {
                 write!(f, "service {:?}", grpc.service)?;
                 port(f, grpc.port)
             }
+            Self::Webhook(webhook) => webhook.fmt(f),
             Self::Parity(parity) => parity.fmt(f),
             Self::Warm(warm) => warm.fmt(f),
         }
@@ -246,6 +250,44 @@ pub struct GrpcGate {
     pub port: Option<u16>,
 }
 
+/// A service of the operator's, over HTTP without TLS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookGate {
+    /// Where it is: `http://HOST:PORT/PATH`.
+    pub url: String,
+    /// A file with the bearer token, read for each request.
+    pub token_file: Option<PathBuf>,
+}
+
+impl WebhookGate {
+    /// The host and port, and path and query.
+    pub fn parts(&self) -> (String, &str) {
+        let rest = self.url.strip_prefix("http://").unwrap_or(&self.url);
+        let (host, path) = match rest.find('/') {
+            Some(at) => rest.split_at(at),
+            None => (rest, "/"),
+        };
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| {
+            !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit())
+        });
+        if has_port {
+            (host.to_owned(), path)
+        } else {
+            (format!("{host}:80"), path)
+        }
+    }
+}
+
+impl fmt::Display for WebhookGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.url)?;
+        match &self.token_file {
+            Some(file) => write!(f, " token_file {}", file.display()),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Where both colours must be the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ParityGate {
@@ -321,6 +363,22 @@ impl fmt::Display for Share {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_url_has_a_port_and_a_path_whether_it_says_so_or_not() {
+        for (url, host, path) in [
+            ("http://a.example", "a.example:80", "/"),
+            ("http://a.example:8080/x?y=1", "a.example:8080", "/x?y=1"),
+            ("http://[2001:db8::1]/x", "[2001:db8::1]:80", "/x"),
+            ("http://[2001:db8::1]:81", "[2001:db8::1]:81", "/"),
+        ] {
+            let webhook = WebhookGate {
+                url: url.to_owned(),
+                token_file: None,
+            };
+            assert_eq!(webhook.parts(), (host.to_owned(), path));
+        }
+    }
 
     #[test]
     fn a_share_is_exceeded_by_one_more_and_shown_in_per_cent() {

@@ -55,10 +55,12 @@ impl Question {
         let mut request = Request::builder()
             .method(self.method.clone())
             .uri(&self.path)
-            .header(HOST, endpoint.to_string())
             .header(USER_AGENT, concat!("bgswitch/", env!("CARGO_PKG_VERSION")));
         if let Some(headers) = request.headers_mut() {
             headers.extend(self.headers.clone());
+        }
+        if !self.headers.contains_key(HOST) {
+            request = request.header(HOST, endpoint.to_string());
         }
         request.body(Full::new(self.body.clone()))
     }

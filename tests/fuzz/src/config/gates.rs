@@ -24,6 +24,15 @@ pub(super) fn written(text: &mut String, kind: &GateKind) {
             key(text, "service", &quoted(&of.service));
             maybe(text, "port", of.port);
         }
+        GateKind::Webhook(of) => {
+            key(text, "url", &quoted(&of.url));
+            let token = of.token_file.as_ref();
+            maybe(
+                text,
+                "token_file",
+                token.map(|file| quoted(file.to_str().unwrap_or_default())),
+            );
+        }
         GateKind::Parity(of) => parity(text, of),
         GateKind::Warm(of) => warm(text, of),
     }
