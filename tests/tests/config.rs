@@ -147,7 +147,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "forward    =",
         "foward     =",
-        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `gate`, `approval`, `bake`, `standby`",
+        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `bake`, `standby`",
     ),
     (
         "\"nat\"",
@@ -348,12 +348,12 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.parity]\ncompare = []\n[service.llm.blue]",
-        "18: service.llm.parity: is not supported by this version yet: remove it",
+        "18: service.llm.parity.compare: is missing: paths whose answers must be the same, like [\"/v2\"], or add `command`",
     ),
     (
         "[service.llm.blue]",
         "[service.llm.red]\n[service.llm.blue]",
-        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `gate`, `approval`, `bake`, `standby`",
+        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `bake`, `standby`",
     ),
     // ---- releases
     (
@@ -374,16 +374,16 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\n[service.llm.blue]",
-        "18: service.llm.gate.kind: is missing: \"exec\" or \"http\"",
+        "18: service.llm.gate.kind: is missing: \"http\", \"grpc\", \"load\", \"prompts\", \"webhook\" or \"exec\"",
     ),
     (
         "[service.llm.blue]",
-        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\n[service.llm.blue]",
-        "20: service.llm.gate.kind: `prompts` is unknown: \"exec\" or \"http\"",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"smoke\"\n[service.llm.blue]",
+        "20: service.llm.gate.kind: `smoke` is unknown: \"http\", \"grpc\", \"load\", \"prompts\", \"webhook\" or \"exec\"",
     ),
     (
         "[service.llm.blue]",
-        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\ntimeout = \"500ms\"\n[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\ntimeout = \"500ms\"\npath = \"/\"\n[service.llm.blue]",
         "21: service.llm.gate.timeout: `500ms` is not in whole seconds, at least 1s",
     ),
     (
@@ -424,7 +424,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\nkind = \"exec\"\npath = \"/\"\n[service.llm.blue]",
-        "21: service.llm.gate.path: belongs to kind = \"http\": remove it",
+        "21: service.llm.gate.path: belongs to kind = \"http\" or \"load\": remove it",
     ),
     (
         "[service.llm.blue]",
@@ -435,6 +435,156 @@ const BAD: &[(&str, &str, &str)] = &[
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\nkind = \"exec\"\ncommand = [\"smoke\"]\n[service.llm.blue]",
         "21: service.llm.gate.command: must begin with the absolute path of a program, like [\"/etc/bgswitch/smoke\"]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\n[service.llm.blue]",
+        "18: service.llm.gate.rate: is missing: requests a second, like 50",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\n[service.llm.blue]",
+        "18: service.llm.gate.duration: is missing: how long requests are sent, like \"60s\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 0\n[service.llm.blue]",
+        "22: service.llm.gate.rate: 0 is not between 1 and 10000",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 1\nduration = \"19s\"\n[service.llm.blue]",
+        "23: service.llm.gate.duration: makes 19 requests with this rate, too few to judge by: at least 20",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"2h\"\n[service.llm.blue]",
+        "23: service.llm.gate.duration: `2h` is longer than 1h",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\ntimeout = \"1m\"\n[service.llm.blue]",
+        "24: service.llm.gate.timeout: must be longer than duration, or there is no time for the last answers",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\nconcurrency = 513\n[service.llm.blue]",
+        "24: service.llm.gate.concurrency: 513 is not between 1 and 512",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\np99 = \"fast\"\n[service.llm.blue]",
+        "24: service.llm.gate.p99: `fast` is no duration, like \"200ms\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\np99 = \"1us\"\n[service.llm.blue]",
+        "24: service.llm.gate.p99: `1us` is not between 1ms and 1h",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\nerrors = 2\n[service.llm.blue]",
+        "24: service.llm.gate.errors: 2 is no share: 0.01 is one of a hundred, 1 is all",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\nmethod = \"a b\"\n[service.llm.blue]",
+        "24: service.llm.gate.method: `a b` is no method, like \"POST\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\nheaders = { \"a b\" = \"c\" }\n[service.llm.blue]",
+        "24: service.llm.gate.headers: `a b` is no header, like authorization = \"Bearer token\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\nheaders = { Host = \"c\" }\n[service.llm.blue]",
+        "24: service.llm.gate.headers: `Host` is set by the request itself: remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"load\"\npath = \"/\"\nrate = 50\nduration = \"60s\"\njson = \"/a\"\n[service.llm.blue]",
+        "24: service.llm.gate.json: belongs to kind = \"http\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\n[service.llm.blue]",
+        "18: service.llm.gate.file: is missing: a file, like \"/etc/bgswitch/golden.jsonl\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"golden.jsonl\"\n[service.llm.blue]",
+        "21: service.llm.gate.file: `golden.jsonl` is no absolute path, like \"/etc/bgswitch/golden.jsonl\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"/etc/golden.jsonl\"\nnoise_runs = 1\n[service.llm.blue]",
+        "22: service.llm.gate.noise_runs: is only of use with compare: add compare = [\"/choices/0/text\"]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"/etc/golden.jsonl\"\ncompare = [\"text\"]\n[service.llm.blue]",
+        "22: service.llm.gate.compare: `text` is no JSON pointer, like \"/choices/0/text\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"/etc/golden.jsonl\"\nmax_ttft = \"0s\"\n[service.llm.blue]",
+        "22: service.llm.gate.max_ttft: `0s` is not between 1ms and 1h",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"prompts\"\nfile = \"/etc/golden.jsonl\"\nservice = \"a\"\n[service.llm.blue]",
+        "22: service.llm.gate.service: belongs to kind = \"grpc\": remove it",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\n[service.llm.blue]",
+        "18: service.llm.parity.compare: is missing: paths whose answers must be the same, like [\"/v2\"], or add `command`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\ncompare = [\"v2\"]\n[service.llm.blue]",
+        "19: service.llm.parity.compare: `v2` is no path, like \"/v2\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\ncompare = [\"/v2\"]\nheaders = [\"a b\"]\n[service.llm.blue]",
+        "20: service.llm.parity.headers: `a b` is no header, like \"server\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\ncompare = [\"/v2\"]\nallow = [\"version\"]\n[service.llm.blue]",
+        "20: service.llm.parity.allow: `version` is no JSON pointer, like \"/choices/0/text\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.parity]\ncompare = [\"/v2\"]\n[[service.llm.gate]]\nname = \"parity\"\n[service.llm.blue]",
+        "21: service.llm.gate.name: `parity` is the name of another gate",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.warm]\nrepeat = 2\n[service.llm.blue]",
+        "18: service.llm.warm.file: is missing: a file, like \"/etc/bgswitch/warm.jsonl\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.warm]\nfile = \"/etc/warm.jsonl\"\nrepeat = 0\n[service.llm.blue]",
+        "20: service.llm.warm.repeat: 0 is not between 1 and 100",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"webhook\"\n[service.llm.blue]",
+        "18: service.llm.gate.url: is missing: where to ask, like \"http://ci.example.com:8080/gate\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"webhook\"\nurl = \"https://a/\"\n[service.llm.blue]",
+        "21: service.llm.gate.url: `https://a/` is no URL of plain HTTP, like \"http://ci.example.com:8080/gate\"; for https use kind = \"exec\" with curl",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.gate]]\nname = \"a\"\nkind = \"webhook\"\nurl = \"http://a/\"\ntoken_file = \"token\"\n[service.llm.blue]",
+        "22: service.llm.gate.token_file: `token` is no absolute path, like \"/etc/bgswitch/token\"",
     ),
     (
         "[service.llm.blue]",

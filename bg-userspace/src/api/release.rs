@@ -79,6 +79,9 @@ pub struct ReleaseReport {
     pub approved_by: Option<String>,
     /// Why it is in its state.
     pub why: String,
+    /// How far the gate is that runs, in words; `null` where there is none, or it does
+    /// not say.
+    pub progress: Option<String>,
     /// Since when, RFC 3339.
     pub since: String,
     /// When the wait ends that it is in, RFC 3339; `null` when it is over.
@@ -100,7 +103,7 @@ pub struct ReleaseReport {
 pub struct GateReport {
     /// Name.
     pub name: String,
-    /// `exec` or `http`.
+    /// `exec`, `http` or another kind of the configuration.
     pub kind: String,
     /// `pass`, `fail` or `inconclusive`; `null` before its first result.
     pub result: Option<String>,
@@ -163,6 +166,7 @@ impl From<&Release> for ReleaseReport {
             forced: release.forced,
             approved_by: release.approved_by.clone(),
             why: release.why.clone(),
+            progress: None,
             since: time::rfc3339_at_unix_ms(release.since_unix_ms),
             until: release.until_ms().map(time::rfc3339_at_boot_ms),
             next: release.next().to_owned(),

@@ -4,12 +4,16 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Common;
-use crate::{api::SCHEMA, config::Config};
+use crate::{
+    api::SCHEMA,
+    config::{Config, ConfigError},
+    golden,
+};
 
 const NOTE: &str = "\
 Every error names the file, the line, the key and what would be right. Exit code
-2 when the file is wrong. Interfaces that this host lacks are only noted: the
-file may be for another one.";
+2 when the file is wrong, or a file of prompts that it names. Interfaces and files
+that this host lacks are only noted: the file may be for another one.";
 
 /// `bgswitch check FILE`.
 #[derive(Debug, Args)]
@@ -25,6 +29,25 @@ struct Checked {
     file: PathBuf,
     services: Vec<String>,
     missing_interfaces: Vec<String>,
+    unread_files: Vec<String>,
+}
+
+/// Reads the files of prompts: what is wrong in a line is an error, one that cannot be
+/// read is told.
+fn unread_files(config: &Config) -> Result<Vec<String>, ConfigError> {
+    let gates = config
+        .services
+        .values()
+        .flat_map(|service| &service.release.gates);
+    let mut unread = Vec::new();
+    for file in gates.filter_map(|gate| gate.kind.prompts()) {
+        match golden::read(file) {
+            Ok(_) => {}
+            Err(error) if error.line.is_some() => return Err(error),
+            Err(error) => unread.push(error.to_string()),
+        }
+    }
+    Ok(unread)
 }
 
 impl Check {
@@ -40,12 +63,14 @@ impl Check {
             .cloned()
             .collect();
         let services = config.services.keys().cloned().collect();
+        let unread_files = unread_files(&config)?;
         common.print(
             &Checked {
                 schema: SCHEMA,
                 file,
                 services,
                 missing_interfaces,
+                unread_files,
             },
             |checked| {
                 let mut text = format!(
@@ -58,6 +83,9 @@ impl Check {
                         text,
                         "note: there is no interface {interface} on this host; `run` needs it"
                     );
+                }
+                for trouble in &checked.unread_files {
+                    let _ = writeln!(text, "note: {trouble}; its gate needs it");
                 }
                 text
             },

@@ -331,6 +331,9 @@ fn verdict(status: &ReleaseStatus) -> Result<(), Refusal> {
 /// One line that is always true, for a terminal.
 fn line(status: &ReleaseStatus, release: &ReleaseReport) -> String {
     let mut out = format!("{}  {}  {}", status.service, status.state, release.why);
+    if let Some(progress) = &release.progress {
+        let _ = write!(out, ": {progress}");
+    }
     if let Some(until) = &release.until {
         let _ = write!(out, "; {}{}", release.next, left(until));
     }
@@ -368,6 +371,9 @@ fn text(status: &ReleaseStatus) -> String {
         release.requester,
     );
     let _ = writeln!(out, "  why     {}", release.why);
+    if let Some(progress) = &release.progress {
+        let _ = writeln!(out, "  so far  {progress}");
+    }
     if let Some(until) = &release.until {
         let _ = writeln!(
             out,

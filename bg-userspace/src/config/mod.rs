@@ -19,8 +19,8 @@ use std::{
 use serde::Deserialize;
 
 pub use self::release::{
-    ApprovalPlan, BakePlan, GateKind, GatePlan, HttpGate, OnExpiry, OnTrouble, ReleasePlan,
-    SignalPlan, StandbyPlan,
+    ApprovalPlan, BakePlan, GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, OnExpiry, OnTrouble,
+    ParityGate, PromptsGate, ReleasePlan, Share, SignalPlan, StandbyPlan, WarmGate, WebhookGate,
 };
 pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};

@@ -11,7 +11,11 @@ use toml::Spanned;
 use super::{
     DrainEnd, FlipMode,
     health::RawHealth,
-    release::rules::{RawApproval, RawBake, RawGate, RawStandby},
+    release::{
+        gates::RawGate,
+        rules::{RawApproval, RawBake, RawStandby},
+        tables::{RawParity, RawWarm},
+    },
 };
 
 #[derive(Deserialize)]
@@ -48,7 +52,8 @@ pub(super) struct RawService {
     pub(super) blue: Option<RawColour>,
     pub(super) green: Option<RawColour>,
     pub(super) health: Option<Spanned<RawHealth>>,
-    pub(super) parity: Option<Spanned<toml::Value>>,
+    pub(super) parity: Option<Spanned<RawParity>>,
+    pub(super) warm: Option<Spanned<RawWarm>>,
     pub(super) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
     pub(super) approval: Option<RawApproval>,
     pub(super) bake: Option<RawBake>,

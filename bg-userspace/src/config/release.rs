@@ -1,11 +1,20 @@
-//! What a release does before and after its flip: `[[service.NAME.gate]]`,
-//! `[service.NAME.approval]`, `[service.NAME.bake]` and `[service.NAME.standby]`.
+//! What a release does before and after its flip: `[service.NAME.parity]`,
+//! `[service.NAME.warm]`, `[[service.NAME.gate]]`, `[service.NAME.approval]`, `[service.NAME.bake]` and `[service.NAME.standby]`.
 
+pub(super) mod gates;
+mod keys;
+mod kinds;
 pub(super) mod rules;
+pub(super) mod tables;
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+pub use self::kinds::{
+    GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, ParityGate, PromptsGate, Share, WarmGate,
+    WebhookGate,
+};
 
 /// What a release of a service goes through. A release keeps the plan that it began
 /// with.
@@ -19,79 +28,6 @@ pub struct ReleasePlan {
     pub bake: BakePlan,
     /// How long the old colour must stay up.
     pub standby: StandbyPlan,
-}
-
-/// A check that the standby must pass before a flip.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GatePlan {
-    /// Its name, one of a kind in its service.
-    pub name: String,
-    /// How long it may take, whole seconds.
-    pub timeout: Duration,
-    /// What is looked at.
-    pub kind: GateKind,
-}
-
-/// What a gate looks at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum GateKind {
-    /// A command: program and arguments.
-    Exec(Vec<String>),
-    /// An HTTP request to each backend.
-    Http(HttpGate),
-}
-
-impl GateKind {
-    /// `"exec"` or `"http"`.
-    pub const fn as_str(&self) -> &'static str {
-        match self {
-            Self::Exec(_) => "exec",
-            Self::Http(_) => "http",
-        }
-    }
-}
-
-impl fmt::Display for GateKind {
-    /// All that it says, in a line.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exec(words) => write!(f, "{words:?}"),
-            Self::Http(http) => {
-                write!(f, "{} status {}", http.path, http.status)?;
-                if let Some(port) = http.port {
-                    write!(f, " port {port}")?;
-                }
-                if let Some(body) = &http.body {
-                    write!(f, " body {body:?}")?;
-                }
-                if let Some(json) = &http.json {
-                    write!(f, " json {json}")?;
-                }
-                if let Some(equals) = &http.equals {
-                    write!(f, " equals {equals}")?;
-                }
-                Ok(())
-            }
-        }
-    }
-}
-
-/// A GET, and what the answer must be.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HttpGate {
-    /// Path and query.
-    pub path: String,
-    /// Port; `None`: the backend's, or that of the first TCP listener it serves.
-    pub port: Option<u16>,
-    /// Status code.
-    pub status: u16,
-    /// What the body must contain.
-    pub body: Option<String>,
-    /// A place in the body (RFC 6901), which must be there.
-    pub json: Option<String>,
-    /// What must be there: a string, a number or a boolean.
-    pub equals: Option<serde_json::Value>,
 }
 
 /// Who must agree before the flip.

@@ -155,7 +155,6 @@ pub(super) fn service(
         let message = "a service's name has 1 to 63 letters, digits, `-` and `_`";
         return Err(text.error(start, format!("service.{}", name.escape_debug()), message));
     }
-    not_yet(text, &raw, &key)?;
     let forward = forward(text, raw.forward.as_ref(), &key("forward"))?;
     let Some(listen) = &raw.listen else {
         let message = "is missing: add listen = [\"tcp://203.0.113.10:8000\"]";
@@ -164,6 +163,8 @@ pub(super) fn service(
     let listeners = listeners(text, listen, &key("listen"))?;
     let drain = drain(text, &raw, &key)?;
     let release = RawRelease {
+        parity: raw.parity,
+        warm: raw.warm,
         gate: raw.gate,
         approval: raw.approval,
         bake: raw.bake,
@@ -224,18 +225,6 @@ pub(super) fn service(
 pub(crate) fn is_name(name: &str) -> bool {
     let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     (1..=63).contains(&name.len()) && name.chars().all(valid)
-}
-
-/// Refuses what the file may say one day.
-fn not_yet(
-    text: &Text<'_>,
-    raw: &RawService,
-    key: &impl Fn(&str) -> String,
-) -> Result<(), ConfigError> {
-    match &raw.parity {
-        Some(part) => Err(text.wrong(part, key("parity"), NOT_YET)),
-        None => Ok(()),
-    }
 }
 
 /// How packets are forwarded.

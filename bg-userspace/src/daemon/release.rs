@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use self::attendant::Attendant;
-use super::{Daemon, change::Order};
+use super::{Daemon, change::Order, gates::Progress};
 use crate::{
     api::{
         DecisionRequest, ExtendRequest, Kind, Refusal, ReleaseReport, ReleaseRequest,
@@ -37,6 +37,8 @@ struct Desk {
     mailbox: mpsc::UnboundedSender<Post>,
     /// The machine, as it was kept last.
     shown: Arc<Mutex<Machine>>,
+    /// What the gate that runs says.
+    progress: Progress,
 }
 
 impl Desk {
@@ -95,6 +97,13 @@ impl Desks {
         let desk = self.lock().get(service).cloned();
         let shown = desk.map(|desk| desk.shown);
         shown.map_or_else(Machine::default, |shown| locked(&shown).clone())
+    }
+
+    /// What the gate that runs says of how far it is.
+    fn progress(&self, service: &str, machine: &Machine) -> Option<String> {
+        machine.release.as_ref()?.run()?;
+        let said = self.lock().get(service)?.progress.said();
+        Some(said).filter(|said| !said.is_empty())
     }
 
     /// Tells a release that the word was changed. Waits for nobody.
@@ -207,12 +216,16 @@ impl Daemon {
         let word = self.datapath.word(service).filter(|_| known);
         let word = word.ok_or_else(|| self.unknown(service))?;
         let machine = self.releases.shown(service);
+        let mut release = machine.release.as_ref().map(ReleaseReport::from);
+        if let Some(release) = &mut release {
+            release.progress = self.releases.progress(service, &machine);
+        }
         Ok(ReleaseStatus {
             schema: SCHEMA,
             service: service.to_owned(),
             active: word.active().as_str().to_owned(),
             state: machine.state().as_str().to_owned(),
-            release: machine.release.as_ref().map(ReleaseReport::from),
+            release,
         })
     }
 
@@ -248,7 +261,11 @@ impl Daemon {
         }
         let (mailbox, post) = mpsc::unbounded_channel();
         let shown = Arc::new(Mutex::new(machine.clone()));
-        let desk = Desk { mailbox, shown };
+        let desk = Desk {
+            mailbox,
+            shown,
+            progress: Progress::default(),
+        };
         desks.insert(service.to_owned(), desk.clone());
         let attendant = Attendant::new(self, service, machine, &desk);
         tokio::spawn(attendant.attend(post, resumed));

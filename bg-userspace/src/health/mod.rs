@@ -3,7 +3,7 @@
 
 pub mod exec;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod grpc;
 pub mod http;
 pub mod openai;

@@ -1,5 +1,7 @@
 //! The configuration's parser.
 
+mod gates;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -172,51 +174,30 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         seconds(plan.standby.hold),
         seconds(plan.standby.after_timeout),
     );
-    let command = |words: &[String]| {
-        let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
-        words.join(", ")
-    };
     if let Some(after) = &plan.standby.after {
-        let _ = writeln!(text, "after = [{}]", command(after));
+        let _ = writeln!(text, "after = {}", list(after));
     }
     for gate in &plan.gates {
         let (kind, timeout) = (gate.kind.as_str(), seconds(gate.timeout));
-        let _ = write!(
-            text,
-            "[[service.{name}.gate]]\nname = {}\nkind = \"{kind}\"\ntimeout = {timeout}\n",
-            quoted(&gate.name)
-        );
-        match &gate.kind {
-            GateKind::Exec(words) => {
-                let _ = writeln!(text, "command = [{}]", command(words));
+        let _ = match gate.kind {
+            GateKind::Parity(_) | GateKind::Warm(_) => {
+                let table = kind;
+                write!(text, "[service.{name}.{table}]\ntimeout = {timeout}\n")
             }
-            GateKind::Http(http) => {
-                let _ = writeln!(
-                    text,
-                    "path = {}\nstatus = {}",
-                    quoted(&http.path),
-                    http.status
-                );
-                let port = http.port.map(|port| port.to_string());
-                let body = http.body.as_ref().map(|body| quoted(body));
-                let json = http.json.as_ref().map(|json| quoted(json));
-                let equals = http.equals.as_ref().map(|value| match value.as_str() {
-                    Some(text) => quoted(text),
-                    None => value.to_string(),
-                });
-                for (key, value) in [
-                    ("port", port),
-                    ("body", body),
-                    ("json", json),
-                    ("equals", equals),
-                ] {
-                    if let Some(value) = value {
-                        let _ = writeln!(text, "{key} = {value}");
-                    }
-                }
-            }
-        }
+            _ => write!(
+                text,
+                "[[service.{name}.gate]]\nname = {}\nkind = \"{kind}\"\ntimeout = {timeout}\n",
+                quoted(&gate.name)
+            ),
+        };
+        gates::written(text, &gate.kind);
     }
+}
+
+/// An array of strings.
+fn list(words: &[String]) -> String {
+    let words: Vec<_> = words.iter().map(|word| quoted(word)).collect();
+    format!("[{}]", words.join(", "))
 }
 
 /// A basic string of TOML.
@@ -279,6 +260,51 @@ equals = "READY"
 name = "load"
 kind = "exec"
 command = ["/bin/true", "a b"]
+[[service.a.gate]]
+name = "much"
+kind = "load"
+method = "PUT"
+path = "/v2"
+port = 8000
+headers = { content-type = "application/json" }
+body = "{}"
+rate = 50
+duration = "60s"
+timeout = "2m"
+concurrency = 8
+p99 = "1s 500us"
+errors = 0.001
+status = 201
+[[service.a.gate]]
+name = "golden"
+kind = "prompts"
+file = "/etc/golden.jsonl"
+headers = { authorization = "Bearer a" }
+max_ttft = "800ms"
+max_total = "5s"
+compare = ["/choices/0/text"]
+noise_runs = 3
+tolerance = 0.05
+[[service.a.gate]]
+name = "grpc"
+kind = "grpc"
+service = "llm"
+[[service.a.gate]]
+name = "hook"
+kind = "webhook"
+url = "http://ci.example.com:80/x"
+token_file = "/etc/token"
+[service.a.parity]
+compare = ["/v2"]
+headers = ["Server"]
+command = ["/bin/true"]
+allow = ["/models/*/at"]
+timeout = "9s"
+[service.a.warm]
+file = "/etc/warm.jsonl"
+concurrency = 8
+repeat = 2
+timeout = "1m"
 [service.a.approval]
 required = true
 not_requester = true

@@ -16,7 +16,7 @@ use crate::{
     daemon::{
         Daemon,
         change::Order,
-        gates::{self, Target},
+        gates::{self, Progress, Target},
         monitor::Told,
     },
     datapath::now_ns,
@@ -43,6 +43,7 @@ pub(super) struct Attendant {
     kept: Vec<u8>,
     mailbox: mpsc::UnboundedSender<Post>,
     shown: Arc<Mutex<Machine>>,
+    progress: Progress,
     /// The gate that runs: its run, and how to stop it.
     gate: Option<(u32, AbortHandle)>,
     /// Listens to the new colour of the release with this number.
@@ -59,6 +60,7 @@ impl Attendant {
             kept: Vec::new(),
             mailbox: desk.mailbox.clone(),
             shown: Arc::clone(&desk.shown),
+            progress: desk.progress.clone(),
             gate: None,
             ear: None,
         }
@@ -290,8 +292,10 @@ impl Attendant {
             // The word's look says that the service is gone.
             return;
         };
+        self.progress.say(String::new());
+        let progress = self.progress.clone();
         let gate = tokio::spawn(async move {
-            let outcome = gates::run(&gate, &target).await;
+            let outcome = gates::run(&gate, &target, &progress).await;
             // At the daemon's end, nobody waits for it.
             let _ = mailbox.send(Post::Event(Event::GateEnded { run, outcome }));
         });
@@ -301,31 +305,15 @@ impl Attendant {
     /// What gates run against: the colour as it is configured now.
     fn target(&self, colour: Colour) -> Option<Target> {
         let release = self.machine.release.as_ref()?;
-        let plan = self
-            .daemon
-            .config()
-            .services
-            .get(&self.service)?
-            .plan
-            .clone();
-        let mut target = Target {
-            backends: plan.backends(colour).to_vec(),
-            plan,
-            environment: Vec::new(),
-        };
-        let endpoints = target.endpoints(None).unwrap_or_default();
-        let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
-        target.environment = vec![
-            ("BGSWITCH_SERVICE", self.service.clone()),
-            ("BGSWITCH_RELEASE", release.id()),
-            ("BGSWITCH_COLOUR", colour.as_str().to_owned()),
-            (
-                "BGSWITCH_VERSION",
-                release.version.clone().unwrap_or_default(),
-            ),
-            ("BGSWITCH_BACKENDS", endpoints.join(" ")),
-        ];
-        Some(target)
+        let service = self.daemon.config().services.get(&self.service)?.clone();
+        let mut versions = service.versions;
+        versions[release.to as usize].clone_from(&release.version);
+        Some(Target {
+            plan: service.plan,
+            colour,
+            release: release.id(),
+            versions,
+        })
     }
 
     /// Flips as `bgswitch flip` does, in the name of who agreed to it.

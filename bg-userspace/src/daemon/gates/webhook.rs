@@ -1,0 +1,242 @@
+//! `kind = "webhook"`: a service of the operator's is asked, over HTTP without TLS.
+
+use std::time::Duration;
+
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{
+    net::lookup_host,
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{
+    Progress, Target,
+    wire::{Answer, Line, Question},
+};
+use crate::{config::WebhookGate, health::tidy_to, release::Verdict};
+
+/// A longer answer is none.
+const MAX_ANSWER: usize = 64 << 10;
+/// When it is asked again, unless it says so itself.
+const AGAIN: Duration = Duration::from_secs(5);
+/// How often in a row it may be unreachable, or in trouble.
+const TRIES: u32 = 3;
+/// Characters of what it says.
+const SAID: usize = 1000;
+
+/// Asks until there is an answer, or the time is over.
+pub(super) async fn run(
+    gate: &WebhookGate,
+    limit: Duration,
+    target: &Target,
+    progress: &Progress,
+) -> (Verdict, String) {
+    let deadline = Instant::now() + limit;
+    let mut failures = 0;
+    loop {
+        let asked = timeout_at(deadline, ask(gate, target)).await;
+        let answer = asked.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        let heard = answer.map_or_else(Heard::Trouble, |answer| heard(&answer));
+        let (again, said) = match heard {
+            Heard::Said(verdict, why) => return (verdict, why),
+            Heard::Later(again) => {
+                failures = 0;
+                (again, "it is in progress".to_owned())
+            }
+            Heard::Trouble(said) => {
+                failures += 1;
+                (AGAIN, said)
+            }
+        };
+        if failures >= TRIES || Instant::now() + again >= deadline {
+            let said = format!("{} has not said it: {said}", gate.url);
+            return (Verdict::Inconclusive, said);
+        }
+        progress.say(said);
+        sleep(again).await;
+    }
+}
+
+/// Asks once.
+async fn ask(gate: &WebhookGate, target: &Target) -> Result<Answer, String> {
+    let (authority, path) = gate.parts();
+    let mut addresses = lookup_host(&authority)
+        .await
+        .map_err(|error| format!("{authority} is not known: {error}"))?;
+    let address = addresses.next();
+    let address = address.ok_or_else(|| format!("{authority} has no address"))?;
+    let mut question = Question::new("POST", path, [], Some(&body(target)));
+    let host = HeaderValue::from_str(&authority).map_err(|error| error.to_string())?;
+    question.headers.insert(HOST, host);
+    let json = HeaderValue::from_static("application/json");
+    question.headers.insert(CONTENT_TYPE, json);
+    if let Some(file) = &gate.token_file {
+        let token = tokio::fs::read_to_string(file).await;
+        let token = token.map_err(|error| format!("{}: {error}", file.display()))?;
+        let bearer = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
+        let mut bearer = bearer.map_err(|_| format!("{} holds no token", file.display()))?;
+        bearer.set_sensitive(true);
+        question.headers.insert(AUTHORIZATION, bearer);
+    }
+    let answer = Line::to(address).ask(&question, Some(MAX_ANSWER)).await;
+    answer.map_err(|trouble| trouble.to_string())
+}
+
+/// What it is told.
+fn body(target: &Target) -> String {
+    let colour = target.colour;
+    let backends = target.endpoints(None).unwrap_or_default();
+    let backends: Vec<String> = backends.iter().map(ToString::to_string).collect();
+    let told = json!({
+        "service": target.plan.name,
+        "release": target.release,
+        "state": "VALIDATING",
+        "colour": colour.as_str(),
+        "version": target.versions[colour as usize],
+        "backends": backends,
+    });
+    told.to_string()
+}
+
+/// What an answer means.
+#[derive(Debug, PartialEq, Eq)]
+enum Heard {
+    /// The verdict, and why.
+    Said(Verdict, String),
+    /// It does not know yet: it is asked again after so long.
+    Later(Duration),
+    /// Nothing of use.
+    Trouble(String),
+}
+
+#[derive(Deserialize)]
+struct Said {
+    result: Verdict,
+    why: Option<String>,
+}
+
+/// 2xx without a body passes, with one it says so itself; 202 is not the end, and 4xx
+/// fails.
+fn heard(answer: &Answer) -> Heard {
+    let status = answer.status.as_u16();
+    let text = String::from_utf8_lossy(&answer.body);
+    let text = tidy_to(text.trim(), SAID);
+    let told = match text.as_str() {
+        "" => format!("answered {status}"),
+        text => format!("answered {status}: {text}"),
+    };
+    match status {
+        202 => {
+            let after = answer.headers.get(RETRY_AFTER);
+            let seconds = after.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+            Heard::Later(seconds.map_or(AGAIN, |s: u64| Duration::from_secs(s.clamp(1, 3600))))
+        }
+        200..=299 if answer.body.iter().all(u8::is_ascii_whitespace) => {
+            Heard::Said(Verdict::Pass, told)
+        }
+        200..=299 => said_in(&answer.body, &told),
+        400..=499 => Heard::Said(Verdict::Fail, told),
+        _ => Heard::Trouble(told),
+    }
+}
+
+/// What a body says; another one says something, but not that all is well.
+fn said_in(body: &[u8], told: &str) -> Heard {
+    if let Ok(said) = serde_json::from_slice::<Said>(body) {
+        let why = said.why.unwrap_or_else(|| "without a reason".to_owned());
+        return Heard::Said(said.result, tidy_to(&why, SAID));
+    }
+    let told = format!("{told}, which is no {{\"result\": \"pass\"}}");
+    Heard::Said(Verdict::Inconclusive, told)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::{super::tests::target, *};
+    use crate::health::fake::{Does, answer, nobody, talking};
+
+    /// Statuses and bodies.
+    type Answers = &'static [(u16, &'static str)];
+
+    /// What comes of it when these are the answers, the last one for ever.
+    async fn said_of(
+        answers: &'static [(u16, &'static str)],
+        limit: u64,
+    ) -> (Verdict, String, String) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let does = move |_: &str| {
+            let number = asked.fetch_add(1, Ordering::Relaxed).min(answers.len() - 1);
+            let (status, body) = answers[number];
+            if status == 202 {
+                let head = "HTTP/1.1 202 Accepted\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n";
+                return Does::Send(head.as_bytes().to_vec());
+            }
+            answer(status, body)
+        };
+        let (address, mut requests) = talking(does).await;
+        let gate = WebhookGate {
+            url: format!("http://{address}/hook?x=1"),
+            token_file: None,
+        };
+        let target = target(([10, 0, 2, 10], 8000).into());
+        let limit = Duration::from_secs(limit);
+        let (verdict, said) = run(&gate, limit, &target, &Progress::default()).await;
+        (verdict, said, requests.recv().await.unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn it_says_it_itself_and_no_answer_is_no_pass() {
+        use Verdict::*;
+        let all: [(Answers, Verdict, &str); 9] = [
+            (&[(200, "")], Pass, "answered 200"),
+            (&[(204, "")], Pass, "answered 204"),
+            (
+                &[(200, r#"{"result": "pass", "why": "all is well"}"#)],
+                Pass,
+                "all is well",
+            ),
+            (&[(200, r#"{"result": "fail", "why": "p99"}"#)], Fail, "p99"),
+            (
+                &[(200, r#"{"result": "inconclusive"}"#)],
+                Inconclusive,
+                "without a reason",
+            ),
+            (
+                &[(200, "ok")],
+                Inconclusive,
+                "answered 200: ok, which is no",
+            ),
+            (&[(403, "no")], Fail, "answered 403: no"),
+            (&[(202, ""), (202, ""), (200, "")], Pass, "answered 200"),
+            (&[(500, "")], Inconclusive, " has not said it: answered 500"),
+        ];
+        for (answers, verdict, evidence) in all {
+            let limit = if answers[0].0 == 500 { 1 } else { 60 };
+            let (is, said, request) = said_of(answers, limit).await;
+            assert_eq!(is, verdict, "{said}");
+            assert!(said.contains(evidence), "{said}");
+            assert!(
+                request.starts_with("POST /hook?x=1 HTTP/1.1\r\n"),
+                "{request}"
+            );
+            assert!(request.ends_with(
+                r#"{"backends":["10.0.2.10:8000"],"colour":"green","release":"r-1","service":"llm","state":"VALIDATING","version":null}"#
+            ), "{request}");
+        }
+        let gate = WebhookGate {
+            url: format!("http://{}/", nobody().await),
+            token_file: None,
+        };
+        let target = target(([10, 0, 2, 10], 8000).into());
+        let limit = Duration::from_secs(1);
+        let (is, said) = run(&gate, limit, &target, &Progress::default()).await;
+        assert_eq!(is, Inconclusive);
+        assert!(said.contains("cannot be reached"), "{said}");
+    }
+}
