@@ -29,4 +29,6 @@ pub mod pass;
 #[cfg(feature = "lab")]
 pub mod picture;
 #[cfg(feature = "lab")]
+pub mod scrape;
+#[cfg(feature = "lab")]
 pub mod wire;

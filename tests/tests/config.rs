@@ -125,8 +125,23 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm]",
-        "metrics = \"127.0.0.1:9464\"\n[service.llm]",
-        "9: gateway.metrics: is not supported by this version yet: remove it",
+        "metrics = \"127.0.0.1\"\n[service.llm]",
+        "9: gateway.metrics: `127.0.0.1` is no address with a port, like \"127.0.0.1:9464\"",
+    ),
+    (
+        "[service.llm]",
+        "metrics = \"127.0.0.1:0\"\n[service.llm]",
+        "9: gateway.metrics: `127.0.0.1:0` is no address with a port, like \"127.0.0.1:9464\"",
+    ),
+    (
+        "[service.llm]",
+        "metrics = 9464\n[service.llm]",
+        "9: gateway.metrics: invalid type: integer `9464`, expected a string",
+    ),
+    (
+        "[service.llm]",
+        "metrics = \"203.0.113.20:443\"\n[service.llm]",
+        "9: gateway.metrics: `203.0.113.20:443` is a listener of service.web: nobody would reach the metrics there",
     ),
     // ---- [service.*]
     (

@@ -31,7 +31,7 @@ pub(super) struct RawGateway {
     pub(super) socket: Option<Spanned<PathBuf>>,
     pub(super) state_dir: Option<Spanned<PathBuf>>,
     pub(super) bpffs: Option<Spanned<PathBuf>>,
-    pub(super) metrics: Option<Spanned<toml::Value>>,
+    pub(super) metrics: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -68,9 +68,6 @@ pub(super) fn gateway(text: &Text<'_>, raw: Spanned<RawGateway>) -> Result<Gatew
             return Err(wrong(format!("`{name}` is given twice")));
         }
     }
-    if let Some(metrics) = &raw.metrics {
-        return Err(text.wrong(metrics, key("metrics"), NOT_YET));
-    }
     let xdp = match &raw.xdp {
         None => AttachMode::Native,
         Some(mode) => match mode.get_ref().as_str() {
@@ -99,8 +96,31 @@ pub(super) fn gateway(text: &Text<'_>, raw: Spanned<RawGateway>) -> Result<Gatew
         xdp,
         max_flows,
         paths: paths(text, raw.socket, raw.state_dir, raw.bpffs)?,
+        metrics: metrics(text, raw.metrics.as_ref(), &key("metrics"))?,
         interfaces: interfaces.into_inner(),
     })
+}
+
+/// Where metrics may be read.
+fn metrics(
+    text: &Text<'_>,
+    raw: Option<&Spanned<String>>,
+    key: &str,
+) -> Result<Option<SocketAddr>, ConfigError> {
+    let Some(raw) = raw else {
+        return Ok(None);
+    };
+    let given = raw.get_ref();
+    match given.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(Some(address)),
+        _ => {
+            let message = format!(
+                "`{}` is no address with a port, like \"127.0.0.1:9464\"",
+                given.escape_debug()
+            );
+            Err(text.wrong(raw, key, message))
+        }
+    }
 }
 
 fn paths(

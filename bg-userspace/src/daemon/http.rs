@@ -24,6 +24,7 @@ use super::{
     Daemon,
     change::Order,
     explain as explaining,
+    metrics::Trigger,
     monitor::Filter,
     requests::{
         ExplainQuery, FlowsQuery, MonitorQuery, ReloadQuery, body, condition, deadline, query,
@@ -151,7 +152,7 @@ async fn flip(
     let mut request: FlipRequest = body(&bytes)?;
     let condition = condition(&headers, &mut request.if_generation)?;
     let order = order(&actor, &service, &headers);
-    let flipped = daemon.flip(order, request).await;
+    let flipped = daemon.counted_flip(order, request).await;
     answer(condition, flipped, |flipped| flipped.generation)
 }
 
@@ -165,7 +166,7 @@ async fn rollback(
     let mut request: RollbackRequest = body(&bytes)?;
     let condition = condition(&headers, &mut request.if_generation)?;
     let order = order(&actor, &service, &headers);
-    let flipped = daemon.rollback(order, request).await;
+    let flipped = daemon.counted_rollback(order, request).await;
     answer(condition, flipped, |flipped| flipped.generation)
 }
 
@@ -186,6 +187,7 @@ async fn canary(
 fn order<'a>(actor: &'a str, service: &'a str, headers: &HeaderMap) -> Order<'a> {
     Order {
         actor,
+        trigger: Trigger::Manual,
         service,
         deadline_ns: deadline(headers),
     }

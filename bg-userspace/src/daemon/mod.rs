@@ -9,6 +9,7 @@ mod flip;
 mod gates;
 mod health;
 mod http;
+mod metrics;
 mod monitor;
 mod release;
 mod reload;
@@ -28,6 +29,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
+    metrics::Metrics,
     monitor::{Hub, Told},
     socket::Socket,
 };
@@ -58,6 +60,7 @@ pub struct Daemon {
     socket: Socket,
     started: Instant,
     hub: Hub,
+    metrics: Metrics,
     releases: release::Desks,
     health: Prober,
 }
@@ -81,6 +84,7 @@ impl Daemon {
         };
         let keeper = Keeper::start(journal.clone())?;
         let started = Socket::bind(&paths.socket).and_then(|socket| {
+            let metrics = Metrics::bind(config.gateway.metrics)?;
             let datapath = Datapath::start(
                 lock,
                 &settings,
@@ -88,14 +92,14 @@ impl Daemon {
                 &state.known(),
                 &state.announced,
             )?;
-            Ok((socket, datapath))
+            Ok((socket, metrics, datapath))
         });
         let result = match &started {
             Ok(_) => version.to_owned(),
             Err(error) => format!("failed: {error:#}"),
         };
         journal.append(&entry("result", result))?;
-        let (socket, datapath) = started?;
+        let (socket, metrics, datapath) = started?;
         let daemon = Arc::new(Self {
             datapath,
             file: file.to_owned(),
@@ -107,6 +111,7 @@ impl Daemon {
             socket,
             started: Instant::now(),
             hub: Hub::default(),
+            metrics,
             releases: release::Desks::default(),
             health: Prober::default(),
             config: RwLock::new(config),
@@ -138,6 +143,7 @@ impl Daemon {
         tokio::spawn(Arc::clone(&self).sweep());
         tokio::spawn(Arc::clone(&self).pass_on());
         self.resume_releases();
+        self.serve_metrics()?;
         let server = tokio::spawn(http::serve(listener, Arc::clone(&self)));
         tell_systemd(&[NotifyState::Ready]);
         for interface in self.datapath.interfaces() {
@@ -257,6 +263,7 @@ impl Daemon {
                 word.generation()
             );
             tracing::warn!("{name}: {detail}");
+            self.count_outside(&name, seen, word);
             let told = Told {
                 generation: Some(word.generation()),
                 detail: detail.clone(),
