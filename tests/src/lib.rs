@@ -9,6 +9,8 @@ pub mod frame;
 pub mod world;
 
 #[cfg(feature = "lab")]
+pub mod api;
+#[cfg(feature = "lab")]
 pub mod conversation;
 #[cfg(feature = "lab")]
 pub mod exchange;

@@ -51,7 +51,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[gateway]\n",
         "[gateway]\ninterface = [\"eth0\"]\n",
-        "2: gateway.interface: unknown field `interface`, expected one of `interfaces`, `xdp`, `max_flows`, `socket`, `state_dir`, `bpffs`, `metrics`",
+        "2: gateway.interface: unknown field `interface`, expected one of `interfaces`, `xdp`, `max_flows`, `socket`, `state_dir`, `bpffs`, `metrics`, `journal_max`",
     ),
     (
         "interfaces = [\"eth0\", \"eth1\"]\n",
@@ -132,6 +132,26 @@ const BAD: &[(&str, &str, &str)] = &[
         "[service.llm]",
         "metrics = \"127.0.0.1:0\"\n[service.llm]",
         "9: gateway.metrics: `127.0.0.1:0` is no address with a port, like \"127.0.0.1:9464\"",
+    ),
+    (
+        "[service.llm]",
+        "journal_max = \"64\"\n[service.llm]",
+        "9: gateway.journal_max: `64` is no size between \"1M\" and \"16G\"",
+    ),
+    (
+        "[service.llm]",
+        "journal_max = \"17G\"\n[service.llm]",
+        "9: gateway.journal_max: `17G` is no size between \"1M\" and \"16G\"",
+    ),
+    (
+        "[service.llm]",
+        "journal_max = \"+1M\"\n[service.llm]",
+        "9: gateway.journal_max: `+1M` is no size between \"1M\" and \"16G\"",
+    ),
+    (
+        "[service.llm]",
+        "journal_max = \"é\"\n[service.llm]",
+        "9: gateway.journal_max: `é` is no size between \"1M\" and \"16G\"",
     ),
     (
         "[service.llm]",

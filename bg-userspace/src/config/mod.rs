@@ -60,6 +60,8 @@ pub struct Gateway {
     pub max_flows: u32,
     /// Socket, state and pins.
     pub paths: Paths,
+    /// Bytes that the journal may take.
+    pub journal_max: u64,
     /// Where metrics may be read, if anywhere.
     pub metrics: Option<SocketAddr>,
 }

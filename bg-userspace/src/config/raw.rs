@@ -32,6 +32,7 @@ pub(super) struct RawGateway {
     pub(super) state_dir: Option<Spanned<PathBuf>>,
     pub(super) bpffs: Option<Spanned<PathBuf>>,
     pub(super) metrics: Option<Spanned<String>>,
+    pub(super) journal_max: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

@@ -1,5 +1,6 @@
 //! HTTP/JSON on the Unix socket.
 
+mod events;
 mod release;
 
 use std::{convert::Infallible, io, sync::Arc};
@@ -81,6 +82,7 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         .route("/v1/services/{service}/canary", post(canary))
         .route("/v1/services/{service}/flows", get(flows))
         .route("/v1/history", get(history))
+        .route("/v1/events", get(events::events))
         .route("/v1/reload", post(reload))
         .route("/v1/monitor", get(monitor))
         .route("/v1/explain", get(explain))

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     api::{FlipRequest, Flipped, Kind, Refusal, RollbackRequest},
     datapath::Stored,
+    journal::{Entry, OFFLINE},
     release::Outcome,
     switch,
 };
@@ -270,6 +271,30 @@ impl Daemon {
         if from.active() != to.active() {
             metrics.flipped(order.service, to.active(), order.trigger, "done");
             self.await_first_flow(order.service, to.generation(), stored.at_ns);
+        }
+    }
+
+    /// Counts what was done while no daemon ran.
+    pub(super) fn count_while_away(&self, entries: &[Entry]) {
+        let done = |entry: &&Entry| {
+            let is_rollback = entry.action == "rollback" && entry.phase == "result";
+            is_rollback && entry.detail.ends_with(OFFLINE) && !entry.detail.starts_with("failed")
+        };
+        for Entry {
+            service, detail, ..
+        } in entries.iter().filter(done)
+        {
+            self.metrics.rolled_back(Trigger::Offline);
+            // Not so where a canary was taken back.
+            let to = detail
+                .split([' ', ','])
+                .skip_while(|word| *word != "->")
+                .nth(1);
+            if let Some(to) = to.and_then(|to| switch::colour(to).ok())
+                && self.datapath.service_id(service).is_some()
+            {
+                self.metrics.flipped(service, to, Trigger::Offline, "done");
+            }
         }
     }
 

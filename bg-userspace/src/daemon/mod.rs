@@ -4,6 +4,7 @@
 mod canary;
 mod change;
 mod drain;
+mod events;
 mod explain;
 mod flip;
 mod gates;
@@ -73,7 +74,8 @@ impl Daemon {
         let paths = &config.gateway.paths;
         let lock = datapath::lock(&paths.bpffs)?;
         let state = State::load(&paths.state_dir);
-        let journal = Journal::new(&paths.state_dir);
+        let journal = Journal::rotating(&paths.state_dir, config.gateway.journal_max);
+        let while_away = journal.while_away();
         let entry = |phase, detail| Entry::new("bgswitch", "*", "start", phase, 0, detail);
         let version = concat!("version ", env!("CARGO_PKG_VERSION"));
         journal.append(&entry("intent", version.to_owned()))?;
@@ -118,6 +120,7 @@ impl Daemon {
         });
         daemon.remember_services(daemon.datapath.noted());
         daemon.compare_words();
+        daemon.count_while_away(&while_away);
         daemon.adopt_drains();
         Ok(daemon)
     }

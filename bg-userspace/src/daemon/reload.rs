@@ -139,6 +139,7 @@ fn restart_keys(old: &Gateway, new: &Gateway) -> Option<String> {
             old.paths.state_dir != new.paths.state_dir,
         ),
         ("gateway.bpffs", old.paths.bpffs != new.paths.bpffs),
+        ("gateway.journal_max", old.journal_max != new.journal_max),
     ]
     .into_iter()
     .filter_map(|(key, differs)| differs.then_some(key))

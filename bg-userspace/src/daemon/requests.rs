@@ -85,6 +85,14 @@ pub struct ReloadQuery {
     pub dry_run: bool,
 }
 
+/// The query of `GET /v1/events`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    /// Of this service only, and what concerns all.
+    pub service: Option<String>,
+}
+
 /// The query of `GET /v1/monitor`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
