@@ -24,6 +24,7 @@ pub const SCHEMA: u32 = 1;
 
 /// `bgswitch status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -41,6 +42,7 @@ pub struct Status {
 
 /// The daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DaemonStatus {
     /// Version.
     pub version: String,
@@ -52,6 +54,7 @@ pub struct DaemonStatus {
 
 /// An interface.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InterfaceStatus {
     /// Name.
     pub name: String,
@@ -67,6 +70,7 @@ pub struct InterfaceStatus {
 
 /// A service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServiceStatus {
     /// Name.
     pub name: String,
@@ -93,6 +97,7 @@ pub struct ServiceStatus {
 
 /// One service by itself: `GET /v1/services/{service}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OneService {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -103,6 +108,7 @@ pub struct OneService {
 
 /// A colour of a service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ColourStatus {
     /// Version, as configured.
     pub version: Option<String>,
@@ -141,6 +147,7 @@ pub struct ColourStatus {
 
 /// A backend.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BackendStatus {
     /// Address, and the port that packets go to, unless that differs from
     /// listener to listener.
@@ -165,6 +172,7 @@ pub struct BackendStatus {
 
 /// What is known of a backend from probes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HealthStatus {
     /// The kind of the probes.
     pub kind: String,
@@ -176,6 +184,7 @@ pub struct HealthStatus {
 
 /// The flow tables.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FlowTableStatus {
     /// Established TCP flows, both families.
     pub entries: u64,
@@ -194,6 +203,7 @@ pub struct FlowTableStatus {
 
 /// `bgswitch flip`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct FlipRequest {
     /// `blue` or `green`; the standby if absent.
@@ -215,6 +225,7 @@ pub struct FlipRequest {
 
 /// `bgswitch rollback`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RollbackRequest {
     /// Cut if absent: the bad colour's flows are reset.
@@ -230,6 +241,7 @@ pub struct RollbackRequest {
 
 /// `bgswitch canary`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CanaryRequest {
     /// Share of new flows that shall go to the standby, 0 to 100; required.
@@ -247,6 +259,7 @@ pub struct CanaryRequest {
 
 /// What a canary did, or would do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Canaried {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -278,6 +291,7 @@ pub struct Canaried {
 
 /// What a flip or a rollback did, or would do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Flipped {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -334,6 +348,7 @@ pub struct Flipped {
 
 /// One line of `bgswitch flows`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FlowLine {
     /// Service.
     pub service: String,
@@ -364,6 +379,7 @@ pub struct FlowLine {
 
 /// Remembered flows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Flows {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -378,6 +394,7 @@ pub struct Flows {
 
 /// The journal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct History {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -387,6 +404,7 @@ pub struct History {
 
 /// `bgswitch reload`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reloaded {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -401,6 +419,7 @@ pub struct Reloaded {
 
 /// Why a command was refused or failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Failed.
@@ -452,6 +471,7 @@ impl Kind {
 
 /// What went wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Refusal {
     /// [`SCHEMA`].
     pub schema: u32,

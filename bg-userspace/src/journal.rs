@@ -20,6 +20,7 @@ pub const OFFLINE: &str = ", without the daemon";
 
 /// One line of the journal.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Entry {
     /// RFC 3339, UTC, milliseconds.
     pub time: String,

@@ -916,12 +916,14 @@ fn it_needs_no_root() {
 }
 
 fn refused(file: &TempFile, expected: &str) {
-    let expected = format!("bgswitch: {}{expected}\n", file.path());
-    // JSON is for answers: an error stays text on stderr.
-    for format in ["text", "json"] {
-        let said = said(&check(&["-o", format, file.path()]));
-        assert_eq!(said, (2, String::new(), expected.clone()));
-    }
+    let expected = format!("{}{expected}", file.path());
+    let text = said(&check(&[file.path()]));
+    assert_eq!(text, (2, String::new(), format!("bgswitch: {expected}\n")));
+    let (code, out, err) = said(&check(&["-o", "json", file.path()]));
+    assert_eq!((code, out.as_str()), (2, ""));
+    let error: Value = serde_json::from_str(&err).unwrap();
+    let trouble = serde_json::json!({"kind": "usage", "message": expected, "exit_code": 2});
+    assert_eq!(error, serde_json::json!({"schema": 1, "error": trouble}));
 }
 
 fn check(words: &[&str]) -> Output {

@@ -80,6 +80,7 @@ pub struct Paths {
 
 /// What happens to old flows after a flip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FlipMode {
     /// They live on until they end or the drain deadline passes.

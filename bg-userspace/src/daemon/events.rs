@@ -97,6 +97,7 @@ impl Events {
 
 /// That events are missing.
 #[derive(Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(super) struct Lost {
     /// [`SCHEMA`].
     schema: u32,

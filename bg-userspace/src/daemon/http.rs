@@ -1,6 +1,8 @@
 //! HTTP/JSON on the Unix socket.
 
 mod events;
+#[cfg(test)]
+mod openapi;
 mod release;
 
 use std::{convert::Infallible, io, sync::Arc};
@@ -13,7 +15,7 @@ use axum::{
     },
     http::{HeaderMap, HeaderName, StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
     serve::IncomingStream,
 };
 use bg_common::monitor::EVERY_REASON;
@@ -74,19 +76,11 @@ impl IntoResponse for Refusal {
 }
 
 pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<()> {
-    let router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/services/{service}", get(service))
-        .route("/v1/services/{service}/flip", post(flip))
-        .route("/v1/services/{service}/rollback", post(rollback))
-        .route("/v1/services/{service}/canary", post(canary))
-        .route("/v1/services/{service}/flows", get(flows))
-        .route("/v1/history", get(history))
-        .route("/v1/events", get(events::events))
-        .route("/v1/reload", post(reload))
-        .route("/v1/monitor", get(monitor))
-        .route("/v1/explain", get(explain))
-        .merge(release::routes())
+    let mut router = Router::new();
+    for (_, path, handler) in routes() {
+        router = router.route(path, handler);
+    }
+    let router = router
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
         .with_state(daemon);
@@ -95,6 +89,28 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         router.into_make_service_with_connect_info::<Peer>(),
     )
     .await
+}
+
+/// A verb, a path, and who answers.
+type Route = (&'static str, &'static str, MethodRouter<Arc<Daemon>>);
+
+/// What there is: docs/openapi.json describes each.
+fn routes() -> Vec<Route> {
+    let mut routes = vec![
+        ("GET", "/v1/status", get(status)),
+        ("GET", "/v1/services/{service}", get(service)),
+        ("POST", "/v1/services/{service}/flip", post(flip)),
+        ("POST", "/v1/services/{service}/rollback", post(rollback)),
+        ("POST", "/v1/services/{service}/canary", post(canary)),
+        ("GET", "/v1/services/{service}/flows", get(flows)),
+        ("GET", "/v1/history", get(history)),
+        ("GET", "/v1/events", get(events::events)),
+        ("POST", "/v1/reload", post(reload)),
+        ("GET", "/v1/monitor", get(monitor)),
+        ("GET", "/v1/explain", get(explain)),
+    ];
+    routes.extend(release::routes());
+    routes
 }
 
 async fn nothing_here(uri: Uri) -> Refusal {
