@@ -26,6 +26,7 @@ pub const SCHEMA: u32 = 1;
 
 /// `bgswitch status`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -43,6 +44,7 @@ pub struct Status {
 
 /// The daemon.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DaemonStatus {
     /// Version.
     pub version: String,
@@ -54,6 +56,7 @@ pub struct DaemonStatus {
 
 /// An interface.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InterfaceStatus {
     /// Name.
     pub name: String,
@@ -69,6 +72,7 @@ pub struct InterfaceStatus {
 
 /// A service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServiceStatus {
     /// Name.
     pub name: String,
@@ -95,6 +99,7 @@ pub struct ServiceStatus {
 
 /// One service by itself: `GET /v1/services/{service}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OneService {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -105,6 +110,7 @@ pub struct OneService {
 
 /// A colour of a service.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ColourStatus {
     /// Version, as configured.
     pub version: Option<String>,
@@ -146,6 +152,7 @@ pub struct ColourStatus {
 
 /// A backend.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BackendStatus {
     /// Address, and the port that packets go to, unless that differs from
     /// listener to listener.
@@ -170,6 +177,7 @@ pub struct BackendStatus {
 
 /// What is known of a backend from probes.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HealthStatus {
     /// The kind of the probes.
     pub kind: String,
@@ -181,6 +189,7 @@ pub struct HealthStatus {
 
 /// The flow tables.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FlowTableStatus {
     /// Established TCP flows, both families.
     pub entries: u64,
@@ -199,6 +208,7 @@ pub struct FlowTableStatus {
 
 /// `bgswitch flip`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct FlipRequest {
     /// `blue` or `green`; the standby if absent.
@@ -220,6 +230,7 @@ pub struct FlipRequest {
 
 /// `bgswitch rollback`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct RollbackRequest {
     /// Cut if absent: the bad colour's flows are reset.
@@ -235,6 +246,7 @@ pub struct RollbackRequest {
 
 /// `bgswitch canary`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct CanaryRequest {
     /// Share of new flows that shall go to the standby, 0 to 100; required.
@@ -252,6 +264,7 @@ pub struct CanaryRequest {
 
 /// What a canary did, or would do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Canaried {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -283,6 +296,7 @@ pub struct Canaried {
 
 /// What a flip or a rollback did, or would do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Flipped {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -339,6 +353,7 @@ pub struct Flipped {
 
 /// One line of `bgswitch flows`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FlowLine {
     /// Service.
     pub service: String,
@@ -369,6 +384,7 @@ pub struct FlowLine {
 
 /// Remembered flows.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Flows {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -383,6 +399,7 @@ pub struct Flows {
 
 /// The journal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct History {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -392,6 +409,7 @@ pub struct History {
 
 /// `bgswitch reload`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reloaded {
     /// [`SCHEMA`].
     pub schema: u32,
@@ -406,6 +424,7 @@ pub struct Reloaded {
 
 /// Why a command was refused or failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// Failed.
@@ -457,6 +476,7 @@ impl Kind {
 
 /// What went wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Refusal {
     /// [`SCHEMA`].
     pub schema: u32,

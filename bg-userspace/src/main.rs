@@ -5,8 +5,6 @@ use std::{
     process::{self, ExitCode},
 };
 
-use clap::Parser as _;
-
 fn main() -> ExitCode {
     let tell = panic::take_hook();
     // A daemon of which one thread is gone is none: systemd starts it anew, and
@@ -15,5 +13,5 @@ fn main() -> ExitCode {
         tell(panic);
         process::abort();
     }));
-    bg_userspace::cli::run(bg_userspace::cli::Arguments::parse())
+    bg_userspace::cli::run(bg_userspace::cli::arguments())
 }

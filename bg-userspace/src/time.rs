@@ -69,6 +69,12 @@ pub fn rfc3339_at_boot_ms(at_ms: u64) -> String {
     at_second(Timestamp::now().as_millisecond().saturating_add(ahead))
 }
 
+/// The same in seconds since 1970.
+pub fn unix_seconds_at_boot_ms(at_ms: u64) -> f64 {
+    let ahead = i64::try_from(at_ms).unwrap_or(i64::MAX) - since_boot_ms() as i64;
+    unix_ms().saturating_add(ahead) as f64 / 1000.0
+}
+
 /// The second that the most of `unix_ms` belongs to.
 fn at_second(unix_ms: i64) -> String {
     Timestamp::from_second(unix_ms.saturating_add(500).div_euclid(1000))

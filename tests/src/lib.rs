@@ -9,6 +9,8 @@ pub mod frame;
 pub mod world;
 
 #[cfg(feature = "lab")]
+pub mod api;
+#[cfg(feature = "lab")]
 pub mod conversation;
 #[cfg(feature = "lab")]
 pub mod exchange;
@@ -28,5 +30,7 @@ pub mod load;
 pub mod pass;
 #[cfg(feature = "lab")]
 pub mod picture;
+#[cfg(feature = "lab")]
+pub mod scrape;
 #[cfg(feature = "lab")]
 pub mod wire;

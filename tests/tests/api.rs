@@ -1,12 +1,7 @@
 //! The API: HTTP/1.1 on the Unix socket.
 
-use std::{
-    io::{Read as _, Write as _},
-    os::unix::net::UnixStream,
-};
-
-use bg_tests::lab::Lab;
-use serde_json::{Value, json};
+use bg_tests::{api::call, lab::Lab};
+use serde_json::json;
 
 fn lab() -> Lab {
     let mut lab = Lab::new().unwrap();
@@ -366,43 +361,4 @@ fn every_verb_is_there_for_scripts() {
         call(&lab, "POST", "/v1/reload", "", "").body["dry_run"],
         false
     );
-}
-
-struct Answer {
-    status: u16,
-    head: String,
-    body: Value,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (key, value) = line.split_once(": ")?;
-            key.eq_ignore_ascii_case(name).then_some(value)
-        })
-    }
-
-    fn etag(&self) -> Option<&str> {
-        self.header("etag")
-    }
-}
-
-/// One request, as `curl --unix-socket` would send it.
-fn call(lab: &Lab, method: &str, path: &str, headers: &str, body: &str) -> Answer {
-    let mut stream = UnixStream::connect(lab.directory().join("sock")).unwrap();
-    write!(
-        stream,
-        "{method} {path} HTTP/1.1\r\nHost: bgswitch\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    Answer {
-        status,
-        head: head.to_owned(),
-        body: serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {text}")),
-    }
 }

@@ -51,7 +51,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[gateway]\n",
         "[gateway]\ninterface = [\"eth0\"]\n",
-        "2: gateway.interface: unknown field `interface`, expected one of `interfaces`, `xdp`, `max_flows`, `socket`, `state_dir`, `bpffs`, `metrics`",
+        "2: gateway.interface: unknown field `interface`, expected one of `interfaces`, `xdp`, `max_flows`, `socket`, `state_dir`, `bpffs`, `metrics`, `journal_max`",
     ),
     (
         "interfaces = [\"eth0\", \"eth1\"]\n",
@@ -125,8 +125,43 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm]",
-        "metrics = \"127.0.0.1:9464\"\n[service.llm]",
-        "9: gateway.metrics: is not supported by this version yet: remove it",
+        "metrics = \"127.0.0.1\"\n[service.llm]",
+        "9: gateway.metrics: `127.0.0.1` is no address with a port, like \"127.0.0.1:9464\"",
+    ),
+    (
+        "[service.llm]",
+        "metrics = \"127.0.0.1:0\"\n[service.llm]",
+        "9: gateway.metrics: `127.0.0.1:0` is no address with a port, like \"127.0.0.1:9464\"",
+    ),
+    (
+        "[service.llm]",
+        "journal_max = \"64\"\n[service.llm]",
+        "9: gateway.journal_max: `64` is no size between \"1M\" and \"16G\"",
+    ),
+    (
+        "[service.llm]",
+        "journal_max = \"17G\"\n[service.llm]",
+        "9: gateway.journal_max: `17G` is no size between \"1M\" and \"16G\"",
+    ),
+    (
+        "[service.llm]",
+        "journal_max = \"+1M\"\n[service.llm]",
+        "9: gateway.journal_max: `+1M` is no size between \"1M\" and \"16G\"",
+    ),
+    (
+        "[service.llm]",
+        "journal_max = \"é\"\n[service.llm]",
+        "9: gateway.journal_max: `é` is no size between \"1M\" and \"16G\"",
+    ),
+    (
+        "[service.llm]",
+        "metrics = 9464\n[service.llm]",
+        "9: gateway.metrics: invalid type: integer `9464`, expected a string",
+    ),
+    (
+        "[service.llm]",
+        "metrics = \"203.0.113.20:443\"\n[service.llm]",
+        "9: gateway.metrics: `203.0.113.20:443` is a listener of service.web: nobody would reach the metrics there",
     ),
     // ---- [service.*]
     (
@@ -1046,12 +1081,14 @@ fn it_needs_no_root() {
 }
 
 fn refused(file: &TempFile, expected: &str) {
-    let expected = format!("bgswitch: {}{expected}\n", file.path());
-    // JSON is for answers: an error stays text on stderr.
-    for format in ["text", "json"] {
-        let said = said(&check(&["-o", format, file.path()]));
-        assert_eq!(said, (2, String::new(), expected.clone()));
-    }
+    let expected = format!("{}{expected}", file.path());
+    let text = said(&check(&[file.path()]));
+    assert_eq!(text, (2, String::new(), format!("bgswitch: {expected}\n")));
+    let (code, out, err) = said(&check(&["-o", "json", file.path()]));
+    assert_eq!((code, out.as_str()), (2, ""));
+    let error: Value = serde_json::from_str(&err).unwrap();
+    let trouble = serde_json::json!({"kind": "usage", "message": expected, "exit_code": 2});
+    assert_eq!(error, serde_json::json!({"schema": 1, "error": trouble}));
 }
 
 fn check(words: &[&str]) -> Output {

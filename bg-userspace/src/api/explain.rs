@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// `bgswitch explain`: what the packet path would do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Explained {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -25,6 +26,7 @@ pub struct Explained {
 
 /// What a word says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExplainedWord {
     /// The colour that new flows go to.
     pub active: String,
@@ -41,6 +43,7 @@ pub struct ExplainedWord {
 
 /// A remembered flow.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExplainedFlow {
     /// `established`, `half_open` or `udp`.
     pub table: String,
@@ -58,6 +61,7 @@ pub struct ExplainedFlow {
 
 /// What would become of a packet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExplainedPacket {
     /// `syn`, which opens a connection; `ack`, one of a connection that exists; or
     /// `datagram`.
@@ -78,6 +82,7 @@ pub struct ExplainedPacket {
 
 /// A backend's next hop.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExplainedHop {
     /// Its MAC address.
     pub mac: String,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A line of `GET /v1/monitor`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum MonitorLine {
     /// The first one: packets are told from now on.
@@ -24,6 +25,7 @@ pub enum MonitorLine {
 
 /// What a viewer will see.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MonitorBegin {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -38,6 +40,7 @@ pub struct MonitorBegin {
 /// A packet and its verdict. What is `null` the packet does not have, or it was not
 /// looked at.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PacketSeen {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -95,6 +98,7 @@ pub struct PacketSeen {
 
 /// What happened between the packets.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MonitorEvent {
     /// [`super::SCHEMA`].
     pub schema: u32,

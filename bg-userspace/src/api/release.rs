@@ -9,6 +9,7 @@ use crate::{
 
 /// `bgswitch release start`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ReleaseRequest {
     /// `blue` or `green`; the standby if absent.
@@ -24,6 +25,7 @@ pub struct ReleaseRequest {
 /// `bgswitch release approve`, `reject`, `abort`, `pause`, `resume`, and `bgswitch
 /// standby retire`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DecisionRequest {
     /// `resume` only: what is not known counts as good.
@@ -34,6 +36,7 @@ pub struct DecisionRequest {
 
 /// `bgswitch standby extend`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct ExtendRequest {
     /// How much longer, seconds.
@@ -44,6 +47,7 @@ pub struct ExtendRequest {
 
 /// Where the release of a service is.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReleaseStatus {
     /// [`super::SCHEMA`].
     pub schema: u32,
@@ -60,6 +64,7 @@ pub struct ReleaseStatus {
 
 /// A release.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReleaseReport {
     /// Like `r-42`; counts per service.
     pub id: String,
@@ -100,6 +105,7 @@ pub struct ReleaseReport {
 
 /// A gate of a release.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GateReport {
     /// Name.
     pub name: String,
@@ -117,6 +123,7 @@ pub struct GateReport {
 
 /// A line of a release's story.
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NoteReport {
     /// Counts from 1.
     pub number: u64,

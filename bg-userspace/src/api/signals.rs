@@ -7,6 +7,7 @@ use crate::signals::quantile;
 
 /// Of TCP connections, since the daemon listens to them.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SignalStatus {
     /// Connections that clients began.
     pub opened: u64,
@@ -34,6 +35,7 @@ pub struct SignalStatus {
 
 /// Times, microseconds; up to a quarter too long. `null`: none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Quantiles {
     /// Half of them are not longer.
     pub p50_us: Option<u64>,

@@ -17,6 +17,7 @@ mod status;
 mod text;
 
 use std::{
+    ffi::OsString,
     fmt::Write as _,
     io::{self, Write},
     ops::ControlFlow,
@@ -30,7 +31,7 @@ use hyper::Method;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
-    api::{Kind, Refusal, exit},
+    api::{Kind, Refusal, SCHEMA, exit},
     client,
     config::{ConfigError, DEFAULT_PATH, MAX_DURATION, Paths, is_name},
     datapath,
@@ -61,6 +62,8 @@ Examples:
   bgswitch release start llm --wait                   the same with gates, a bake, a held standby
   bgswitch monitor --service llm                      its packets, and what becomes of them
   bgswitch status -o json | jq '.services[].active'   for scripts
+
+With -o json, what went wrong is a JSON object too, the last line on stderr.
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
 4 not permitted, 5 conflict, 6 gate failed, 7 inconclusive or waiting for approval,
@@ -158,8 +161,10 @@ pub fn run(arguments: Arguments) -> ExitCode {
         // Whoever read the output has read enough.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("{error:#}"));
-            ExitCode::from(code_of(&error))
+            let message = format!("{error:#}");
+            let (kind, exit_code) = kind_of(&error);
+            tell(common.output, kind, message, exit_code);
+            ExitCode::from(exit_code)
         }
     }
 }
@@ -179,27 +184,80 @@ fn warn(line: &str) {
     say(&format!("warning: {line}"));
 }
 
-fn code_of(error: &anyhow::Error) -> u8 {
-    for cause in error.chain() {
+/// Of what kind an error is, and its exit code.
+fn kind_of(error: &anyhow::Error) -> (Kind, u8) {
+    let known = error.chain().find_map(|cause| {
         if let Some(refusal) = cause.downcast_ref::<Refusal>() {
-            return refusal.code;
+            return Some((refusal.kind, refusal.code));
         }
-        if cause.is::<ConfigError>() {
-            return exit::USAGE;
-        }
-        match cause.downcast_ref::<datapath::Error>() {
-            Some(datapath::Error::NotPermitted { .. }) => return exit::NOT_PERMITTED,
-            Some(_) => return exit::DATAPATH,
-            None => {}
-        }
-        if cause
-            .downcast_ref::<io::Error>()
-            .is_some_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
-        {
-            return exit::NOT_PERMITTED;
-        }
+        let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        let kind = match cause.downcast_ref::<datapath::Error>() {
+            _ if cause.is::<ConfigError>() => Kind::Usage,
+            Some(datapath::Error::NotPermitted { .. }) => Kind::NotPermitted,
+            Some(_) => Kind::Datapath,
+            None if cause.downcast_ref().is_some_and(is_denied) => Kind::NotPermitted,
+            None => return None,
+        };
+        Some((kind, kind.exit_code()))
+    });
+    known.unwrap_or((Kind::Failed, exit::FAILED))
+}
+
+/// Says what went wrong, in the last line on stderr.
+fn tell(output: Output, kind: Kind, message: String, exit_code: u8) {
+    if output == Output::Text {
+        return say(&message);
     }
-    exit::FAILED
+    let told = Told {
+        schema: SCHEMA,
+        error: Trouble {
+            kind,
+            message,
+            exit_code,
+        },
+    };
+    let line = serde_json::to_string(&told).unwrap_or_default();
+    // Where stderr is closed, nobody wants it.
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// The command's arguments. What is wrong with them is told in the form that they ask
+/// for, and ends the process.
+pub fn arguments() -> Arguments {
+    Arguments::try_parse().unwrap_or_else(|error| {
+        if !error.use_stderr() || !wants_json(std::env::args_os()) {
+            error.exit();
+        }
+        let message = error.to_string();
+        let message = message.strip_prefix("error: ").unwrap_or(&message);
+        let kind = Kind::Usage;
+        tell(Output::Json, kind, message.trim().to_owned(), exit::USAGE);
+        std::process::exit(exit::USAGE.into())
+    })
+}
+
+/// Whether arguments that cannot be read ask for JSON all the same.
+fn wants_json(arguments: impl Iterator<Item = OsString>) -> bool {
+    let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
+    let arguments: Vec<String> = arguments.take_while(|argument| argument != "--").collect();
+    let together = ["-ojson", "-o=json", "--output=json"];
+    let apart =
+        |pair: &[String]| matches!(pair[0].as_str(), "-o" | "--output") && pair[1] == "json";
+    arguments.iter().any(|one| together.contains(&one.as_str())) || arguments.windows(2).any(apart)
+}
+
+/// An error, as JSON.
+#[derive(Debug, Serialize)]
+struct Told {
+    schema: u32,
+    error: Trouble,
+}
+
+#[derive(Debug, Serialize)]
+struct Trouble {
+    kind: Kind,
+    message: String,
+    exit_code: u8,
 }
 
 impl Common {
@@ -297,4 +355,30 @@ fn service_path(service: &str) -> Result<String, Refusal> {
         ));
     }
     Ok(format!("/v1/services/{service}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_for_json_is_found_however_it_is_written() {
+        let asks = |line: &str| wants_json(line.split(' ').map(OsString::from));
+        for line in [
+            "bgswitch -o json flipp",
+            "bgswitch flipp -ojson",
+            "bgswitch flipp --output=json",
+            "bgswitch --output json",
+        ] {
+            assert!(asks(line), "{line}");
+        }
+        for line in [
+            "bgswitch flipp",
+            "bgswitch -o text json",
+            "bgswitch -o",
+            "bgswitch -- -o json",
+        ] {
+            assert!(!asks(line), "{line}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::{
     api::{Flipped, Kind, Refusal, RollbackRequest},
     config::{Config, DrainPlan, FlipMode, Paths},
     datapath::{PinnedWords, StoreError},
-    journal::{Entry, Journal, actor},
+    journal::{Entry, Journal, OFFLINE, actor},
     keeper::{INTENT_WAIT, Keeper, Pending, RESULT_WAIT},
     state::State,
     switch::{self, Switch},
@@ -156,7 +156,7 @@ impl Pinned {
             why: request.why.clone(),
             ..Entry::new(&actor, &self.service, "rollback", phase, generation, detail)
         };
-        let detail = format!("{}, without the daemon", switch::detail(&switch));
+        let detail = format!("{}{OFFLINE}", switch::detail(&switch));
         let keeper = Keeper::start(self.journal.clone())?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

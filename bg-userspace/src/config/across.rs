@@ -19,6 +19,27 @@ pub(super) fn check(
     fits(text, services)
 }
 
+/// Metrics, at a place in the text, are not where packets go to backends.
+pub(super) fn metrics(
+    text: &Text<'_>,
+    place: usize,
+    address: Option<SocketAddr>,
+    services: &BTreeMap<String, Placed>,
+) -> Result<(), ConfigError> {
+    for (name, placed) in services {
+        for listener in &placed.service.plan.listeners {
+            if listener.protocol == Protocol::Tcp && Some(listener.address) == address {
+                let message = format!(
+                    "`{}` is a listener of service.{name}: nobody would reach the metrics there",
+                    listener.address
+                );
+                return Err(text.error(place, "gateway.metrics", message));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Every listener, and the service it belongs to.
 fn listeners<'a>(
     text: &Text<'_>,

@@ -12,6 +12,7 @@ use std::{
     collections::BTreeMap,
     fmt, fs, io,
     io::Read as _,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -59,6 +60,10 @@ pub struct Gateway {
     pub max_flows: u32,
     /// Socket, state and pins.
     pub paths: Paths,
+    /// Bytes that the journal may take.
+    pub journal_max: u64,
+    /// Where metrics may be read, if anywhere.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where a gateway's socket, state and pins are: what a command needs to know
@@ -75,6 +80,7 @@ pub struct Paths {
 
 /// What happens to old flows after a flip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum FlipMode {
     /// They live on until they end or the drain deadline passes.
@@ -194,6 +200,8 @@ impl Config {
                 "is missing: add a [gateway] table with interfaces = [\"eth0\", \"eth1\"]";
             return Err(text.error(0, "gateway", message));
         };
+        let metrics = gateway.get_ref().metrics.as_ref();
+        let metrics = metrics.map_or(0, |metrics| metrics.span().start);
         let gateway = rules::gateway(&text, gateway)?;
         let mut services = BTreeMap::new();
         for (name, service) in raw.service {
@@ -204,6 +212,7 @@ impl Config {
             return Err(text.error(0, "service", "there is none: add a [service.NAME] table"));
         }
         across::check(&text, &services)?;
+        across::metrics(&text, metrics, gateway.metrics, &services)?;
         let services = services
             .into_iter()
             .map(|(name, placed)| (name, placed.service))

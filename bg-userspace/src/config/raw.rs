@@ -35,7 +35,8 @@ pub(super) struct RawGateway {
     pub(super) socket: Option<Spanned<PathBuf>>,
     pub(super) state_dir: Option<Spanned<PathBuf>>,
     pub(super) bpffs: Option<Spanned<PathBuf>>,
-    pub(super) metrics: Option<Spanned<toml::Value>>,
+    pub(super) metrics: Option<Spanned<String>>,
+    pub(super) journal_max: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]

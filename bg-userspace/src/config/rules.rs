@@ -21,9 +21,10 @@ use crate::{
     plan::{BackendPlan, ForwardMode, ListenerPlan, Protocol, ServicePlan},
 };
 
-const NOT_YET: &str = "is not supported by this version yet: remove it";
 const MAX_FLOWS: std::ops::RangeInclusive<i64> = 1024..=100_000_000;
 const MAX_WEIGHT: i64 = 100;
+/// Bytes of a journal.
+const JOURNAL: std::ops::RangeInclusive<u64> = 1 << 20..=16 << 30;
 /// `sun_path` has 108 bytes; the daemon binds a longer name first.
 const MAX_SOCKET_PATH: usize = 100;
 /// `IFNAMSIZ` without the final zero.
@@ -68,9 +69,6 @@ pub(super) fn gateway(text: &Text<'_>, raw: Spanned<RawGateway>) -> Result<Gatew
             return Err(wrong(format!("`{name}` is given twice")));
         }
     }
-    if let Some(metrics) = &raw.metrics {
-        return Err(text.wrong(metrics, key("metrics"), NOT_YET));
-    }
     let xdp = match &raw.xdp {
         None => AttachMode::Native,
         Some(mode) => match mode.get_ref().as_str() {
@@ -99,8 +97,61 @@ pub(super) fn gateway(text: &Text<'_>, raw: Spanned<RawGateway>) -> Result<Gatew
         xdp,
         max_flows,
         paths: paths(text, raw.socket, raw.state_dir, raw.bpffs)?,
+        metrics: metrics(text, raw.metrics.as_ref(), &key("metrics"))?,
+        journal_max: journal_max(text, raw.journal_max.as_ref(), &key("journal_max"))?,
         interfaces: interfaces.into_inner(),
     })
+}
+
+/// Bytes that the journal may take.
+fn journal_max(
+    text: &Text<'_>,
+    raw: Option<&Spanned<String>>,
+    key: &str,
+) -> Result<u64, ConfigError> {
+    let Some(raw) = raw else {
+        return Ok(64 << 20);
+    };
+    let given = raw.get_ref();
+    let (number, shift) = match given.split_at_checked(given.len().saturating_sub(1)) {
+        Some((number, "M")) => (number, 20),
+        Some((number, "G")) => (number, 30),
+        _ => ("", 0),
+    };
+    let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+    let bytes = number.parse::<u32>().ok().filter(|_| digits);
+    match bytes.map(|number| u64::from(number) << shift) {
+        Some(bytes) if JOURNAL.contains(&bytes) => Ok(bytes),
+        _ => {
+            let message = format!(
+                "`{}` is no size between \"1M\" and \"16G\"",
+                given.escape_debug()
+            );
+            Err(text.wrong(raw, key, message))
+        }
+    }
+}
+
+/// Where metrics may be read.
+fn metrics(
+    text: &Text<'_>,
+    raw: Option<&Spanned<String>>,
+    key: &str,
+) -> Result<Option<SocketAddr>, ConfigError> {
+    let Some(raw) = raw else {
+        return Ok(None);
+    };
+    let given = raw.get_ref();
+    match given.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(Some(address)),
+        _ => {
+            let message = format!(
+                "`{}` is no address with a port, like \"127.0.0.1:9464\"",
+                given.escape_debug()
+            );
+            Err(text.wrong(raw, key, message))
+        }
+    }
 }
 
 fn paths(

@@ -3,7 +3,7 @@
 use bg_common::service::CutoverWord;
 use tokio::sync::MutexGuard;
 
-use super::{Daemon, monitor::Told};
+use super::{Daemon, metrics::Trigger, monitor::Told};
 use crate::{
     api::{Kind, Refusal},
     datapath::{StoreError, Stored, now_ns},
@@ -16,6 +16,7 @@ use crate::{
 /// Who wants what, why, and until when.
 pub(super) struct Order<'a> {
     pub(super) actor: &'a str,
+    pub(super) trigger: Trigger,
     pub(super) service: &'a str,
     /// The request is void from then on (`CLOCK_MONOTONIC`, ns).
     pub(super) deadline_ns: Option<u64>,
@@ -132,6 +133,7 @@ impl Daemon {
             store_ns: Some(stored.store_ns),
         };
         self.tell(stored.at_ns, action, service, told);
+        self.count_stored(order, &change, &stored);
         self.state().saw(service, to);
         self.releases.word_changed(service, Some(order.actor));
         drop(changing);

@@ -1,5 +1,8 @@
 //! HTTP/JSON on the Unix socket.
 
+mod events;
+#[cfg(test)]
+mod openapi;
 mod release;
 
 use std::{convert::Infallible, io, sync::Arc};
@@ -12,7 +15,7 @@ use axum::{
     },
     http::{HeaderMap, HeaderName, StatusCode, Uri, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{MethodRouter, get, post},
     serve::IncomingStream,
 };
 use bg_common::monitor::EVERY_REASON;
@@ -24,6 +27,7 @@ use super::{
     Daemon,
     change::Order,
     explain as explaining,
+    metrics::Trigger,
     monitor::Filter,
     requests::{
         ExplainQuery, FlowsQuery, MonitorQuery, ReloadQuery, body, condition, deadline, query,
@@ -72,18 +76,11 @@ impl IntoResponse for Refusal {
 }
 
 pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<()> {
-    let router = Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/services/{service}", get(service))
-        .route("/v1/services/{service}/flip", post(flip))
-        .route("/v1/services/{service}/rollback", post(rollback))
-        .route("/v1/services/{service}/canary", post(canary))
-        .route("/v1/services/{service}/flows", get(flows))
-        .route("/v1/history", get(history))
-        .route("/v1/reload", post(reload))
-        .route("/v1/monitor", get(monitor))
-        .route("/v1/explain", get(explain))
-        .merge(release::routes())
+    let mut router = Router::new();
+    for (_, path, handler) in routes() {
+        router = router.route(path, handler);
+    }
+    let router = router
         .fallback(nothing_here)
         .method_not_allowed_fallback(other_method)
         .with_state(daemon);
@@ -92,6 +89,28 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         router.into_make_service_with_connect_info::<Peer>(),
     )
     .await
+}
+
+/// A verb, a path, and who answers.
+type Route = (&'static str, &'static str, MethodRouter<Arc<Daemon>>);
+
+/// What there is: docs/openapi.json describes each.
+fn routes() -> Vec<Route> {
+    let mut routes = vec![
+        ("GET", "/v1/status", get(status)),
+        ("GET", "/v1/services/{service}", get(service)),
+        ("POST", "/v1/services/{service}/flip", post(flip)),
+        ("POST", "/v1/services/{service}/rollback", post(rollback)),
+        ("POST", "/v1/services/{service}/canary", post(canary)),
+        ("GET", "/v1/services/{service}/flows", get(flows)),
+        ("GET", "/v1/history", get(history)),
+        ("GET", "/v1/events", get(events::events)),
+        ("POST", "/v1/reload", post(reload)),
+        ("GET", "/v1/monitor", get(monitor)),
+        ("GET", "/v1/explain", get(explain)),
+    ];
+    routes.extend(release::routes());
+    routes
 }
 
 async fn nothing_here(uri: Uri) -> Refusal {
@@ -151,7 +170,7 @@ async fn flip(
     let mut request: FlipRequest = body(&bytes)?;
     let condition = condition(&headers, &mut request.if_generation)?;
     let order = order(&actor, &service, &headers);
-    let flipped = daemon.flip(order, request).await;
+    let flipped = daemon.counted_flip(order, request).await;
     answer(condition, flipped, |flipped| flipped.generation)
 }
 
@@ -165,7 +184,7 @@ async fn rollback(
     let mut request: RollbackRequest = body(&bytes)?;
     let condition = condition(&headers, &mut request.if_generation)?;
     let order = order(&actor, &service, &headers);
-    let flipped = daemon.rollback(order, request).await;
+    let flipped = daemon.counted_rollback(order, request).await;
     answer(condition, flipped, |flipped| flipped.generation)
 }
 
@@ -186,6 +205,7 @@ async fn canary(
 fn order<'a>(actor: &'a str, service: &'a str, headers: &HeaderMap) -> Order<'a> {
     Order {
         actor,
+        trigger: Trigger::Manual,
         service,
         deadline_ns: deadline(headers),
     }

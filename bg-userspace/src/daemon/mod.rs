@@ -4,11 +4,13 @@
 mod canary;
 mod change;
 mod drain;
+mod events;
 mod explain;
 mod flip;
 mod gates;
 mod health;
 mod http;
+mod metrics;
 mod monitor;
 mod release;
 mod reload;
@@ -29,6 +31,7 @@ use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{
+    metrics::Metrics,
     monitor::{Hub, Told},
     socket::Socket,
 };
@@ -59,6 +62,7 @@ pub struct Daemon {
     socket: Socket,
     started: Instant,
     hub: Hub,
+    metrics: Metrics,
     releases: release::Desks,
     health: Prober,
     heard: signals::Memory,
@@ -72,7 +76,8 @@ impl Daemon {
         let paths = &config.gateway.paths;
         let lock = datapath::lock(&paths.bpffs)?;
         let state = State::load(&paths.state_dir);
-        let journal = Journal::new(&paths.state_dir);
+        let journal = Journal::rotating(&paths.state_dir, config.gateway.journal_max);
+        let while_away = journal.while_away();
         let entry = |phase, detail| Entry::new("bgswitch", "*", "start", phase, 0, detail);
         let version = concat!("version ", env!("CARGO_PKG_VERSION"));
         journal.append(&entry("intent", version.to_owned()))?;
@@ -83,6 +88,7 @@ impl Daemon {
         };
         let keeper = Keeper::start(journal.clone())?;
         let started = Socket::bind(&paths.socket).and_then(|socket| {
+            let metrics = Metrics::bind(config.gateway.metrics)?;
             let datapath = Datapath::start(
                 lock,
                 &settings,
@@ -90,14 +96,14 @@ impl Daemon {
                 &state.known(),
                 &state.announced,
             )?;
-            Ok((socket, datapath))
+            Ok((socket, metrics, datapath))
         });
         let result = match &started {
             Ok(_) => version.to_owned(),
             Err(error) => format!("failed: {error:#}"),
         };
         journal.append(&entry("result", result))?;
-        let (socket, datapath) = started?;
+        let (socket, metrics, datapath) = started?;
         let daemon = Arc::new(Self {
             datapath,
             file: file.to_owned(),
@@ -109,6 +115,7 @@ impl Daemon {
             socket,
             started: Instant::now(),
             hub: Hub::default(),
+            metrics,
             releases: release::Desks::default(),
             health: Prober::default(),
             heard: signals::Memory::default(),
@@ -116,8 +123,9 @@ impl Daemon {
         });
         daemon.remember_services(daemon.datapath.noted());
         daemon.compare_words();
+        daemon.count_while_away(&while_away);
         daemon.adopt_drains();
-        daemon.listen();
+        daemon.listen_to_servers();
         Ok(daemon)
     }
 
@@ -143,6 +151,7 @@ impl Daemon {
         tokio::spawn(Arc::clone(&self).pass_on());
         tokio::spawn(Arc::clone(&self).remember_signals());
         self.resume_releases();
+        self.serve_metrics()?;
         let server = tokio::spawn(http::serve(listener, Arc::clone(&self)));
         tell_systemd(&[NotifyState::Ready]);
         for interface in self.datapath.interfaces() {
@@ -262,6 +271,7 @@ impl Daemon {
                 word.generation()
             );
             tracing::warn!("{name}: {detail}");
+            self.count_outside(&name, seen, word);
             let told = Told {
                 generation: Some(word.generation()),
                 detail: detail.clone(),

@@ -18,7 +18,7 @@ use bg_common::{
 };
 use tokio::sync::{Notify, mpsc};
 
-use super::Daemon;
+use super::{Daemon, events::Events};
 use crate::{
     api::{Kind, MonitorBegin, MonitorEvent, MonitorLine, Refusal, SCHEMA},
     datapath::{Names, now_ns},
@@ -89,6 +89,8 @@ impl Viewer {
 pub(super) struct Hub {
     viewers: Mutex<BTreeMap<u64, Arc<Viewer>>>,
     events: Mutex<Vec<MonitorEvent>>,
+    /// The newest events, for whoever listens to nothing else.
+    pub(super) log: Events,
     came: Notify,
 }
 
@@ -206,12 +208,9 @@ impl Daemon {
         })
     }
 
-    /// Tells viewers what happened at `at_ns`. Waits for nobody.
+    /// Tells viewers and listeners what happened at `at_ns`. Waits for nobody.
     pub(super) fn tell(&self, at_ns: u64, event: &str, service: &str, told: Told<'_>) {
-        if self.hub.viewers().is_empty() {
-            return;
-        }
-        self.hub.events().push(MonitorEvent {
+        let event = MonitorEvent {
             schema: SCHEMA,
             time: Wall::now().at(at_ns),
             at_ns,
@@ -222,7 +221,11 @@ impl Daemon {
             detail: told.detail,
             actor: told.actor.map(str::to_owned),
             why: told.why.cloned(),
-        });
+        };
+        if !self.hub.viewers().is_empty() {
+            self.hub.events().push(event.clone());
+        }
+        self.hub.log.push(event);
     }
 
     /// Asks the packet path for nothing any more, whoever is still there.

@@ -4,7 +4,7 @@ use std::{fmt::Display, sync::Arc};
 
 use bg_common::service::Colour;
 
-use super::{Daemon, http::beside, monitor::Told};
+use super::{Daemon, http::beside, metrics::Rebinding, monitor::Told};
 use crate::{
     api::{Kind, Refusal},
     config::{Config, Gateway, ReleasePlan, Service},
@@ -22,7 +22,7 @@ impl Daemon {
     ) -> Result<Vec<String>, Refusal> {
         let _reloading = self.reloading.lock().await;
         let daemon = Arc::clone(self);
-        let (new, change) = beside(move || daemon.prepare()).await?;
+        let (new, change, metrics) = beside(move || daemon.prepare()).await?;
         let changes = difference(&self.config(), &new);
         if dry_run || changes.is_empty() {
             return Ok(changes);
@@ -60,8 +60,9 @@ impl Daemon {
         self.tell(datapath::now_ns(), "reload", "*", told);
         self.datapath.advertise().await;
         *self.config_mut() = new;
+        self.rebind_metrics(metrics);
         self.health.follow(&self.config());
-        self.listen();
+        self.listen_to_servers();
         self.remember_services(announced);
         self.releases.services_changed();
         let result = self.keeper.entry(entry("result", changes.join("; ")));
@@ -101,7 +102,7 @@ impl Daemon {
     }
 
     /// Reads the file and lays it out, changing nothing.
-    fn prepare(&self) -> Result<(Config, Change), Refusal> {
+    fn prepare(&self) -> Result<(Config, Change, Rebinding), Refusal> {
         let usage = |trouble: &dyn Display| refused(Kind::Usage, trouble);
         let new = Config::load(&self.file).map_err(|e| usage(&e))?;
         if let Some(keys) = restart_keys(&self.config().gateway, &new.gateway) {
@@ -112,12 +113,14 @@ impl Daemon {
             )));
         }
         datapath::interfaces_exist(&new.gateway.interfaces).map_err(|e| usage(&e))?;
+        let before = self.config().gateway.metrics;
+        let metrics = Rebinding::prepare(before, new.gateway.metrics).map_err(|e| usage(&e))?;
         let known = self.state().known();
         let mut plan = new.plan();
         plan.standings.extend(self.standings_under(&new));
         let change = self.datapath.prepare(&plan, &known);
         let change = change.map_err(|e| refused(Kind::Datapath, &e))?;
-        Ok((new, change))
+        Ok((new, change, metrics))
     }
 }
 
@@ -137,6 +140,7 @@ fn restart_keys(old: &Gateway, new: &Gateway) -> Option<String> {
             old.paths.state_dir != new.paths.state_dir,
         ),
         ("gateway.bpffs", old.paths.bpffs != new.paths.bpffs),
+        ("gateway.journal_max", old.journal_max != new.journal_max),
     ]
     .into_iter()
     .filter_map(|(key, differs)| differs.then_some(key))
@@ -153,6 +157,11 @@ fn difference(old: &Config, new: &Config) -> Vec<String> {
         .filter(gone)
         .map(|name| format!("- service {name}"))
         .collect();
+    let (before, after) = (old.gateway.metrics, new.gateway.metrics);
+    if before != after {
+        lines.extend(before.map(|address| format!("- gateway metrics {address}")));
+        lines.extend(after.map(|address| format!("+ gateway metrics {address}")));
+    }
     for (name, service) in &new.services {
         let Some(before) = old.services.get(name) else {
             lines.push(format!("+ service {name}"));

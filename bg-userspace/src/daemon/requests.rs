@@ -65,6 +65,7 @@ pub fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
 
 /// The query of `GET .../flows`.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct FlowsQuery {
     /// Of this colour only.
@@ -78,6 +79,7 @@ pub struct FlowsQuery {
 
 /// The query of `POST /v1/reload`.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ReloadQuery {
     /// Say what would change, change nothing.
@@ -85,8 +87,18 @@ pub struct ReloadQuery {
     pub dry_run: bool,
 }
 
+/// The query of `GET /v1/events`.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct EventsQuery {
+    /// Of this service only, and what concerns all.
+    pub service: Option<String>,
+}
+
 /// The query of `GET /v1/monitor`.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MonitorQuery {
     /// Names of reasons, with commas between them.
@@ -114,6 +126,7 @@ pub fn reasons(names: &str) -> Result<u64, Refusal> {
 
 /// The query of `GET /v1/explain`.
 #[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExplainQuery {
     /// `tcp` or `udp`.

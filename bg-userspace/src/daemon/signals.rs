@@ -23,7 +23,7 @@ pub(super) struct Memory(Mutex<BTreeMap<String, VecDeque<[Signals; 2]>>>);
 
 impl Daemon {
     /// Listens to the services whose bakes go by signals.
-    pub(super) fn listen(&self) {
+    pub(super) fn listen_to_servers(&self) {
         let config = self.config();
         let services = config.services.iter();
         let listened = services.filter(|(_, service)| service.release.bake.signals.is_some());

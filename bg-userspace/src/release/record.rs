@@ -270,6 +270,21 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Steady,
+        Self::Validating,
+        Self::Ready,
+        Self::Switching,
+        Self::Baking,
+        Self::Standby,
+        Self::Paused,
+        Self::Failed,
+        Self::Aborted,
+        Self::RolledBack,
+        Self::Superseded,
+    ];
+
     /// As the contract writes it.
     pub const fn as_str(self) -> &'static str {
         match self {

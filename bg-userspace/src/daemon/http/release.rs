@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Json,
     body::Bytes,
     extract::{ConnectInfo, Path, State},
     http::{HeaderMap, Uri},
     routing::{get, post},
 };
 
-use super::{Peer, nothing_here, order};
+use super::{Peer, Route, nothing_here, order};
 use crate::{
     api::{Refusal, ReleaseStatus},
     daemon::{Daemon, release::Decision, requests::body},
@@ -18,13 +18,26 @@ use crate::{
 
 type Answer = Result<Json<ReleaseStatus>, Refusal>;
 
-pub(super) fn routes() -> Router<Arc<Daemon>> {
-    Router::new()
-        .route("/v1/services/{service}/release", get(status))
-        .route("/v1/services/{service}/release/start", post(start))
-        .route("/v1/services/{service}/release/{decision}", post(decide))
-        .route("/v1/services/{service}/standby/extend", post(extend))
-        .route("/v1/services/{service}/standby/retire", post(retire))
+pub(super) fn routes() -> [Route; 5] {
+    [
+        ("GET", "/v1/services/{service}/release", get(status)),
+        ("POST", "/v1/services/{service}/release/start", post(start)),
+        (
+            "POST",
+            "/v1/services/{service}/release/{decision}",
+            post(decide),
+        ),
+        (
+            "POST",
+            "/v1/services/{service}/standby/extend",
+            post(extend),
+        ),
+        (
+            "POST",
+            "/v1/services/{service}/standby/retire",
+            post(retire),
+        ),
+    ]
 }
 
 async fn status(State(daemon): State<Arc<Daemon>>, Path(service): Path<String>) -> Answer {

@@ -17,6 +17,7 @@ use crate::{
         Daemon,
         change::Order,
         gates::{self, Progress, Target},
+        metrics::Trigger,
         monitor::Told,
     },
     datapath::now_ns,
@@ -294,8 +295,10 @@ impl Attendant {
         };
         self.progress.say(String::new());
         let progress = self.progress.clone();
+        let (daemon, service) = (Arc::clone(&self.daemon), self.service.clone());
         let gate = tokio::spawn(async move {
             let outcome = gates::run(&gate, &target, &progress).await;
+            daemon.metrics.gate(&service, &gate.name, &outcome);
             // At the daemon's end, nobody waits for it.
             let _ = mailbox.send(Post::Event(Event::GateEnded { run, outcome }));
         });
@@ -343,6 +346,7 @@ impl Attendant {
         let version = release.version.as_deref().unwrap_or("no version named");
         let order = Order {
             actor: release.approved_by.as_ref().unwrap_or(&release.requester),
+            trigger: Trigger::Release,
             service: &self.service,
             deadline_ns: Some(now_ns().saturating_add(FLIP_WITHIN_NS)),
         };
@@ -353,7 +357,7 @@ impl Attendant {
             why: Some(format!("release {} ({version})", release.id())),
             ..FlipRequest::default()
         };
-        let flipped = Arc::clone(&self.daemon).flip(order, request).await?;
+        let flipped = self.daemon.counted_flip(order, request).await?;
         self.warn(&flipped.warnings);
         Ok(())
     }
@@ -362,6 +366,7 @@ impl Attendant {
     async fn roll_back(&self, leave: Colour, from_generation: u16, why: String) {
         let order = Order {
             actor: "bgswitch",
+            trigger: Trigger::Automatic,
             service: &self.service,
             deadline_ns: None,
         };
@@ -371,7 +376,7 @@ impl Attendant {
             why: Some(why),
             mode: None,
         };
-        match Arc::clone(&self.daemon).rollback(order, request).await {
+        match self.daemon.counted_rollback(order, request).await {
             Ok(flipped) => self.warn(&flipped.warnings),
             Err(refusal) => tracing::error!("{}: not rolled back: {refusal}", self.service),
         }
