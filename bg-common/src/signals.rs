@@ -16,23 +16,32 @@ pub const EXCHANGES: usize = 65_536;
 /// Spans of time that are told apart: see [`span`].
 pub const SPANS: usize = 128;
 
+/// A SYN that comes again sooner is a copy, in units of 1 024 ns: clients wait a second (RFC
+/// 6298, section 2.1).
+pub const PATIENCE: u32 = 850_000;
+/// An answer that is waited for keeps its place from other connections for so long, in the
+/// same units: those that take long must not be the ones that are not heard.
+pub const KEPT: u32 = 30_000_000;
+
 /// How many times something took so long; index: [`span`].
 pub type Times = [u64; SPANS];
 
-/// What was heard of one colour of a service. 2 136 bytes.
+/// What was heard of one colour of a service. 2 160 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signals {
     /// Connections that clients began.
     pub opened: u64,
-    /// SYNs that clients sent again: nobody had answered for a second or so.
+    /// Those whose SYN the client sent again: nobody had answered for [`PATIENCE`].
     pub opened_again: u64,
     /// Connections that servers took.
     pub accepted: u64,
     /// Connections that servers refused with a RST.
     pub refused: u64,
-    /// RSTs of servers in connections that they had taken.
+    /// Connections, of those that servers were heard in, which they reset.
     pub reset: u64,
+    /// Requests: what clients sent after servers had answered.
+    pub asked: u64,
     /// Requests whose first segment clients sent again.
     pub asked_again: u64,
     /// Segments with data that servers sent again.
@@ -54,6 +63,7 @@ impl Signals {
         accepted: 0,
         refused: 0,
         reset: 0,
+        asked: 0,
         asked_again: 0,
         repeated: 0,
         status: [0; 6],
@@ -86,6 +96,7 @@ impl Signals {
             accepted,
             refused,
             reset,
+            asked,
             asked_again,
             repeated,
             status,
@@ -98,6 +109,7 @@ impl Signals {
             (accepted, other.accepted),
             (refused, other.refused),
             (reset, other.reset),
+            (asked, other.asked),
             (asked_again, other.asked_again),
             (repeated, other.repeated),
         ] {
@@ -125,7 +137,8 @@ pub struct Exchange {
     pub since: u32,
     /// Sequence number of the client's segment that began it.
     pub asked: u32,
-    /// The server's next byte, as far as it was heard.
+    /// The server's next byte, as far as it was heard; 0 if nothing was. While a SYN-ACK is
+    /// waited for: not 0 if the SYN came again.
     pub next: u32,
 }
 

@@ -3,7 +3,7 @@
 use bg_common::{
     key::TCP,
     reason::Reason,
-    signals::{EXCHANGES, Exchange, SPANS, Signals, Times, span, state},
+    signals::{EXCHANGES, Exchange, KEPT, PATIENCE, SPANS, Signals, Times, span, state},
 };
 
 use crate::{
@@ -117,14 +117,22 @@ pub fn hear(
     };
     match kind {
         kind::OPEN => {
+            let now = clock.now();
+            let age = now.wrapping_sub(exchange.since);
             if waits == state::OPENING && exchange.asked == sequence {
-                counts.opened_again += 1;
+                if age >= PATIENCE && exchange.next == 0 {
+                    exchange.next = 1;
+                    counts.opened_again += 1;
+                }
                 return;
             }
             counts.opened += 1;
+            if !known && exchange.tag & state::MASK == state::ASKED && age < KEPT {
+                return;
+            }
             *exchange = Exchange {
                 tag: tag | state::OPENING,
-                since: clock.now(),
+                since: now,
                 asked: sequence,
                 next: 0,
             };
@@ -134,8 +142,19 @@ pub fn hear(
                 counts.asked_again += u64::from(exchange.asked == sequence);
                 return;
             }
-            exchange.next = if known { exchange.next } else { 0 };
-            exchange.since = clock.now();
+            let now = clock.now();
+            let age = now.wrapping_sub(exchange.since);
+            counts.asked += 1;
+            if !known && exchange.tag & state::MASK == state::ASKED && age < KEPT {
+                return;
+            }
+            // A SYN-ACK that went another way leaves nothing known of the server.
+            exchange.next = if known && waits == state::IDLE {
+                exchange.next
+            } else {
+                0
+            };
+            exchange.since = now;
             exchange.asked = sequence;
             exchange.tag = tag | state::ASKED;
         }
@@ -148,13 +167,16 @@ pub fn hear(
             }
         }
         kind::RESET => {
+            // Each segment that comes too late is answered with another one, and one of a
+            // connection that the server never knew says nothing of it.
             if waits == state::OPENING {
                 counts.refused += 1;
-            } else {
+            } else if known && exchange.next != 0 {
                 counts.reset += 1;
             }
             if known {
                 exchange.tag = tag;
+                exchange.next = 0;
             }
         }
         answer => {
@@ -264,7 +286,11 @@ mod tests {
     fn what_is_sent_again_is_counted_and_not_timed() {
         let mut place = Place::new();
         place.hear(HASH, kind::OPEN, 7, 0);
+        place.hear(HASH, kind::OPEN, 7, 0); // a copy
+        place.now = place.now.wrapping_add(PATIENCE);
         place.hear(HASH, kind::OPEN, 7, 0);
+        place.now = place.now.wrapping_add(PATIENCE);
+        place.hear(HASH, kind::OPEN, 7, 0); // the same connection
         place.hear(HASH, kind::ACCEPT, 90, 0);
         place.hear(HASH, kind::ASK, 8, 500);
         place.hear(HASH, kind::ASK, 8, 500);
@@ -274,7 +300,38 @@ mod tests {
         assert_eq!((counts.opened, counts.opened_again), (1, 1));
         assert_eq!((counts.asked_again, counts.repeated), (1, 1));
         assert_eq!(counts.status[2], 1);
-        assert_eq!(counts.handshake[span(200)], 1);
+        assert_eq!(counts.handshake[span(2 * PATIENCE + 400)], 1);
+    }
+
+    #[test]
+    fn a_connection_is_reset_once_and_only_if_its_server_was_heard() {
+        let mut place = Place::new();
+        place.hear(HASH, kind::OPEN, 7, 0);
+        place.hear(HASH, kind::ACCEPT, 90, 0);
+        for _ in 0..5 {
+            place.hear(HASH, kind::RESET, 91, 0); // to each segment of an upload
+        }
+        assert_eq!(place.counts.reset, 1);
+        place.hear(OTHER, kind::RESET, 91, 0); // to a segment of an unknown flow
+        place.hear(OTHER, kind::ASK, 8, 500);
+        place.hear(OTHER, kind::RESET, 91, 0);
+        assert_eq!((place.counts.reset, place.counts.refused), (1, 0));
+    }
+
+    #[test]
+    fn an_answer_that_is_waited_for_keeps_its_place() {
+        let mut place = Place::new();
+        place.hear(HASH, kind::ASK, 8, 500);
+        place.hear(OTHER, kind::OPEN, 1, 0);
+        place.hear(OTHER, kind::ASK, 2, 10);
+        place.hear(HASH, kind::ANSWER + 2, 91, 100);
+        assert_eq!((place.counts.asked, place.counts.status[2]), (2, 1));
+        assert_eq!(place.counts.opened, 1);
+        place.hear(HASH, kind::ASK, 508, 500);
+        place.now = place.now.wrapping_add(KEPT);
+        place.hear(OTHER, kind::ASK, 12, 10);
+        place.hear(HASH, kind::ANSWER + 2, 191, 100);
+        assert_eq!((place.counts.asked, place.counts.status[2]), (4, 1));
     }
 
     #[test]
@@ -293,13 +350,13 @@ mod tests {
     #[test]
     fn another_connection_at_the_same_place_is_never_taken_for_this_one() {
         let mut place = Place::new();
-        place.hear(HASH, kind::ASK, 8, 500);
+        place.hear(HASH, kind::OPEN, 8, 0);
         place.hear(OTHER, kind::ANSWER + 5, 91, 100);
         place.hear(OTHER, kind::ACCEPT, 91, 0);
-        assert_eq!(place.counts, Signals::NONE);
-        place.hear(OTHER, kind::OPEN, 1, 0);
-        place.hear(HASH, kind::ANSWER + 5, 91, 100);
-        assert_eq!((place.counts.status[5], place.counts.opened), (0, 1));
+        assert_eq!((place.counts.accepted, place.counts.status[5]), (0, 0));
+        place.hear(OTHER, kind::ASK, 1, 10);
+        place.hear(HASH, kind::ACCEPT, 91, 0);
+        assert_eq!((place.counts.accepted, place.counts.opened), (0, 1));
     }
 
     #[test]

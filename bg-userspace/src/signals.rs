@@ -8,14 +8,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::SignalPlan;
 
-/// So many looks are looked back on, one a second.
-const WINDOW: usize = 10;
-/// A colour fails, or is slow, when so many looks in a row say so.
-const FALL: u32 = 2;
+/// Looks that are looked back on, one a second: the fewest of these in which enough was
+/// heard.
+const WINDOWS: [usize; 3] = [6, 20, 60];
 /// Fewer bad cases than this in a window say nothing.
 const FEW_BAD: u64 = 5;
 /// Fewer answers, or connections, than this in a window say nothing.
 const FEW: u64 = 20;
+/// Where there is nothing to compare with, and where a client's way may be at fault as
+/// well: such a part.
+const MOST: f64 = 0.5;
 /// A difference in time below this is none, whatever the factor.
 const NOTICED: Duration = Duration::from_millis(20);
 
@@ -24,10 +26,14 @@ const NOTICED: Duration = Duration::from_millis(20);
 pub struct Baseline {
     /// Connections that were begun.
     pub connections: u64,
-    /// Those that nobody took.
-    pub untaken: u64,
-    /// Resets by servers.
+    /// Those that were refused.
+    pub refused: u64,
+    /// Those that were not answered for a second.
+    pub opened_again: u64,
+    /// Those that servers reset.
     pub reset: u64,
+    /// Requests.
+    pub asked: u64,
     /// Answers.
     pub answers: u64,
     /// Those with a status of 5xx.
@@ -41,8 +47,10 @@ impl Baseline {
     pub fn of(heard: &Signals) -> Self {
         Self {
             connections: heard.opened,
-            untaken: heard.refused + heard.opened_again,
+            refused: heard.refused,
+            opened_again: heard.opened_again,
             reset: heard.reset,
+            asked: heard.asked,
             answers: heard.answers(),
             failed: heard.status[5],
             p90_us: quantile(&heard.answer, 0.9).map(|p90| p90.as_micros() as u64),
@@ -90,12 +98,20 @@ pub enum Hearing {
 pub struct Listener {
     plan: SignalPlan,
     baseline: Baseline,
+    /// The last looks, oldest first; the first of all when it began.
+    looks: VecDeque<Signals>,
     /// What had been heard when it began.
     begin: Signals,
-    /// The last looks, oldest first.
-    looks: VecDeque<Signals>,
-    failing: u32,
-    slow: u32,
+}
+
+/// Something that may go wrong, and how often it did.
+struct Rule {
+    what: &'static str,
+    /// Bad cases, and all of them.
+    count: fn(&Signals) -> (u64, u64),
+    usual: (u64, u64),
+    /// How much more of it is allowed.
+    more: f64,
 }
 
 impl Listener {
@@ -104,79 +120,131 @@ impl Listener {
         Self {
             plan,
             baseline,
-            begin,
             looks: VecDeque::from([begin]),
-            failing: 0,
-            slow: 0,
+            begin,
         }
     }
 
     /// A look: all that has been heard of the colour so far.
     pub fn look(&mut self, now: &Signals) -> Hearing {
-        let before = *self.looks.front().unwrap_or(&self.begin);
-        let heard = now.since(&before);
         self.looks.push_back(*now);
-        while self.looks.len() > WINDOW {
+        let [.., longest] = WINDOWS;
+        while self.looks.len() > longest + 1 {
             self.looks.pop_front();
         }
-        let (failing, slow) = (self.fails(&heard), self.is_slow(&heard));
-        let in_a_row = |so_far: u32, is: bool| if is { so_far + 1 } else { 0 };
-        self.failing = in_a_row(self.failing, failing.is_some());
-        self.slow = in_a_row(self.slow, slow.is_some());
-        match (failing, slow) {
-            (Some(why), _) if self.failing >= FALL => Hearing::Failing(why),
-            (_, Some(why)) if self.slow >= FALL => Hearing::Slow(why),
-            _ => {
-                let all = now.since(&self.begin);
-                if all.answers().max(all.accepted) < FEW {
-                    Hearing::Silent
-                } else {
-                    Hearing::Well
-                }
-            }
+        let of = &self.baseline;
+        let (connections, answers) = (of.connections, of.answers);
+        let errors = self.plan.errors();
+        let fails = [
+            Rule {
+                what: "answers have a status of 5xx",
+                count: |heard| (heard.status[5], heard.answers()),
+                usual: (of.failed, answers),
+                more: errors,
+            },
+            Rule {
+                what: "connections were refused",
+                count: |heard| (heard.refused, heard.opened),
+                usual: (of.refused, connections),
+                more: errors,
+            },
+            Rule {
+                what: "connections or requests ended with a reset by a server",
+                count: |heard| (heard.reset, heard.opened.max(heard.asked)),
+                usual: (of.reset, connections.max(of.asked)),
+                more: errors,
+            },
+            Rule {
+                what: "connections were not answered for a second",
+                count: |heard| (heard.opened_again, heard.opened),
+                usual: (of.opened_again, connections),
+                more: MOST,
+            },
+        ];
+        if let Some(why) = fails.iter().find_map(|rule| self.breaks(rule)) {
+            return Hearing::Failing(why);
+        }
+        // What also a cold start may be like.
+        let slow = [
+            Rule {
+                what: "connections were not answered for a second",
+                count: |heard| (heard.opened_again, heard.opened),
+                usual: (of.opened_again, connections),
+                more: errors,
+            },
+            Rule {
+                what: "requests were not answered",
+                count: |heard| (heard.asked.saturating_sub(heard.answers()), heard.asked),
+                usual: (of.asked.saturating_sub(answers), of.asked),
+                more: MOST,
+            },
+        ];
+        let slow = slow.iter().find_map(|rule| self.breaks(rule));
+        if let Some(why) = slow.or_else(|| self.is_slow()) {
+            return Hearing::Slow(why);
+        }
+        let all = now.since(&self.begin);
+        let recent = self.since(WINDOWS[1]);
+        let waits = recent.asked >= FEW && recent.answers() * 2 < recent.asked;
+        if all.answers() < FEW || waits {
+            Hearing::Silent
+        } else {
+            Hearing::Well
         }
     }
 
-    fn fails(&self, heard: &Signals) -> Option<String> {
-        let (opened, answers, of) = (heard.opened, heard.answers(), &self.baseline);
-        [
-            (
-                heard.status[5],
-                answers,
-                share(of.failed, of.answers),
-                "answers have a status of 5xx",
-            ),
-            (
-                heard.refused + heard.opened_again,
-                opened,
-                share(of.untaken, of.connections),
-                "connections were refused, or not answered",
-            ),
-            (
-                heard.reset,
-                opened,
-                share(of.reset, of.connections),
-                "connections were reset by servers",
-            ),
-        ]
-        .into_iter()
-        .find_map(|(bad, all, usual, what)| {
-            let is = share(bad, all);
-            let allowed = usual + self.plan.errors();
-            (bad >= FEW_BAD && is > allowed).then(|| {
+    /// What was heard in the last so many looks, or since the begin.
+    fn since(&self, looks: usize) -> Signals {
+        let last = self.looks.len() - 1;
+        self.looks[last].since(&self.looks[last.saturating_sub(looks)])
+    }
+
+    /// Why a rule is broken: in the shortest window in which enough was heard, and in both
+    /// halves of it, so that one bad moment is none.
+    fn breaks(&self, rule: &Rule) -> Option<String> {
+        let last = self.looks.len() - 1;
+        let enough = |looks: &usize| (rule.count)(&self.since(*looks)).1 >= FEW;
+        let looks = WINDOWS.into_iter().find(enough)?.min(last);
+        let (bad, all) = (rule.count)(&self.since(looks));
+        let later = self.since(looks / 2);
+        let earlier = self.looks[last - looks / 2].since(&self.looks[last - looks]);
+        let has_baseline = rule.usual.1 >= FEW;
+        let usual = share(rule.usual.0, rule.usual.1);
+        let allowed = if has_baseline {
+            usual + rule.more
+        } else {
+            MOST.max(rule.more)
+        };
+        let too_many = |heard: &Signals| {
+            let (bad, all) = (rule.count)(heard);
+            bad > 0 && share(bad, all) > allowed
+        };
+        let broken = looks >= 2 && bad >= FEW_BAD && too_many(&later) && too_many(&earlier);
+        broken.then(|| {
+            let compared = if has_baseline {
                 format!(
-                    "{bad} of {all} {what} ({}; before it was {}, {} more are allowed)",
-                    percent(is),
+                    "before it was {}, {} more are allowed",
                     percent(usual),
-                    percent(self.plan.errors())
+                    percent(rule.more)
                 )
-            })
+            } else {
+                format!("nothing to compare with, {} are allowed", percent(allowed))
+            };
+            let what = rule.what;
+            format!(
+                "{bad} of {all} {what} in {looks} s ({}; {compared})",
+                percent(share(bad, all))
+            )
         })
     }
 
-    fn is_slow(&self, heard: &Signals) -> Option<String> {
+    fn is_slow(&self) -> Option<String> {
         let usual = Duration::from_micros(self.baseline.p90_us?);
-        if self.baseline.answers < FEW || heard.answers() < FEW {
+        let looks = WINDOWS
+            .into_iter()
+            .find(|looks| self.since(*looks).answers() >= FEW)?;
+        let heard = self.since(looks);
+        if self.baseline.answers < FEW {
             return None;
         }
         let is = quantile(&heard.answer, 0.9)?;
@@ -219,6 +287,7 @@ mod tests {
         heard.status[2] = count - failed;
         heard.status[5] = failed;
         heard.answer[span(ms * MS)] = count;
+        heard.asked = count;
         heard.opened = count;
         heard.accepted = count;
         heard
@@ -246,18 +315,22 @@ mod tests {
     #[test]
     fn who_answers_as_before_is_well_and_who_is_not_heard_is_silent() {
         let usual = answers(10_000, 10, 5);
-        assert_eq!(
-            look(&mut after(&usual), 30, &answers(100, 0, 5)),
-            Hearing::Well
-        );
-        assert_eq!(
-            look(&mut after(&usual), 30, &Signals::NONE),
-            Hearing::Silent
-        );
-        assert_eq!(
-            look(&mut after(&usual), 3, &answers(6, 0, 5)),
-            Hearing::Silent
-        );
+        let heard = |times, each: &Signals| look(&mut after(&usual), times, each);
+        assert_eq!(heard(30, &answers(100, 0, 5)), Hearing::Well);
+        assert_eq!(heard(30, &Signals::NONE), Hearing::Silent);
+        assert_eq!(heard(3, &answers(6, 0, 5)), Hearing::Silent);
+    }
+
+    #[test]
+    fn who_takes_requests_and_answers_none_is_not_well() {
+        let mut listener = after(&answers(10_000, 10, 5));
+        assert_eq!(look(&mut listener, 5, &answers(100, 0, 5)), Hearing::Well);
+        let mut wedged = Signals::NONE;
+        (wedged.opened, wedged.accepted, wedged.asked) = (100, 100, 100);
+        assert!(matches!(look(&mut listener, 10, &wedged), Hearing::Slow(_)));
+        // Nor is one of which nothing else was heard, and with nothing to compare with.
+        let mut listener = after(&Signals::NONE);
+        assert!(matches!(look(&mut listener, 10, &wedged), Hearing::Slow(_)));
     }
 
     #[test]
@@ -268,10 +341,25 @@ mod tests {
         let Hearing::Failing(why) = look(&mut listener, 1, &bad) else {
             panic!("it is not failing");
         };
-        assert!(
-            why.starts_with("100 of 1000 answers have a status of 5xx (10.0 %"),
-            "{why}"
-        );
+        let begin = "100 of 1000 answers have a status of 5xx in 2 s (10.0 %; before it was 0.1 %";
+        assert!(why.starts_with(begin), "{why}");
+    }
+
+    #[test]
+    fn what_begins_later_is_failing_within_five_looks() {
+        let mut listener = after(&answers(10_000, 10, 5));
+        assert_eq!(look(&mut listener, 100, &answers(500, 0, 5)), Hearing::Well);
+        assert!(is_failing(&look(&mut listener, 4, &answers(500, 50, 5))));
+    }
+
+    #[test]
+    fn one_bad_moment_is_none() {
+        let mut listener = after(&answers(10_000, 10, 5));
+        look(&mut listener, 100, &answers(500, 0, 5));
+        look(&mut listener, 1, &answers(500, 400, 5));
+        for _ in 0..100 {
+            assert_eq!(look(&mut listener, 1, &answers(500, 0, 5)), Hearing::Well);
+        }
     }
 
     #[test]
@@ -282,27 +370,35 @@ mod tests {
     }
 
     #[test]
-    fn a_few_failures_say_nothing_and_old_ones_are_forgotten() {
+    fn without_anything_to_compare_with_it_takes_more_than_half() {
+        let heard = look(&mut after(&Signals::NONE), 10, &answers(500, 200, 5));
+        assert_eq!(heard, Hearing::Well);
+        let heard = look(&mut after(&Signals::NONE), 10, &answers(500, 300, 5));
+        assert!(is_failing(&heard));
+    }
+
+    #[test]
+    fn few_cases_say_nothing_and_a_slow_trickle_says_it_later() {
         let usual = answers(10_000, 0, 5);
-        assert_eq!(
-            look(&mut after(&usual), 2, &answers(20, 1, 5)),
-            Hearing::Well
-        );
         let mut listener = after(&usual);
-        assert!(is_failing(&look(&mut listener, 2, &answers(100, 50, 5))));
-        assert_eq!(look(&mut listener, 12, &answers(100, 0, 5)), Hearing::Well);
+        assert_eq!(look(&mut listener, 4, &answers(2, 2, 5)), Hearing::Silent);
+        assert!(is_failing(&look(&mut listener, 20, &answers(2, 2, 5))));
     }
 
     #[test]
     fn connections_that_nobody_takes_fail_it() {
         let usual = answers(10_000, 0, 5);
-        let mut dead = Signals::NONE;
-        (dead.opened, dead.refused) = (100, 100);
-        assert!(is_failing(&look(&mut after(&usual), 2, &dead)));
-        (dead.refused, dead.opened_again) = (0, 100);
-        assert!(is_failing(&look(&mut after(&usual), 2, &dead)));
-        (dead.opened_again, dead.accepted, dead.reset) = (0, 100, 50);
-        assert!(is_failing(&look(&mut after(&usual), 2, &dead)));
+        let heard = |opened, refused, again, reset| {
+            let mut dead = Signals::NONE;
+            (dead.opened, dead.refused) = (opened, refused);
+            (dead.opened_again, dead.reset) = (again, reset);
+            look(&mut after(&usual), 3, &dead)
+        };
+        assert!(is_failing(&heard(100, 100, 0, 0)));
+        assert!(is_failing(&heard(100, 0, 100, 0)));
+        assert!(is_failing(&heard(100, 0, 0, 50)));
+        // Some clients' way is bad, or a herd comes back: no failure, but to be watched.
+        assert!(matches!(heard(100, 0, 10, 0), Hearing::Slow(_)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -225,12 +226,14 @@ impl Service {
 }
 
 /// Writes a JSON file whole or not at all: to a new file, synced, then renamed over
-/// the old one.
+/// the old one. Only its owner may read it: gates' headers may hold secrets.
 pub fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
     fs::create_dir_all(directory)?;
     let temporary = file.with_extension(format!("json.{}", std::process::id()));
-    let mut new = fs::File::create(&temporary)?;
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut new = options.open(&temporary)?;
     new.write_all(bytes)?;
     new.sync_all()?;
     fs::rename(&temporary, file)?;

@@ -11,14 +11,16 @@ use crate::signals::quantile;
 pub struct SignalStatus {
     /// Connections that clients began.
     pub opened: u64,
-    /// SYNs that clients sent again.
+    /// Those whose SYN the client sent again.
     pub opened_again: u64,
     /// Connections that servers took.
     pub accepted: u64,
     /// Connections that servers refused.
     pub refused: u64,
-    /// Resets by servers, of connections that they had taken.
+    /// Connections that servers had taken, and reset.
     pub reset: u64,
+    /// Requests: what clients sent after servers had answered.
+    pub asked: u64,
     /// Requests that clients began to send again.
     pub asked_again: u64,
     /// Segments with data that servers sent again.
@@ -65,6 +67,7 @@ impl From<&Signals> for SignalStatus {
             accepted: heard.accepted,
             refused: heard.refused,
             reset: heard.reset,
+            asked: heard.asked,
             asked_again: heard.asked_again,
             repeated: heard.repeated,
             answers: heard.answers(),

@@ -156,7 +156,7 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         text,
         "[service.{name}.approval]\nrequired = {}\n{}expires = {}\non_expiry = \"{}\"\n\
          [service.{name}.bake]\nduration = {}\nsettle = {}\non_fail = \"{}\"\non_inconclusive = \"{}\"\n\
-         cooldown = {}\n[service.{name}.standby]\nhold = {}\nafter_timeout = {}\n",
+         cooldown = {}\n{}[service.{name}.standby]\nhold = {}\nafter_timeout = {}\n",
         approval.required,
         // Refused where nobody is asked.
         if approval.not_requester {
@@ -171,6 +171,14 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         bake.on_fail.as_str(),
         bake.on_inconclusive.as_str(),
         seconds(bake.cooldown),
+        match bake.signals {
+            None => "signals = false\n".to_owned(),
+            Some(signals) => format!(
+                "errors = {:?}\nslower = {:?}\n",
+                signals.errors(),
+                signals.slower()
+            ),
+        },
         seconds(plan.standby.hold),
         seconds(plan.standby.after_timeout),
     );
@@ -316,6 +324,8 @@ settle = "0s"
 on_fail = "pause"
 on_inconclusive = "rollback"
 cooldown = "1m"
+errors = 0.02
+slower = 3.0
 [service.a.standby]
 hold = "1h"
 after = ["/bin/true"]

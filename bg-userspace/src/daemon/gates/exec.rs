@@ -42,12 +42,16 @@ pub(super) struct Ended {
     pub(super) status: ExitStatus,
     /// The last of what it wrote to stdout and to stderr.
     output: [Vec<u8>; 2],
+    /// That is not all of it, as far as is known.
+    is_part: bool,
 }
 
 impl Ended {
-    /// What it wrote to stdout.
-    pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.output[0]).into_owned()
+    /// All that it wrote to stdout; `None` if that is not known, or nothing.
+    pub(super) fn text(&self) -> Option<String> {
+        let [text, _] = &self.output;
+        let is_whole = !self.is_part && !text.is_empty();
+        is_whole.then(|| String::from_utf8_lossy(text).into_owned())
     }
 }
 
@@ -79,13 +83,16 @@ pub(super) async fn finish(
     });
     let Ok(status) = timeout(limit, group.0.wait()).await else {
         drop(group);
-        let said = said(&written(output).await);
+        let said = said(&written(output).await.unwrap_or_default());
         let limit = humantime::format_duration(limit);
         return Err(format!("had no result after {limit}, and was killed{said}"));
     };
+    let output = written(output).await;
+    let is_full = |output: &[Vec<u8>; 2]| output[0].len() >= most;
     Ok(Ended {
         status: status.map_err(cannot)?,
-        output: written(output).await,
+        is_part: output.as_ref().is_none_or(is_full),
+        output: output.unwrap_or_default(),
     })
 }
 
@@ -101,14 +108,12 @@ fn judge(status: ExitStatus) -> (Verdict, String) {
     }
 }
 
-/// What was written, by a command that has ended.
-async fn written(output: JoinHandle<[Vec<u8>; 2]>) -> [Vec<u8>; 2] {
+/// What was written by a command that has ended, unless somebody may still write.
+async fn written(output: JoinHandle<[Vec<u8>; 2]>) -> Option<[Vec<u8>; 2]> {
     let stop = output.abort_handle();
-    if let Ok(Ok(output)) = timeout(LEFT_OPEN, output).await {
-        return output;
-    }
+    let read = timeout(LEFT_OPEN, output).await;
     stop.abort();
-    [Vec::new(), Vec::new()]
+    read.ok()?.ok()
 }
 
 /// What a command has said, in one line.

@@ -43,7 +43,11 @@ pub(super) async fn run(gate: &ParityGate, limit: Duration, target: &Target) -> 
             said(gate, path, theirs, deadline),
             said(gate, path, own, deadline)
         );
-        found.answers(gate, path, &[(old, theirs), (new, own)]);
+        let (gate, path) = (gate.clone(), path.clone());
+        found = apart(found, move |found| {
+            found.answers(&gate, &path, &[(old, theirs), (new, own)]);
+        })
+        .await;
     }
     if let Some(command) = &gate.command {
         let mut texts = Vec::new();
@@ -51,7 +55,13 @@ pub(super) async fn run(gate: &ParityGate, limit: Duration, target: &Target) -> 
             let left = deadline.saturating_duration_since(Instant::now());
             let ended = exec::finish(command, left, &target.environment(colour), MAX_ANSWER).await;
             match ended {
-                Ok(ended) if ended.status.success() => texts.push(ended.text()),
+                Ok(ended) if ended.status.success() => match ended.text() {
+                    Some(text) => texts.push(text),
+                    None => found.unknown.push(format!(
+                        "the command for {}: it wrote nothing, more than 1 MiB, or left its output open",
+                        colour.as_str()
+                    )),
+                },
                 Ok(ended) => {
                     let status = ended.status;
                     found
@@ -63,11 +73,27 @@ pub(super) async fn run(gate: &ParityGate, limit: Duration, target: &Target) -> 
         }
         if let [theirs, own] = texts.as_slice() {
             let names = [old.as_str(), new.as_str()];
-            found.compared += 1;
-            found.lines("command", names, [theirs, own]);
+            let texts = [theirs.clone(), own.clone()];
+            found = apart(found, move |found| {
+                found.compared += 1;
+                found.lines("command", names, texts.each_ref());
+            })
+            .await;
         }
     }
     found.verdict(old)
+}
+
+/// Compares beside the runtime: nobody who flips or rolls back waits for it.
+async fn apart(mut found: Found, work: impl FnOnce(&mut Found) + Send + 'static) -> Found {
+    let worked = tokio::task::spawn_blocking(move || {
+        work(&mut found);
+        found
+    });
+    worked.await.unwrap_or_else(|_| Found {
+        unknown: vec!["it could not be compared".to_owned()],
+        ..Found::default()
+    })
 }
 
 /// What backends say of a path, in their order.
@@ -126,8 +152,10 @@ struct Said {
 struct Found {
     /// Pairs of answers that were compared.
     compared: usize,
-    /// Differences, two lines each at most.
+    /// The first differences, two lines each at most, ...
     differences: Vec<String>,
+    /// ... and how many there are.
+    differ: usize,
     /// What the standby owes.
     wrong: Vec<String>,
     /// What nobody can say.
@@ -207,6 +235,10 @@ impl Found {
     }
 
     fn differ(&mut self, place: &str, names: [&str; 2], values: [Option<&String>; 2]) {
+        self.differ += 1;
+        if self.differences.len() == TOLD {
+            return;
+        }
         let line = |sign, name, value: Option<&String>| {
             let value = value?;
             Some(tidy_to(&format!("{sign} {name} {place}: {value}"), LENGTH))
@@ -220,24 +252,27 @@ impl Found {
     }
 
     fn verdict(&self, old: Colour) -> (Verdict, String) {
-        let told = |list: &[String]| {
-            let more = match list.len().saturating_sub(TOLD) {
+        let told = |list: &[String], all: usize| {
+            let more = match all.saturating_sub(TOLD) {
                 0 => String::new(),
                 more => format!(" | {more} more"),
             };
             let told: Vec<&str> = list.iter().take(TOLD).map(String::as_str).collect();
             format!("{}{more}", told.join(" | "))
         };
-        if !self.differences.is_empty() {
-            let count = self.differences.len();
-            let evidence = format!("{count} differences: {}", told(&self.differences));
+        if self.differ > 0 {
+            let count = self.differ;
+            let evidence = format!("{count} differences: {}", told(&self.differences, count));
             return (Verdict::Fail, evidence);
         }
         if !self.wrong.is_empty() {
-            return (Verdict::Fail, told(&self.wrong));
+            return (Verdict::Fail, told(&self.wrong, self.wrong.len()));
         }
         if !self.unknown.is_empty() {
-            return (Verdict::Inconclusive, told(&self.unknown));
+            return (
+                Verdict::Inconclusive,
+                told(&self.unknown, self.unknown.len()),
+            );
         }
         if self.compared == 0 {
             return (Verdict::Inconclusive, "nothing was compared".to_owned());

@@ -50,7 +50,9 @@ pub(super) async fn run(
             }
         };
         if failures >= TRIES || Instant::now() + again >= deadline {
-            let said = format!("{} has not said it: {said}", gate.url);
+            // A query may hold a secret.
+            let url = gate.url.split('?').next().unwrap_or_default();
+            let said = format!("{url} has not said it: {said}");
             return (Verdict::Inconclusive, said);
         }
         progress.say(said);
@@ -117,7 +119,7 @@ struct Said {
 }
 
 /// 2xx without a body passes, with one it says so itself; 202 is not the end, and 4xx
-/// fails.
+/// fails, but for those that ask for another try.
 fn heard(answer: &Answer) -> Heard {
     let status = answer.status.as_u16();
     let text = String::from_utf8_lossy(&answer.body);
@@ -136,6 +138,8 @@ fn heard(answer: &Answer) -> Heard {
             Heard::Said(Verdict::Pass, told)
         }
         200..=299 => said_in(&answer.body, &told),
+        // Not now, is no answer (RFC 9110, RFC 8470, RFC 6585).
+        408 | 425 | 429 => Heard::Trouble(told),
         400..=499 => Heard::Said(Verdict::Fail, told),
         _ => Heard::Trouble(told),
     }
