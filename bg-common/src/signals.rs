@@ -161,7 +161,7 @@ pub const fn span(units: u32) -> usize {
     if units < 4 {
         return units as usize;
     }
-    let octave = 31 - units.leading_zeros();
+    let octave = units.ilog2();
     let quarter = units >> (octave - 2) & 3;
     ((octave - 1) * 4 + quarter) as usize
 }

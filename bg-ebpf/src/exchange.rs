@@ -77,9 +77,13 @@ fn status<P: Packet, A>(packet: &P, segment: &Segment<A>) -> u32 {
     };
     let at = at + (tcp.offset >> 4) as usize * 4;
     match packet.header::<[[u8; 4]; 3]>(at) {
-        Some([name, [b'/', b'1', b'.', _], [b' ', digit @ b'1'..=b'5', ..]]) if name == b"HTTP" => {
-            u32::from(digit - b'0')
-        }
+        Some(
+            [
+                [b'H', b'T', b'T', b'P'],
+                [b'/', b'1', b'.', _],
+                [b' ', digit @ b'1'..=b'5', ..],
+            ],
+        ) => u32::from(digit - b'0'),
         _ => 0,
     }
 }

@@ -131,6 +131,9 @@ pub struct Change {
     addresses: addresses::Change,
 }
 
+/// A packet path that has begun: tables, program, who watches and listens, interfaces.
+type Started = (Inner, Loaded, (Watcher, Ear), Vec<InterfaceStatus>);
+
 #[derive(Debug)]
 struct Inner {
     pins: Pins,
@@ -256,7 +259,7 @@ impl Datapath {
         flow_buckets: u32,
         addresses: addresses::Change,
         announcer: &Announcer,
-    ) -> Result<(Inner, Loaded, (Watcher, Ear), Vec<InterfaceStatus>), Error> {
+    ) -> Result<Started, Error> {
         let mut loader = pins.loader();
         loader.map_max_entries(map::FLOWS, flow_buckets);
         let mut loaded = Features::probe()?.load(&mut loader)?;

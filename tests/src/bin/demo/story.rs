@@ -102,7 +102,7 @@ pub fn run(picture: &Path, json: bool, interrupted: &AtomicBool) -> Result<bool>
     let answers = load.finish()?;
     drop(lab);
 
-    let story = Story::of(good, bad, why, &answers, &moods[0]);
+    let story = Story::of(good, bad, &why, &answers, &moods[0]);
     story
         .draw(&answers, begun_ns)
         .save(picture)
@@ -141,13 +141,7 @@ fn release(lab: &Lab, version: &'static str) -> Result<(Release, String)> {
 }
 
 impl Story {
-    fn of(
-        mut good: Release,
-        mut bad: Release,
-        why: String,
-        answers: &[Answer],
-        mood: &Mood,
-    ) -> Self {
+    fn of(mut good: Release, mut bad: Release, why: &str, answers: &[Answer], mood: &Mood) -> Self {
         let failed: Vec<&Answer> = answers.iter().filter(|a| a.result.is_err()).collect();
         for release in [&mut good, &mut bad] {
             let during =
