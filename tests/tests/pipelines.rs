@@ -21,7 +21,7 @@ fn lab(body: &str) -> Lab {
     let lab = Lab::new().unwrap();
     let tables = format!(
         "[[service.llm.gate]]\nname = \"smoke\"\nkind = \"http\"\npath = \"/\"\nbody = \"{body}\"\n\
-         [service.llm.bake]\nduration = \"1s\"\nsettle = \"0s\"\n"
+         [service.llm.bake]\nsignals = false\nduration = \"1s\"\nsettle = \"0s\"\n"
     );
     lab.served_as(&(default_service() + &tables)).unwrap()
 }
