@@ -108,11 +108,14 @@ pub struct Listener {
 struct Rule {
     what: &'static str,
     /// Bad cases, and all of them.
-    count: fn(&Signals) -> (u64, u64),
+    count: Count,
     usual: (u64, u64),
     /// How much more of it is allowed.
     more: f64,
 }
+
+/// Cases of a kind in what was heard: the bad ones, and all of them.
+type Count = fn(&Signals) -> (u64, u64);
 
 impl Listener {
     /// From a flip on, when so much had been heard of the new colour.
@@ -135,6 +138,12 @@ impl Listener {
         let of = &self.baseline;
         let (connections, answers) = (of.connections, of.answers);
         let errors = self.plan.errors();
+        let unanswered = |more| Rule {
+            what: "connections were not answered for a second",
+            count: |heard| (heard.opened_again, heard.opened),
+            usual: (of.opened_again, connections),
+            more,
+        };
         let fails = [
             Rule {
                 what: "answers have a status of 5xx",
@@ -154,24 +163,14 @@ impl Listener {
                 usual: (of.reset, connections.max(of.asked)),
                 more: errors,
             },
-            Rule {
-                what: "connections were not answered for a second",
-                count: |heard| (heard.opened_again, heard.opened),
-                usual: (of.opened_again, connections),
-                more: MOST,
-            },
+            unanswered(MOST),
         ];
         if let Some(why) = fails.iter().find_map(|rule| self.breaks(rule)) {
             return Hearing::Failing(why);
         }
         // What also a cold start may be like.
         let slow = [
-            Rule {
-                what: "connections were not answered for a second",
-                count: |heard| (heard.opened_again, heard.opened),
-                usual: (of.opened_again, connections),
-                more: errors,
-            },
+            unanswered(errors),
             Rule {
                 what: "requests were not answered",
                 count: |heard| (heard.asked.saturating_sub(heard.answers()), heard.asked),
@@ -193,6 +192,12 @@ impl Listener {
         }
     }
 
+    /// The shortest window in which there were enough cases.
+    fn window(&self, count: Count) -> Option<usize> {
+        let enough = |looks: &usize| count(&self.since(*looks)).1 >= FEW;
+        WINDOWS.into_iter().find(enough)
+    }
+
     /// What was heard in the last so many looks, or since the begin.
     fn since(&self, looks: usize) -> Signals {
         let last = self.looks.len() - 1;
@@ -203,8 +208,7 @@ impl Listener {
     /// halves of it, so that one bad moment is none.
     fn breaks(&self, rule: &Rule) -> Option<String> {
         let last = self.looks.len() - 1;
-        let enough = |looks: &usize| (rule.count)(&self.since(*looks)).1 >= FEW;
-        let looks = WINDOWS.into_iter().find(enough)?.min(last);
+        let looks = self.window(rule.count)?.min(last);
         let (bad, all) = (rule.count)(&self.since(looks));
         let later = self.since(looks / 2);
         let earlier = self.looks[last - looks / 2].since(&self.looks[last - looks]);
@@ -240,13 +244,10 @@ impl Listener {
 
     fn is_slow(&self) -> Option<String> {
         let usual = Duration::from_micros(self.baseline.p90_us?);
-        let looks = WINDOWS
-            .into_iter()
-            .find(|looks| self.since(*looks).answers() >= FEW)?;
-        let heard = self.since(looks);
         if self.baseline.answers < FEW {
             return None;
         }
+        let heard = self.since(self.window(|heard| (0, heard.answers()))?);
         let is = quantile(&heard.answer, 0.9)?;
         let limit = usual.mul_f64(self.plan.slower()).max(usual + NOTICED);
         (is > limit).then(|| {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use aya::{
-    EbpfLoader,
+    EbpfLoader, Pod,
     maps::{Array, ArrayOfMaps, Map, MapData, MapError, PerCpuArray, PerCpuValues},
     util::nr_cpus,
 };
@@ -281,20 +281,30 @@ impl Inner {
         &self,
         services: impl Iterator<Item = &'a u32>,
     ) -> Result<(), Error> {
-        let failed = |e: MapError| Error::bpf("clearing STATS", &e);
         let mut stats: PerCpuArray<_, ColourStats> = self.open_map(map::STATS, Map::PerCpuArray)?;
-        let cpus = nr_cpus().map_err(|(what, error)| Error::step(what, error))?;
         for service in services {
-            for colour in Colour::ALL {
-                let zeros = PerCpuValues::try_from(vec![ColourStats::default(); cpus])
-                    .map_err(Error::io("clearing STATS"))?;
-                stats
-                    .set(service * 2 + colour as u32, zeros, 0)
-                    .map_err(failed)?;
-            }
+            clear(&mut stats, map::STATS, *service, ColourStats::default())?;
         }
         Ok(())
     }
+}
+
+/// Clears both colours' counts of the pair with this number, on every CPU.
+pub(super) fn clear<T: Pod>(
+    counts: &mut PerCpuArray<MapData, T>,
+    name: &str,
+    pair: u32,
+    zero: T,
+) -> Result<(), Error> {
+    let what = format!("clearing {name}");
+    let cpus = nr_cpus().map_err(|(what, error)| Error::step(what, error))?;
+    for colour in Colour::ALL {
+        let zeros = PerCpuValues::try_from(vec![zero; cpus]).map_err(Error::io(what.clone()))?;
+        counts
+            .set(pair * 2 + colour as u32, zeros, 0)
+            .map_err(|e| Error::bpf(&what, &e))?;
+    }
+    Ok(())
 }
 
 fn directory(pins: &Pins) -> Result<Directory, Error> {

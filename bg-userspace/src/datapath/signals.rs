@@ -2,14 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt, mem,
+    fmt,
     sync::PoisonError,
 };
 
 use aya::{
     Ebpf, Pod,
-    maps::{Map, MapData, PerCpuArray, PerCpuValues},
-    util::nr_cpus,
+    maps::{Map, MapData, PerCpuArray},
 };
 use bg_common::{
     abi::{capacity, map},
@@ -17,7 +16,7 @@ use bg_common::{
     signals::{SERVICES, Signals},
 };
 
-use super::{Datapath, Error, mmap::Words};
+use super::{Datapath, Error, maps::clear, mmap::Words};
 
 /// The maps of one loaded program in which it keeps what it hears.
 pub struct Ear {
@@ -68,49 +67,37 @@ impl Ear {
     /// Listens to these services, by name and id, and to no others. Who was listened to
     /// under the same id before keeps its counts.
     fn listen(&mut self, services: &BTreeMap<String, u32>) -> Result<(), Error> {
-        let mut pairs = mem::take(&mut self.pairs);
+        let Self {
+            listened,
+            counts,
+            pairs,
+        } = self;
         pairs.retain(|name, pair| {
             let stays = services.get(name) == Some(&pair.service);
             if !stays {
-                self.listened.store(pair.service as usize, 0);
+                listened.store(pair.service as usize, 0);
             }
             stays
         });
-        let used: BTreeSet<u32> = pairs.values().map(|pair| pair.number).collect();
-        let mut free = (0..SERVICES as u32).filter(|number| !used.contains(number));
         for (name, service) in services {
             if pairs.contains_key(name) {
                 continue;
             }
-            let Some(number) = free.next() else {
+            let is_free = |number: &u32| pairs.values().all(|pair| pair.number != *number);
+            let Some(number) = (0..SERVICES as u32).find(is_free) else {
                 return Err(Error::Full {
                     what: "services that are listened to",
                     wanted: services.len(),
                     limit: SERVICES,
                 });
             };
-            self.clear(number)?;
-            self.listened
-                .store(*service as usize, u64::from(number) + 1);
+            clear(counts, map::SIGNALS, number, Counts(Signals::NONE))?;
+            listened.store(*service as usize, u64::from(number) + 1);
             let pair = Pair {
                 service: *service,
                 number,
             };
             pairs.insert(name.clone(), pair);
-        }
-        self.pairs = pairs;
-        Ok(())
-    }
-
-    fn clear(&mut self, pair: u32) -> Result<(), Error> {
-        let failed = |e| Error::bpf("clearing SIGNALS", &e);
-        let cpus = nr_cpus().map_err(|(what, error)| Error::step(what, error))?;
-        for colour in Colour::ALL {
-            let zeros = PerCpuValues::try_from(vec![Counts(Signals::NONE); cpus])
-                .map_err(Error::io("clearing SIGNALS"))?;
-            self.counts
-                .set(pair * 2 + colour as u32, zeros, 0)
-                .map_err(failed)?;
         }
         Ok(())
     }

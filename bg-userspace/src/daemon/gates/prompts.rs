@@ -38,8 +38,8 @@ pub(super) async fn run(
     progress: &Progress,
 ) -> (Verdict, String) {
     let deadline = Instant::now() + limit;
-    let prompts = match read(&gate.file).await {
-        Ok(prompts) => prompts,
+    let (prompts, questions) = match read(&gate.file, &gate.headers).await {
+        Ok(read) => read,
         Err(error) => return (Verdict::Inconclusive, error),
     };
     let lines = |colour| {
@@ -49,10 +49,6 @@ pub(super) async fn run(
     let (Some(standby), Some(active)) = (lines(target.colour), lines(target.colour.other())) else {
         return no_port();
     };
-    let questions: Vec<Question> = prompts
-        .iter()
-        .map(|prompt| question(prompt, &gate.headers))
-        .collect();
     let asking = Asking {
         questions: &questions,
         at_a_time: gate.concurrency as usize,
@@ -106,18 +102,23 @@ pub(super) async fn run(
     (verdict, format!("{seen}; {said}"))
 }
 
-/// Reads the prompts, away from where packets are looked after.
-pub(super) async fn read(file: &Path) -> Result<Vec<Prompt>, String> {
+/// Reads the prompts, away from where packets are looked after, and makes requests of
+/// them.
+pub(super) async fn read(
+    file: &Path,
+    headers: &BTreeMap<String, String>,
+) -> Result<(Vec<Prompt>, Vec<Question>), String> {
     let file = file.to_owned();
     let read = tokio::task::spawn_blocking(move || golden::read(&file)).await;
-    match read {
-        Ok(read) => read.map_err(|error| error.to_string()),
-        Err(error) => Err(format!("the prompts were not read: {error}")),
-    }
+    let read = read.map_err(|error| format!("the prompts were not read: {error}"))?;
+    let prompts = read.map_err(|error| error.to_string())?;
+    let questions = prompts.iter().map(|prompt| question(prompt, headers));
+    let questions = questions.collect();
+    Ok((prompts, questions))
 }
 
 /// The request of a prompt.
-pub(super) fn question(prompt: &Prompt, headers: &BTreeMap<String, String>) -> Question {
+fn question(prompt: &Prompt, headers: &BTreeMap<String, String>) -> Question {
     let mut question = Question::new(
         &prompt.method,
         &prompt.path,

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 
 use super::{
     Progress, Target, no_port,
-    prompts::{Asking, Came, question, read},
-    wire::{Line, Question},
+    prompts::{Asking, Came, read},
+    wire::Line,
 };
 use crate::{config::WarmGate, release::Verdict};
 
@@ -20,18 +20,14 @@ pub(super) async fn run(
     progress: &Progress,
 ) -> (Verdict, String) {
     let deadline = Instant::now() + limit;
-    let prompts = match read(&gate.file).await {
-        Ok(prompts) => prompts,
+    let questions = match read(&gate.file, &gate.headers).await {
+        Ok((_, questions)) => questions,
         Err(error) => return (Verdict::Inconclusive, error),
     };
     let Some(endpoints) = target.endpoints(gate.port) else {
         return no_port();
     };
     let lines: Vec<Line> = endpoints.into_iter().map(Line::to).collect();
-    let questions: Vec<Question> = prompts
-        .iter()
-        .map(|prompt| question(prompt, &gate.headers))
-        .collect();
     let asking = Asking {
         questions: &questions,
         at_a_time: gate.concurrency as usize,
