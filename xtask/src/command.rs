@@ -91,6 +91,12 @@ pub fn cargo() -> Command {
     cargo
 }
 
+/// Builds the programs and the tests in one go: what tests need turns features of
+/// some crates on, and with another set of features all would be compiled again.
+pub fn build_all() -> Result<()> {
+    run(cargo().args(["build", "--release", "--workspace", "--bins", "--tests"]))
+}
+
 /// The top of the repository.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")

@@ -8,8 +8,9 @@ use crate::{command, panics, setup, toolchain};
 
 type Check = (&'static str, fn() -> Result<()>);
 
-const CHECKS: [Check; 4] = [
+const CHECKS: [Check; 5] = [
     ("formatting", format),
+    ("what is shipped compiles by itself", check_shipped),
     ("clippy on the host", clippy_host),
     ("clippy on the BPF target", clippy_bpf),
     ("no reachable panic", panics::check),
@@ -37,6 +38,11 @@ pub fn run() -> Result<()> {
 
 fn format() -> Result<()> {
     command::run(command::cargo().args(["fmt", "--all", "--check"]))
+}
+
+/// With the features that the programs ask for, and without those of the tests.
+fn check_shipped() -> Result<()> {
+    command::run(command::cargo().args(["check", "--release"]))
 }
 
 fn clippy_host() -> Result<()> {

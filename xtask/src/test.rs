@@ -23,7 +23,7 @@ pub fn run(arguments: &[OsString]) -> Result<()> {
              sudo env \"PATH=$PATH\" cargo xtask test"
         );
     }
-    command::run(command::cargo().args(["build", "--release"]))?;
+    command::build_all()?;
 
     let mut tests = command::cargo();
     tests

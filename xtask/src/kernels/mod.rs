@@ -82,7 +82,7 @@ pub fn run(kernels: &[Kernel]) -> Result<()> {
     }
     setup::run()?;
     setup::programs(&PROGRAMS)?;
-    command::run(command::cargo().args(["build", "--release"]))?;
+    command::build_all()?;
     let results: Vec<_> = kernels
         .iter()
         .map(|kernel| (kernel.name(), boot(*kernel)))
