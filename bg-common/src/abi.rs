@@ -156,16 +156,58 @@ pub const MAGLEV_ROW: u32 = 16;
 /// A row of the Maglev arena: backend ids.
 pub type MaglevRow = [u32; MAGLEV_ROW as usize];
 
+/// Room for services: what the tables hold that grow with how many there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Services.
+    pub services: u32,
+}
+
+impl Room {
+    /// As compiled into the object, and the least.
+    pub const LEAST: Self = Self { services: 1024 };
+    /// The most: each takes three of [`capacity::ENDPOINTS`] at least.
+    pub const MOST: Self = Self { services: 20_000 };
+
+    /// Words of pools: two colours, two address families.
+    pub const fn pools(self) -> u32 {
+        self.services * 4
+    }
+
+    /// Backends of all services and colours.
+    pub const fn backends(self) -> u32 {
+        self.services * 16
+    }
+
+    /// Rows of the Maglev arena: of the smallest table of several backends for every
+    /// pool.
+    pub const fn maglev_rows(self) -> u32 {
+        self.services * 64
+    }
+
+    /// Statistics: two colours.
+    pub const fn stats(self) -> u32 {
+        self.services * 2
+    }
+
+    /// Maps whose size this is, and how many entries they have.
+    pub const fn maps(self) -> [(&'static str, u32); 7] {
+        [
+            (map::WORDS, self.services),
+            (map::FIRST_FLOWS, self.services),
+            (map::LISTENED, self.services),
+            (map::POOLS, self.pools()),
+            (map::MAGLEV, self.maglev_rows()),
+            (map::BACKENDS, self.backends()),
+            (map::STATS, self.stats()),
+        ]
+    }
+}
+
 /// Capacities compiled into the object; the daemon may set larger ones at load.
 pub mod capacity {
-    /// Services.
-    pub const SERVICES: usize = 1024;
     /// Endpoints: of listeners, and of backends that replies come from.
     pub const ENDPOINTS: usize = 65_536;
-    /// Backends of all services and colours.
-    pub const BACKENDS: usize = 16_384;
-    /// Rows of the Maglev arena (1 Mi slots).
-    pub const MAGLEV_ROWS: usize = 65_536;
     /// Interfaces, and VLANs of them.
     pub const INTERFACES: usize = 256;
     /// Established TCP flows; the daemon sets `max_flows`.

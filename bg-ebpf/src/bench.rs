@@ -17,12 +17,12 @@ use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, xdp_action},
     btf_maps::{Array, DevMap, PerCpuArray},
-    helpers::generated::bpf_jiffies64,
+    helpers::generated::{bpf_jiffies64, bpf_xdp_adjust_tail},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
 use bg_common::{
-    abi::capacity,
+    abi::{Room, capacity},
     directory::Name,
     flow::{Bucket, FlowKey, FlowTable, TableShape, buckets_for},
     key::TCP,
@@ -43,8 +43,11 @@ pub static COUNTERS: PerCpuArray<u64, 32> = PerCpuArray::new();
 
 // The packet path's own, by their pins.
 #[btf_map]
-pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, { BPF_F_MMAPABLE as usize }> =
-    Array::new();
+pub static BACKENDS: Array<
+    Backend,
+    { Room::LEAST.backends() as usize },
+    { BPF_F_MMAPABLE as usize },
+> = Array::new();
 #[btf_map]
 pub static FLOWS: Array<
     Bucket,
@@ -186,6 +189,7 @@ fn emit(context: &XdpContext) -> Option<()> {
     let stream = STREAM.get_ptr_mut(0)?;
     // SAFETY: a valid map value; one generator runs on one CPU at a time.
     let stream = unsafe { &mut *stream };
+    stretch(context, stream);
     let change = stream.advance();
     if stream.long == 0 {
         write(context, 0, *stream.template.first_chunk::<SHORT_WORDS>()?)?;
@@ -194,6 +198,9 @@ fn emit(context: &XdpContext) -> Option<()> {
     }
     write(context, stream.address_at, change.address)?;
     write(context, stream.port_at, change.port)?;
+    if stream.ports != 0 {
+        write(context, stream.other_at, change.other)?;
+    }
     let numbered = stream.number_at != 0;
     if numbered {
         write(context, stream.number_at, change.number)?;
@@ -202,6 +209,18 @@ fn emit(context: &XdpContext) -> Option<()> {
         check(context, stream.header_check_at, change.header())?;
     }
     check(context, stream.check_at, change.transport(numbered))
+}
+
+/// Makes the frame as long as the template, if it is shorter.
+#[inline(always)]
+fn stretch(context: &XdpContext, stream: &Stream) {
+    let words = if stream.long == 0 { SHORT_WORDS } else { WORDS };
+    let length = context.data_end() - context.data();
+    let missing = (words * 8).saturating_sub(length);
+    if missing != 0 {
+        // SAFETY: the context is the kernel's. Pointers into the frame are made afterwards.
+        unsafe { bpf_xdp_adjust_tail(context.ctx, missing as i32) };
+    }
 }
 
 /// Updates a checksum of the frame.

@@ -294,6 +294,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn expect_half_open(&self) {
+        remembered::fetch(FlowTable::HalfOpen as u32);
+    }
+
+    #[inline(always)]
     fn sought(&self) -> &FlowKey {
         // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
         unsafe { &(*self.scratch).key }

@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use bg_common::{
-    abi::{Clock, MaglevRow, capacity},
+    abi::{Clock, MaglevRow, Room, capacity},
     flow::{
         Bucket, FlowTable, MARK_ROW, MARKS as MARK_COUNT, MarkRow, REGIONS as REGION_COUNT,
         TableShape, buckets_for,
@@ -25,6 +25,7 @@ use bg_common::{
 use bg_ebpf::tables::Scratch;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const ROOM: Room = Room::LEAST;
 const TABLES: usize = FlowTable::ALL.len();
 
 const fn buckets(flows: usize) -> usize {
@@ -49,15 +50,15 @@ pub struct Region {
 }
 
 #[btf_map]
-pub static WORDS: Array<u64, { capacity::SERVICES }, MMAPABLE> = Array::new();
+pub static WORDS: Array<u64, { ROOM.services as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static FIRST_FLOWS: Array<u64, { capacity::SERVICES }, MMAPABLE> = Array::new();
+pub static FIRST_FLOWS: Array<u64, { ROOM.services as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static POOLS: Array<u64, { capacity::SERVICES * 4 }, MMAPABLE> = Array::new();
+pub static POOLS: Array<u64, { ROOM.pools() as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static MAGLEV: Array<MaglevRow, { capacity::MAGLEV_ROWS }, MMAPABLE> = Array::new();
+pub static MAGLEV: Array<MaglevRow, { ROOM.maglev_rows() as usize }, MMAPABLE> = Array::new();
 #[btf_map]
-pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, MMAPABLE> = Array::new();
+pub static BACKENDS: Array<Backend, { ROOM.backends() as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static INTERFACES: Array<Interface, { capacity::INTERFACES }> = Array::new();
 #[btf_map]
@@ -101,7 +102,7 @@ pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[btf_map]
 pub static REASONS: PerCpuArray<u64, { REASON_COUNT as usize }> = PerCpuArray::new();
 #[btf_map]
-pub static STATS: PerCpuArray<ColourStats, { capacity::SERVICES * 2 }> = PerCpuArray::new();
+pub static STATS: PerCpuArray<ColourStats, { ROOM.stats() as usize }> = PerCpuArray::new();
 #[btf_map]
 pub static PRESSURE: PerCpuArray<Pressure, TABLES> = PerCpuArray::new();
 
@@ -112,7 +113,7 @@ pub static MONITOR: Array<Watch, 1, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SIGHTINGS: RingBuf<Sighting, RING> = RingBuf::new();
 #[btf_map]
-pub static LISTENED: Array<u64, { capacity::SERVICES }, MMAPABLE> = Array::new();
+pub static LISTENED: Array<u64, { ROOM.services as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 pub static SIGNALS: PerCpuArray<Signals, { signals::ROWS }> = PerCpuArray::new();
 #[btf_map]

@@ -431,6 +431,9 @@ fn forward_tcp<P: Packet, T: Tables, A>(
     word: CutoverWord,
     now: u32,
 ) -> Forward {
+    if segment.opens() {
+        tables.expect_half_open();
+    }
     let mut known = flow_of(tables, FlowTable::Established, listener.service, now);
     // A SYN takes the word's colour, whatever the tuple did before. An old flow
     // of the tuple stays until the new one is proven.

@@ -65,6 +65,28 @@ pub fn seek(scratch: *mut Scratch, key: &FlowKey) {
     }
 }
 
+/// Reads from each line of the sought key's home bucket, and does nothing with it: lines
+/// that are in no cache come side by side, and beside what the processor does next,
+/// instead of one after the other when they are looked at. The result means nothing.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn fetch(table: u32) -> u64 {
+    let table = FlowTable::from_index(table);
+    let (Some(scratch), Some(shape)) = (scratch(), maps::SHAPES.get(table as u32)) else {
+        return 0;
+    };
+    // SAFETY: this CPU's own value.
+    let home = shape.home(unsafe { (*scratch).hash });
+    if let Some(bucket) = Lines.bucket(table, home) {
+        for line in bucket {
+            // SAFETY: a word of a map value; volatile, so that it is read though nobody
+            // wants it.
+            unsafe { ptr::read_volatile(line.id.as_ptr()) };
+        }
+    }
+    1
+}
+
 /// The flow that is sought. A flow of the half-open table is looked for once or twice in
 /// its life, the others with every packet: for them the first line is looked at here.
 #[inline(always)]

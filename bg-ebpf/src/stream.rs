@@ -16,13 +16,16 @@ pub const SHORT_WORDS: usize = 8;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stream {
     /// The frame, in memory order. Client's address (its last four bytes), port
-    /// and running number are zero, and the checksums right for that.
+    /// and running number are zero, and so is the other end's port where there are
+    /// several; the checksums are right for that.
     pub template: [u64; WORDS],
     /// Not 0: the frame has all [`WORDS`], else [`SHORT_WORDS`].
     pub long: u32,
     /// Last four bytes of the first client's address, host order.
     pub first: u32,
-    /// How many flows there are.
+    /// The number of the first flow, ...
+    pub from: u32,
+    /// ... and the one behind the last.
     pub flows: u32,
     /// Number of the next frame's flow.
     pub next: u32,
@@ -38,6 +41,12 @@ pub struct Stream {
     pub header_check_at: u32,
     /// Where the checksum of TCP or UDP is.
     pub check_at: u32,
+    /// How many ports the other end has, which flows take in turn; 0: one.
+    pub ports: u32,
+    /// The first of them, host order.
+    pub first_port: u32,
+    /// Where it is.
+    pub other_at: u32,
 }
 
 /// What is written over a template.
@@ -47,6 +56,8 @@ pub struct Change {
     pub address: [u8; 4],
     /// The client's port, network byte order.
     pub port: [u8; 2],
+    /// The other end's port, network byte order; 0 where there is only one.
+    pub other: [u8; 2],
     /// The running number.
     pub number: [u8; 4],
 }
@@ -62,6 +73,7 @@ impl Change {
     #[inline(always)]
     pub const fn transport(&self, numbered: bool) -> Delta {
         let delta = self.header().word([0; 2], self.port);
+        let delta = delta.word([0; 2], self.other);
         if numbered {
             delta.word32([0; 4], self.number)
         } else {
@@ -75,15 +87,20 @@ impl Stream {
     #[inline(always)]
     pub const fn advance(&mut self) -> Change {
         let (offset, port) = client(self.next);
+        let other = match self.next.checked_rem(self.ports) {
+            Some(number) => (self.first_port + number) as u16,
+            None => 0,
+        };
         let change = Change {
             address: self.first.wrapping_add(offset).to_be_bytes(),
             port: port.to_be_bytes(),
+            other: other.to_be_bytes(),
             number: self.sent.to_be_bytes(),
         };
         self.sent = self.sent.wrapping_add(1);
         self.next += 1;
         if self.next >= self.flows {
-            self.next = 0;
+            self.next = self.from;
         }
         change
     }
@@ -127,7 +144,32 @@ mod tests {
         };
         let ports = [(); 3].map(|()| u16::from_be_bytes(stream.advance().port));
         assert_eq!(ports, [1024, 1025, 1024]);
-        assert_eq!(stream.advance().number, 3u32.to_be_bytes());
+        let change = stream.advance();
+        assert_eq!(change.number, 3u32.to_be_bytes());
+        assert_eq!(change.other, [0; 2]);
+    }
+
+    #[test]
+    fn a_part_of_the_flows_comes_round_over_all_ports() {
+        let mut stream = Stream {
+            from: 4,
+            next: 4,
+            flows: 7,
+            ports: 2,
+            first_port: 9000,
+            ..Stream::default()
+        };
+        let ports = [(); 4].map(|()| {
+            let change = stream.advance();
+            (
+                u16::from_be_bytes(change.port),
+                u16::from_be_bytes(change.other),
+            )
+        });
+        assert_eq!(
+            ports,
+            [(1028, 9000), (1029, 9001), (1030, 9000), (1028, 9000)]
+        );
     }
 
     #[test]

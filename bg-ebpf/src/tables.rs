@@ -88,6 +88,9 @@ pub trait Tables: FamilyTables<[u8; 4]> + FamilyTables<[u8; 16]> {
     fn now_ns(&self) -> u64;
     /// The key that [`Tables::flow`] and [`Tables::remember`] are about from now on.
     fn seek(&self, key: &FlowKey);
+    /// Says that a flow of that key will be remembered in the half-open table: its memory
+    /// may be fetched beside what is done until then.
+    fn expect_half_open(&self);
     /// That key.
     fn sought(&self) -> &FlowKey;
     /// The flow of the key that was sought last.

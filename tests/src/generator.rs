@@ -60,14 +60,15 @@ pub fn stream(frame: &[u8], client: Client, flows: u32, first: u32) -> Result<St
     let tcp = protocol == TCP;
     let acknowledges = tcp && frame[transport + 13] & bg_ebpf::packet::tcp_flag::ACK != 0;
     let transport = transport as u32;
-    let (address_at, port_at) = match client {
-        Client::Source => (source, transport),
-        Client::Destination => (destination, transport + 2),
+    let (address_at, port_at, other_at) = match client {
+        Client::Source => (source, transport, transport + 2),
+        Client::Destination => (destination, transport + 2, transport),
     };
     Ok(Stream {
         template,
         long: u32::from(frame.len() > SHORT_WORDS * 8),
         first,
+        from: 0,
         flows,
         next: 0,
         sent: 0,
@@ -76,7 +77,36 @@ pub fn stream(frame: &[u8], client: Client, flows: u32, first: u32) -> Result<St
         number_at: if acknowledges { transport + 8 } else { 0 },
         header_check_at: if v6 { 0 } else { 24 },
         check_at: transport + if tcp { 16 } else { 6 },
+        ports: 0,
+        first_port: 0,
+        other_at,
     })
+}
+
+/// The same stream with so many ports at the other end, which the frame has as 0, from
+/// this one on.
+pub const fn over_ports(stream: Stream, first: u16, count: u16) -> Stream {
+    Stream {
+        ports: count as u32,
+        first_port: first as u32,
+        ..stream
+    }
+}
+
+/// The flows of a stream in two halves, for two generators.
+pub const fn halves(stream: Stream) -> [Stream; 2] {
+    let middle = stream.flows / 2;
+    [
+        Stream {
+            flows: middle,
+            ..stream
+        },
+        Stream {
+            from: middle,
+            next: middle,
+            ..stream
+        },
+    ]
 }
 
 /// The program and its stream.
@@ -84,6 +114,8 @@ pub fn stream(frame: &[u8], client: Client, flows: u32, first: u32) -> Result<St
 pub struct Generator {
     ebpf: Ebpf,
     length: usize,
+    /// So many bytes are added to each frame.
+    grown: usize,
     batch: u32,
 }
 
@@ -101,6 +133,7 @@ impl Generator {
         Ok(Self {
             ebpf,
             length: 0,
+            grown: 0,
             batch: BATCH,
         })
     }
@@ -108,6 +141,13 @@ impl Generator {
     /// Sets how many frames are made before the first of them leaves.
     pub const fn set_batch(&mut self, frames: u32) {
         self.batch = frames;
+    }
+
+    /// Sets whether receivers cut frames short, as those do that answer with a RST: the
+    /// kernel would send what is left of them the next time. A frame that grows on its way
+    /// out has its whole length again.
+    pub const fn mend(&mut self, mend: bool) {
+        self.grown = if mend { 8 } else { 0 };
     }
 
     /// Sets what is sent from here on.
@@ -128,7 +168,7 @@ impl Generator {
         cpu: usize,
     ) -> Result<Duration> {
         let program = self.program()?;
-        let frame = vec![0; self.length];
+        let frame = vec![0; self.length - self.grown];
         in_namespace(namespace, || -> Result<Duration> {
             pin(cpu)?;
             let context = Context::new(frame.len(), if_nametoindex(interface)?);
@@ -172,6 +212,6 @@ impl Generator {
 #[repr(transparent)]
 struct Entry(Stream);
 
-// SAFETY: repr(C), Copy, 'static, integers only: ten u64 and ten u32, so no
+// SAFETY: repr(C), Copy, 'static, integers only: ten u64 and fourteen u32, so no
 // padding.
 unsafe impl Pod for Entry {}

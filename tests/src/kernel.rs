@@ -37,6 +37,15 @@ use crate::{
     world::{self, BACKENDS, CLIENTS, Flows, Fragments, World, key, xdp_action},
 };
 
+/// Bytes of memory that the kernel accounts a map.
+pub fn memory_of(map: &MapData) -> Result<u64> {
+    let fd = map.fd().as_fd().as_raw_fd();
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
+    let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
+    let bytes = bytes.context("the kernel tells no map's memory")?;
+    Ok(bytes.trim().parse()?)
+}
+
 /// Runs `work` on a thread of its own in a new network namespace, which is gone
 /// when it returns.
 ///
@@ -204,11 +213,7 @@ impl Kernel {
         let aya::maps::Map::Array(data) = map.with_context(|| format!("no map {name}"))? else {
             bail!("{name} is no array");
         };
-        let fd = data.fd().as_fd().as_raw_fd();
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}"))?;
-        let bytes = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-        let bytes = bytes.context("the kernel tells no map's memory")?;
-        Ok(bytes.trim().parse()?)
+        memory_of(data)
     }
 
     /// Interface indices for a world in which frames come in by slot `ingress`.

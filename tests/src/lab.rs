@@ -348,6 +348,19 @@ impl Lab {
         Ok(())
     }
 
+    /// Gives both ends of all links to the gateway so many queues, so that each CPU has
+    /// one: two by two, for no end may send from more queues than the other one has.
+    pub fn queues(&self, count: u32) -> Result<()> {
+        for direction in ["rx", "tx"] {
+            for (place, link, ..) in SIDES {
+                let give = |to| format!("ethtool -L {to} {direction} {count}");
+                self.run(Place::Gateway, &give(link))?;
+                self.run(place, &give("eth0"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Moves the gateway's link to blue into a VLAN: both ends get a VLAN device with
     /// the addresses that they had.
     pub fn tag_blue(&self, vlan: u16) -> Result<()> {
@@ -498,9 +511,14 @@ impl Lab {
 
     /// Writes a configuration with room for `max_flows` flows.
     pub fn configure_for(&self, max_flows: u32, service: &str) -> Result<()> {
+        self.configure_with(&format!("max_flows = {max_flows}"), service)
+    }
+
+    /// Writes a configuration with more keys of `[gateway]`, a line each.
+    pub fn configure_with(&self, keys: &str, service: &str) -> Result<()> {
         let directory = self.directory.display();
         let text = format!(
-            "[gateway]\ninterfaces = {}\nmax_flows = {max_flows}\nsocket = \"{directory}/sock\"\n\
+            "[gateway]\ninterfaces = {}\n{keys}\nsocket = \"{directory}/sock\"\n\
              state_dir = \"{directory}/state\"\nbpffs = \"{}\"\n{service}",
             self.interfaces,
             self.bpffs().display()

@@ -701,6 +701,8 @@ impl Tables for Twin<'_> {
         self.sought.set(*key);
     }
 
+    fn expect_half_open(&self) {}
+
     fn sought(&self) -> &FlowKey {
         // SAFETY: nobody seeks another flow as long as a caller holds the key.
         unsafe { &*self.sought.as_ptr() }

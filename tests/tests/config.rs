@@ -51,7 +51,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[gateway]\n",
         "[gateway]\ninterface = [\"eth0\"]\n",
-        "2: gateway.interface: unknown field `interface`, expected one of `interfaces`, `xdp`, `max_flows`, `socket`, `state_dir`, `bpffs`, `metrics`, `journal_max`",
+        "2: gateway.interface: unknown field `interface`, expected one of `interfaces`, `xdp`, `max_flows`, `max_services`, `socket`, `state_dir`, `bpffs`, `metrics`, `journal_max`",
     ),
     (
         "interfaces = [\"eth0\", \"eth1\"]\n",
@@ -102,6 +102,11 @@ const BAD: &[(&str, &str, &str)] = &[
         "1_000_000",
         "\"many\"",
         "4: gateway.max_flows: invalid type: string \"many\", expected a whole number",
+    ),
+    (
+        "1_000_000",
+        "1_000_000\nmax_services = 20_001",
+        "5: gateway.max_services: 20001 is not between 1024 and 20000",
     ),
     (
         "\"/run/bgswitch/bgswitch.sock\"",
@@ -977,9 +982,13 @@ fn more_than_the_tables_hold_is_refused() {
         many += &service(&format!("s{n:04}"), &listener, n + 1);
     }
     refused(
-        &TempFile::new(many),
-        ":6148: service.s1024: makes 1025 services, 1024 fit",
+        &TempFile::new(many.clone()),
+        ":6148: service.s1024: makes 1025 services (gateway.max_services), 1024 fit",
     );
+    let room = many.replacen("[gateway]", "[gateway]\nmax_services = 1025", 1);
+    let (code, out, err) = said(&check(&[TempFile::new(room).path()]));
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("s0019 and 1005 more\n"), "{out}");
 }
 
 #[test]

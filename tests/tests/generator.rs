@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use bg_tests::{
     frame::{Frame, Macs, wrong_checksum},
-    generator::{Client, Generator, stream},
+    generator::{Client, Generator, halves, over_ports, stream},
 };
 
 const MACS: Macs = Macs {
@@ -70,4 +70,28 @@ fn each_frame_is_its_flows_whole_and_with_right_checksums() {
     assert_eq!(generator.frame().unwrap(), first);
     let second = tcp(address("[2001:2::]:1025"), 1).bytes();
     assert_eq!(generator.frame().unwrap(), second);
+}
+
+#[test]
+fn flows_take_the_other_ends_ports_in_turn_and_halves_are_all_of_them() {
+    let mut generator = Generator::load().unwrap();
+    let tcp = |port, other| {
+        let client = SocketAddr::from(([198, 18, 0, 0], port));
+        let server = SocketAddr::from(([203, 0, 113, 10], other));
+        Frame::tcp(MACS, client, server, "S").padding(10).bytes()
+    };
+    let template = Frame::tcp(MACS, address("0.0.0.0:0"), address("203.0.113.10:0"), "S")
+        .padding(10)
+        .bytes();
+    let first = u32::from_be_bytes([198, 18, 0, 0]);
+    let stream = stream(&template, Client::Source, 5, first).unwrap();
+    let [low, high] = halves(over_ports(stream, 9000, 3));
+    for (half, flows) in [(low, vec![0, 1, 0]), (high, vec![2, 3, 4, 2])] {
+        generator.set(&half).unwrap();
+        for flow in flows {
+            let sent = generator.frame().unwrap();
+            assert_eq!(sent, tcp(1024 + flow, 9000 + flow % 3));
+            assert_eq!(wrong_checksum(&sent), None);
+        }
+    }
 }

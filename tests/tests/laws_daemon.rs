@@ -467,14 +467,19 @@ fn a_reload_of_a_bad_file_changes_nothing() {
         }
         assert_eq!((steady(&lab), Pinned::of(&lab)), before);
     }
-    fs::write(
-        lab.config(),
-        good.replace("max_flows = 100000", "max_flows = 2000"),
-    )
-    .unwrap();
-    let (code, _, err) = lab.tell(&["reload"]).unwrap();
-    assert_eq!(code, 2);
-    assert!(err.contains("gateway.max_flows changed"), "{err}");
+    for (key, value) in [
+        ("max_flows", "2000"),
+        ("max_services", "2000\nmax_flows = 100000"),
+    ] {
+        fs::write(
+            lab.config(),
+            good.replace("max_flows = 100000", &format!("{key} = {value}")),
+        )
+        .unwrap();
+        let (code, _, err) = lab.tell(&["reload"]).unwrap();
+        assert_eq!(code, 2);
+        assert!(err.contains(&format!("gateway.{key} changed")), "{err}");
+    }
     assert_eq!((steady(&lab), Pinned::of(&lab)), before);
     traffic.goes_on();
     traffic.end();

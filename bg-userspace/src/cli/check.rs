@@ -15,6 +15,9 @@ Every error names the file, the line, the key and what would be right. Exit code
 2 when the file is wrong, or a file of prompts that it names. Interfaces and files
 that this host lacks are only noted: the file may be for another one.";
 
+/// So many services are named.
+const NAMED: usize = 20;
+
 /// `bgswitch check FILE`.
 #[derive(Debug, Args)]
 #[command(after_help = NOTE)]
@@ -73,11 +76,16 @@ impl Check {
                 unread_files,
             },
             |checked| {
+                let named = checked.services.len().min(NAMED);
                 let mut text = format!(
-                    "{} is valid: services {}\n",
+                    "{} is valid: services {}",
                     checked.file.display(),
-                    checked.services.join(", ")
+                    checked.services[..named].join(", ")
                 );
+                if checked.services.len() > named {
+                    let _ = write!(text, " and {} more", checked.services.len() - named);
+                }
+                text.push('\n');
                 for interface in &checked.missing_interfaces {
                     let _ = writeln!(
                         text,

@@ -5,7 +5,11 @@ use std::{
     net::SocketAddr,
 };
 
-use bg_common::{abi::capacity, service::Colour, signals};
+use bg_common::{
+    abi::{Room, capacity},
+    service::Colour,
+    signals,
+};
 
 use super::{ConfigError, rules::Placed, text::Text};
 use crate::plan::{ForwardMode, ListenerPlan, Protocol};
@@ -13,10 +17,11 @@ use crate::plan::{ForwardMode, ListenerPlan, Protocol};
 pub(super) fn check(
     text: &Text<'_>,
     services: &BTreeMap<String, Placed>,
+    room: Room,
 ) -> Result<(), ConfigError> {
     let listeners = listeners(text, services)?;
     backends(text, services, &listeners)?;
-    fits(text, services)
+    fits(text, services, room)
 }
 
 /// Metrics, at a place in the text, are not where packets go to backends.
@@ -106,7 +111,11 @@ fn backends(
 }
 
 /// Refuses more than the tables of the packet path hold.
-fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), ConfigError> {
+fn fits(
+    text: &Text<'_>,
+    services: &BTreeMap<String, Placed>,
+    room: Room,
+) -> Result<(), ConfigError> {
     let mut backends = 0;
     let mut endpoints = BTreeSet::new();
     let mut blocks = BTreeSet::new();
@@ -132,8 +141,16 @@ fn fits(text: &Text<'_>, services: &BTreeMap<String, Placed>) -> Result<(), Conf
         }
         listened += usize::from(placed.service.release.bake.signals.is_some());
         for (what, wanted, limit) in [
-            ("services", count + 1, capacity::SERVICES),
-            ("backends", backends, capacity::BACKENDS),
+            (
+                "services (gateway.max_services)",
+                count + 1,
+                room.services as usize,
+            ),
+            (
+                "backends (16 times gateway.max_services)",
+                backends,
+                room.backends() as usize,
+            ),
             (
                 "services with a bake by signals (signals = false there)",
                 listened,

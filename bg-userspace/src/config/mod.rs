@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use bg_common::abi::Room;
 use serde::Deserialize;
 
 pub use self::release::{
@@ -58,6 +59,8 @@ pub struct Gateway {
     pub xdp: AttachMode,
     /// Established TCP flows that fit, per address family.
     pub max_flows: u32,
+    /// Services that fit.
+    pub max_services: u32,
     /// Socket, state and pins.
     pub paths: Paths,
     /// Bytes that the journal may take.
@@ -211,7 +214,10 @@ impl Config {
         if services.is_empty() {
             return Err(text.error(0, "service", "there is none: add a [service.NAME] table"));
         }
-        across::check(&text, &services)?;
+        let room = Room {
+            services: gateway.max_services,
+        };
+        across::check(&text, &services, room)?;
         across::metrics(&text, metrics, gateway.metrics, &services)?;
         let services = services
             .into_iter()

@@ -32,6 +32,7 @@ pub(super) struct RawGateway {
     pub(super) interfaces: Option<Spanned<Vec<String>>>,
     pub(super) xdp: Option<Spanned<String>>,
     pub(super) max_flows: Option<Spanned<i64>>,
+    pub(super) max_services: Option<Spanned<i64>>,
     pub(super) socket: Option<Spanned<PathBuf>>,
     pub(super) state_dir: Option<Spanned<PathBuf>>,
     pub(super) bpffs: Option<Spanned<PathBuf>>,

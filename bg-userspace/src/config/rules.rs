@@ -3,11 +3,15 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     path::PathBuf,
     time::Duration,
 };
 
-use bg_common::{abi::capacity, service::Colour};
+use bg_common::{
+    abi::{Room, capacity},
+    service::Colour,
+};
 use toml::Spanned;
 
 use super::{
@@ -21,10 +25,10 @@ use crate::{
     plan::{BackendPlan, ForwardMode, ListenerPlan, Protocol, ServicePlan},
 };
 
-const MAX_FLOWS: std::ops::RangeInclusive<i64> = 1024..=100_000_000;
+const MAX_FLOWS: RangeInclusive<i64> = 1024..=100_000_000;
 const MAX_WEIGHT: i64 = 100;
 /// Bytes of a journal.
-const JOURNAL: std::ops::RangeInclusive<u64> = 1 << 20..=16 << 30;
+const JOURNAL: RangeInclusive<u64> = 1 << 20..=16 << 30;
 /// `sun_path` has 108 bytes; the daemon binds a longer name first.
 const MAX_SOCKET_PATH: usize = 100;
 /// `IFNAMSIZ` without the final zero.
@@ -80,22 +84,24 @@ pub(super) fn gateway(text: &Text<'_>, raw: Spanned<RawGateway>) -> Result<Gatew
             }
         },
     };
-    let max_flows = match &raw.max_flows {
-        None => 1_000_000,
-        Some(flows) if MAX_FLOWS.contains(flows.get_ref()) => *flows.get_ref() as u32,
-        Some(flows) => {
-            let message = format!(
-                "{} is not between {} and {}",
-                flows.get_ref(),
-                MAX_FLOWS.start(),
-                MAX_FLOWS.end()
-            );
-            return Err(text.wrong(flows, key("max_flows"), message));
+    let number = |raw: Option<&Spanned<i64>>, name, absent, range: RangeInclusive<i64>| match raw {
+        None => Ok(absent),
+        Some(given) if range.contains(given.get_ref()) => Ok(*given.get_ref() as u32),
+        Some(given) => {
+            let (least, most) = range.into_inner();
+            let message = format!("{} is not between {least} and {most}", given.get_ref());
+            Err(text.wrong(given, key(name), message))
         }
     };
     Ok(Gateway {
         xdp,
-        max_flows,
+        max_flows: number(raw.max_flows.as_ref(), "max_flows", 1_000_000, MAX_FLOWS)?,
+        max_services: number(
+            raw.max_services.as_ref(),
+            "max_services",
+            Room::LEAST.services,
+            i64::from(Room::LEAST.services)..=i64::from(Room::MOST.services),
+        )?,
         paths: paths(text, raw.socket, raw.state_dir, raw.bpffs)?,
         metrics: metrics(text, raw.metrics.as_ref(), &key("metrics"))?,
         journal_max: journal_max(text, raw.journal_max.as_ref(), &key("journal_max"))?,
@@ -445,7 +451,7 @@ fn pool(
         let message = "is empty: a colour needs at least one backend, like [\"10.0.1.10\"]";
         return Err(text.wrong(raw, key, message));
     }
-    let limit = capacity::BACKENDS;
+    let limit = Room::MOST.backends() as usize;
     if count > limit {
         return Err(text.wrong(raw, key, format!("has {count} backends, {limit} fit")));
     }

@@ -143,12 +143,8 @@ async fn service(
     Path(name): Path<String>,
 ) -> Result<Response, Refusal> {
     let unknown = daemon.unknown(&name);
-    let status = beside(move || daemon.status()).await?;
-    let service = status
-        .services
-        .into_iter()
-        .find(|service| service.name == name)
-        .ok_or(unknown)?;
+    let service = beside(move || daemon.status_of(&name)).await?;
+    let service = service.ok_or(unknown)?;
     let etag = etag(service.generation);
     let schema = SCHEMA;
     Ok((etag, Json(OneService { schema, service })).into_response())

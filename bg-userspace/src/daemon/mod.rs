@@ -85,6 +85,7 @@ impl Daemon {
             interfaces: config.gateway.interfaces.clone(),
             mode: config.gateway.xdp,
             max_flows: config.gateway.max_flows,
+            max_services: config.gateway.max_services,
         };
         let keeper = Keeper::start(journal.clone())?;
         let started = Socket::bind(&paths.socket).and_then(|socket| {

@@ -134,6 +134,7 @@ fn restart_keys(old: &Gateway, new: &Gateway) -> Option<String> {
         ("gateway.interfaces", old.interfaces != new.interfaces),
         ("gateway.xdp", old.xdp != new.xdp),
         ("gateway.max_flows", old.max_flows != new.max_flows),
+        ("gateway.max_services", old.max_services != new.max_services),
         ("gateway.socket", old.paths.socket != new.paths.socket),
         (
             "gateway.state_dir",

@@ -1,26 +1,40 @@
 //! What the daemon tells about the packet path.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use bg_common::{
     flow::FlowTable,
     service::{Colour, ColourStats, CutoverWord},
 };
 
-use super::Daemon;
+use super::{Daemon, health::Now};
 use crate::{
     api::{
         BackendStatus, ColourStatus, DaemonStatus, FlowLine, FlowTableStatus, Flows,
         InterfaceStatus, Kind, Refusal, SCHEMA, ServiceStatus, SignalStatus, Status,
     },
-    config::Service,
-    datapath::FlowRecord,
+    config::{Config, Service},
+    datapath::{Announced, Error, FlowRecord, Statistics},
     drain::Drain,
     plan::{BackendPlan, ListenerPlan, ServicePlan},
     switch::percent,
 };
 
-type Counts = BTreeMap<(u32, Colour, Option<std::net::IpAddr>), Count>;
+type Counts = BTreeMap<(u32, Colour, Option<IpAddr>), Count>;
+
+/// What is looked up once for all services.
+struct Moment {
+    words: BTreeMap<u32, CutoverWord>,
+    counts: Counts,
+    statistics: Statistics,
+    /// Backends without a next hop: service id, colour, address.
+    unresolved: BTreeSet<(u32, Colour, IpAddr)>,
+    health: Now,
+    announced: BTreeMap<IpAddr, Announced>,
+}
 
 /// Live flows.
 #[derive(Default)]
@@ -45,10 +59,7 @@ impl Count {
 
 impl Daemon {
     /// Blocks for as long as it takes to count the flows.
-    pub(super) fn status(&self) -> Result<Status, Refusal> {
-        let failed =
-            |error: crate::datapath::Error| Refusal::new(Kind::Datapath, error.to_string());
-        let config = self.config().clone();
+    fn moment(&self, config: &Config) -> Result<(Moment, u64), Error> {
         let words: BTreeMap<u32, CutoverWord> = config
             .services
             .keys()
@@ -63,10 +74,37 @@ impl Daemon {
                 counts.entry(key).or_default().add(flow, *word);
             }
         });
+        let moment = Moment {
+            words,
+            counts,
+            statistics: self.datapath.statistics()?,
+            unresolved: self.datapath.unresolved().into_iter().collect(),
+            health: self.health_now(),
+            announced: self.datapath.announced(),
+        };
+        Ok((moment, entries))
+    }
+
+    /// One service's part of `status`; `None` if there is no such service.
+    pub(super) fn status_of(&self, service: &str) -> Result<Option<ServiceStatus>, Refusal> {
+        let config = self.config().clone();
+        let Some(service) = config.services.get(service) else {
+            return Ok(None);
+        };
+        let status = self
+            .moment(&config)
+            .and_then(|(moment, _)| self.service_status(service, &moment));
+        Ok(Some(status.map_err(failed)?))
+    }
+
+    /// Blocks for as long as it takes to count the flows.
+    pub(super) fn status(&self) -> Result<Status, Refusal> {
+        let config = self.config().clone();
+        let (moment, entries) = self.moment(&config).map_err(failed)?;
         let services = config
             .services
             .values()
-            .map(|service| self.service_status(service, &words, &counts))
+            .map(|service| self.service_status(service, &moment))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let reasons = self.datapath.reasons().map_err(failed)?;
@@ -104,19 +142,20 @@ impl Daemon {
         })
     }
 
-    fn service_status(
-        &self,
-        service: &Service,
-        words: &BTreeMap<u32, CutoverWord>,
-        counts: &Counts,
-    ) -> Result<ServiceStatus, crate::datapath::Error> {
+    fn service_status(&self, service: &Service, moment: &Moment) -> Result<ServiceStatus, Error> {
         let name = &service.plan.name;
-        let unknown = || crate::datapath::Error::UnknownService(name.clone());
+        let unknown = || Error::UnknownService(name.clone());
         let id = self.datapath.service_id(name).ok_or_else(unknown)?;
+        let Moment {
+            words,
+            counts,
+            statistics,
+            unresolved,
+            health,
+            announced,
+        } = moment;
         let word = *words.get(&id).ok_or_else(unknown)?;
-        let stats = self.datapath.stats(name)?;
-        let unresolved = self.datapath.unresolved();
-        let health = self.health_now();
+        let stats = statistics.of(id)?;
         let state = self.state();
         let heard = self.datapath.heard(name);
         let mut colours = BTreeMap::new();
@@ -135,8 +174,8 @@ impl Daemon {
                     .map_or(0, |count| count.all)
             };
             let of_colour = counts
-                .iter()
-                .filter(|((service, of, _), _)| (*service, *of) == (id, colour));
+                .range((id, colour, None)..)
+                .take_while(|((service, of, _), _)| (*service, *of) == (id, colour));
             let sum =
                 |part: fn(&Count) -> u64| of_colour.clone().map(|(_, count)| part(count)).sum();
             let drain = state.draining(name, word, colour);
@@ -194,26 +233,9 @@ impl Daemon {
                 .map(ToString::to_string)
                 .collect(),
             forward: service.plan.forward.as_str().to_owned(),
-            announced: self.announced(&service.plan),
+            announced: places(&service.plan, announced),
             colours,
         })
-    }
-
-    /// The listeners that are announced, and the interfaces that have their
-    /// addresses.
-    fn announced(&self, plan: &ServicePlan) -> BTreeMap<String, Option<String>> {
-        if !plan.announce {
-            return BTreeMap::new();
-        }
-        let places = self.datapath.announced();
-        let place_of = |listener: &ListenerPlan| {
-            let place = places.get(&listener.address.ip())?;
-            place.is_there.then(|| place.interface.clone())
-        };
-        let listeners = plan.listeners.iter();
-        listeners
-            .map(|listener| (listener.to_string(), place_of(listener)))
-            .collect()
     }
 
     /// Blocks for as long as it takes to read the flows.
@@ -275,6 +297,26 @@ impl Daemon {
         });
         Ok(flows)
     }
+}
+
+fn failed(error: Error) -> Refusal {
+    Refusal::new(Kind::Datapath, error.to_string())
+}
+
+/// The listeners of an announced service, and the interfaces that have their
+/// addresses.
+fn places(
+    plan: &ServicePlan,
+    announced: &BTreeMap<IpAddr, Announced>,
+) -> BTreeMap<String, Option<String>> {
+    let place_of = |listener: &ListenerPlan| {
+        let place = announced.get(&listener.address.ip())?;
+        place.is_there.then(|| place.interface.clone())
+    };
+    let listeners = plan.listeners.iter().filter(|_| plan.announce);
+    listeners
+        .map(|listener| (listener.to_string(), place_of(listener)))
+        .collect()
 }
 
 /// The backend's address, with the port that packets go to where all listeners

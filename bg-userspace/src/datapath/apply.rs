@@ -109,7 +109,7 @@ impl Inner {
     ) -> Result<Change, Error> {
         let alone = self.changing.clone().blocking_lock_owned();
         let held = self.held();
-        let layout = lay_out(plan, known, &held, &self.in_use())?;
+        let layout = lay_out(plan, known, &held, &self.in_use(), self.room)?;
         let out = standing::out(
             &plan.standings,
             &layout.services,

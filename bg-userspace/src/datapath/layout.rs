@@ -7,7 +7,7 @@ use std::{
 };
 
 use bg_common::{
-    abi::{capacity, ticks},
+    abi::{Room, capacity, ticks},
     maglev::{self, Member},
     service::{Backend, Colour, CutoverWord, Listener, PoolWord, ReturnPath},
 };
@@ -81,9 +81,10 @@ pub fn lay_out(
     known: &BTreeMap<String, Known>,
     held: &Tables,
     in_use: &InUse,
+    room: Room,
 ) -> Result<Layout, Error> {
     let mut layout = Layout::default();
-    name_services(&mut layout, plan, known, held, in_use)?;
+    name_services(&mut layout, plan, known, held, in_use, room)?;
     let mut listener_ids = Ids::new(
         "listeners, with those that old flows hold",
         1, // 0 is nobody's: an unused line of a flow table
@@ -99,7 +100,7 @@ pub fn lay_out(
     let mut backend_ids = Ids::new(
         "backends, with those that old flows hold",
         0,
-        capacity::BACKENDS as u32,
+        room.backends(),
         held.backends.keys().copied(),
     );
     let held_backends: BTreeMap<_, u32> = held
@@ -295,7 +296,8 @@ mod tests {
                 services,
                 ..Plan::default()
             };
-            let layout = lay_out(&plan, &self.known, &self.held, &self.in_use).unwrap();
+            let layout =
+                lay_out(&plan, &self.known, &self.held, &self.in_use, Room::LEAST).unwrap();
             let mut words = self.held.words.clone();
             words.extend(&layout.new_services);
             self.held = Tables {
@@ -472,15 +474,15 @@ mod tests {
 
     #[test]
     fn all_backends_that_fit_are_laid_out_and_stay() {
-        let addresses: Vec<String> = (0..capacity::BACKENDS)
-            .map(|n| IpAddr::from((0x0a00_0000 + n as u32).to_be_bytes()).to_string())
+        let addresses: Vec<String> = (0..Room::LEAST.backends())
+            .map(|n| IpAddr::from((0x0a00_0000 + n).to_be_bytes()).to_string())
             .collect();
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-        let (blue, green) = addresses.split_at(capacity::BACKENDS / 2);
+        let (blue, green) = addresses.split_at(addresses.len() / 2);
         let mut gateway = Gateway::default();
         for _ in 0..2 {
             gateway.apply(vec![service("llm", &["192.0.2.1:80"], blue, green)]);
         }
-        assert_eq!(gateway.held.backends.len(), capacity::BACKENDS);
+        assert_eq!(gateway.held.backends.len(), addresses.len());
     }
 }

@@ -12,7 +12,7 @@ use aya::{
     util::nr_cpus,
 };
 use bg_common::{
-    abi::{MAGLEV_ROW, capacity, map},
+    abi::{MAGLEV_ROW, Room, capacity, map},
     flow::{FlowTable, TableShape},
     service::{Backend, Colour, ColourStats, CutoverWord, NextHop},
     snat::{self, Lease, RESERVED, Source},
@@ -54,13 +54,16 @@ impl Inner {
             Words::map(data.fd(), words).map_err(Error::io(format!("mapping {name}")))
         };
         let lines = |table| words(map::of(table), Lines::words(buckets(pins, table)?));
+        let room = pins.room().unwrap_or(Room::LEAST);
+        let rows = room.maglev_rows() as usize;
         Ok(Self {
-            words: words(map::WORDS, capacity::SERVICES)?,
-            first_flows: words(map::FIRST_FLOWS, capacity::SERVICES)?,
-            pools: words(map::POOLS, capacity::SERVICES * 4)?,
-            arena: words(map::MAGLEV, capacity::MAGLEV_ROWS * MAGLEV_ROW as usize / 2)?,
+            room,
+            words: words(map::WORDS, room.services as usize)?,
+            first_flows: words(map::FIRST_FLOWS, room.services as usize)?,
+            pools: words(map::POOLS, room.pools() as usize)?,
+            arena: words(map::MAGLEV, rows * MAGLEV_ROW as usize / 2)?,
             sources: words(map::SOURCES, capacity::BLOCKS * SOURCE_WORDS)?,
-            backend_words: words(map::BACKENDS, capacity::BACKENDS * BACKEND_WORDS)?,
+            backend_words: words(map::BACKENDS, room.backends() as usize * BACKEND_WORDS)?,
             directory: directory(pins)?,
             lines: Lines::new(
                 [
@@ -127,8 +130,8 @@ impl Inner {
                 block: u16::from_ne_bytes([last[6], last[7]]),
             }
         };
-        (0..capacity::BACKENDS)
-            .map(|id| (id as u32, slot(id)))
+        (0..self.room.backends())
+            .map(|id| (id, slot(id as usize)))
             .filter(|(_, b)| b.family != 0)
             .collect()
     }

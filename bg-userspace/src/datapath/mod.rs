@@ -46,7 +46,7 @@ use std::{
 
 use aya::maps::{Map, MapData, PerCpuArray};
 use bg_common::{
-    abi::map,
+    abi::{Room, map},
     flow::{buckets_for, flows_for},
     maglev::Member,
     reason::Reason,
@@ -72,8 +72,16 @@ pub use self::{
     words::{PinnedWords, Stored},
 };
 use self::{
-    addresses::Ours, announcer::Announcer, flows::Unused, interfaces::Interfaces,
-    layout::address_of, lines::Lines, mmap::Words, netlink::Requests, pins::Pins, signals::Ear,
+    addresses::Ours,
+    announcer::Announcer,
+    flows::Unused,
+    interfaces::Interfaces,
+    layout::address_of,
+    lines::Lines,
+    mmap::Words,
+    netlink::Requests,
+    pins::{Pins, make_room},
+    signals::Ear,
 };
 use crate::plan::{ForwardMode, Plan, ServicePlan};
 
@@ -108,6 +116,8 @@ pub struct Settings {
     pub mode: AttachMode,
     /// Established TCP flows that fit.
     pub max_flows: u32,
+    /// Services that fit.
+    pub max_services: u32,
 }
 
 /// The packet path, adopted or new. Dropping it changes no forwarding.
@@ -137,6 +147,7 @@ type Started = (Inner, Loaded, (Watcher, Ear), Vec<InterfaceStatus>);
 #[derive(Debug)]
 struct Inner {
     pins: Pins,
+    room: Room,
     words: Words,
     first_flows: Words,
     pools: Words,
@@ -202,15 +213,19 @@ impl Datapath {
         let max_flows = match pinned {
             Some(buckets) if buckets != wanted => {
                 let max_flows = flows_for(buckets);
-                tracing::warn!(
-                    "gateway.max_flows is {}, but the pinned flow table holds {max_flows}: it keeps \
-                     that size until `bgswitch detach`",
-                    settings.max_flows
-                );
+                keeps_its_size("max_flows", settings.max_flows, "flow table", max_flows);
                 max_flows
             }
             _ => settings.max_flows,
         };
+        let wanted_room = Room {
+            services: settings.max_services,
+        };
+        let room = pins.room().unwrap_or(wanted_room);
+        if room != wanted_room {
+            let wanted = wanted_room.services;
+            keeps_its_size("max_services", wanted, "tables of services", room.services);
+        }
         pins.make()?;
         let announcer = Announcer::default();
         let ours = Ours::new(
@@ -226,7 +241,7 @@ impl Datapath {
                 plan,
                 known,
                 &pins,
-                pinned.unwrap_or(wanted),
+                (pinned.unwrap_or(wanted), room),
                 addresses,
                 &announcer,
             )
@@ -256,15 +271,16 @@ impl Datapath {
         plan: &Plan,
         known: &BTreeMap<String, Known>,
         pins: &Pins,
-        flow_buckets: u32,
+        (flow_buckets, room): (u32, Room),
         addresses: addresses::Change,
         announcer: &Announcer,
     ) -> Result<Started, Error> {
         let mut loader = pins.loader();
         loader.map_max_entries(map::FLOWS, flow_buckets);
+        make_room(&mut loader, room);
         let mut loaded = Features::probe()?.load(&mut loader)?;
         let watcher = Watcher::take(&mut loaded.ebpf)?;
-        let ear = Ear::take(&mut loaded.ebpf)?;
+        let ear = Ear::take(&mut loaded.ebpf, room)?;
         let program = loaded.program()?;
 
         // First what may be refused, and can be taken back.
@@ -406,31 +422,10 @@ impl Datapath {
             .collect()
     }
 
-    /// Statistics of both colours of a service, summed over the CPUs.
-    pub fn stats(&self, service: &str) -> Result<[ColourStats; 2], Error> {
-        let id = self
-            .inner
-            .service(service)
-            .ok_or_else(|| Error::UnknownService(service.to_owned()))?;
-        let stats: PerCpuArray<_, ColourStats> =
-            self.inner.open_map(map::STATS, Map::PerCpuArray)?;
-        let mut sums = [ColourStats::default(); 2];
-        for colour in Colour::ALL {
-            let index = id * 2 + colour as u32;
-            let values = stats
-                .get(&index, 0)
-                .map_err(|e| Error::bpf("reading STATS", &e))?;
-            let sum = &mut sums[colour as usize];
-            for cpu in values.iter() {
-                sum.forward_packets += cpu.forward_packets;
-                sum.forward_bytes += cpu.forward_bytes;
-                sum.return_packets += cpu.return_packets;
-                sum.return_bytes += cpu.return_bytes;
-                sum.new_flows += cpu.new_flows;
-                sum.resets += cpu.resets;
-            }
-        }
-        Ok(sums)
+    /// The statistics of all services.
+    pub fn statistics(&self) -> Result<Statistics, Error> {
+        let table = self.inner.open_map(map::STATS, Map::PerCpuArray)?;
+        Ok(Statistics { table })
     }
 
     /// Established TCP flows that fit.
@@ -475,6 +470,35 @@ impl Datapath {
     }
 }
 
+/// The statistics of all services.
+pub struct Statistics {
+    table: PerCpuArray<MapData, ColourStats>,
+}
+
+impl Statistics {
+    /// Those of both colours of a service, by its id, summed over the CPUs.
+    pub fn of(&self, service: u32) -> Result<[ColourStats; 2], Error> {
+        let mut sums = [ColourStats::default(); 2];
+        for colour in Colour::ALL {
+            let index = service * 2 + colour as u32;
+            let values = self
+                .table
+                .get(&index, 0)
+                .map_err(|e| Error::bpf("reading STATS", &e))?;
+            let sum = &mut sums[colour as usize];
+            for cpu in values.iter() {
+                sum.forward_packets += cpu.forward_packets;
+                sum.forward_bytes += cpu.forward_bytes;
+                sum.return_packets += cpu.return_packets;
+                sum.return_bytes += cpu.return_bytes;
+                sum.new_flows += cpu.new_flows;
+                sum.resets += cpu.resets;
+            }
+        }
+        Ok(sums)
+    }
+}
+
 /// What was removed.
 #[derive(Debug)]
 pub struct Detached {
@@ -494,6 +518,14 @@ pub fn detach(bpffs: &Path, noted: &Noted) -> Result<Detached, Error> {
     })?;
     let pins = lock.pins().remove()?;
     Ok(Detached { addresses, pins })
+}
+
+/// Says that pinned tables are not as large as they were asked to be.
+fn keeps_its_size(key: &str, wanted: u32, tables: &str, held: u32) {
+    tracing::warn!(
+        "gateway.{key} is {wanted}, but the pinned {tables} hold {held}: they keep that size until \
+         `bgswitch detach`"
+    );
 }
 
 /// Says so when the host's own connections may take ports that `snat` lends.

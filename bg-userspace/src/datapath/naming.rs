@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bg_common::{
-    abi::capacity,
+    abi::Room,
     service::{Colour, CutoverWord},
 };
 
@@ -57,6 +57,7 @@ pub fn name_services(
     known: &BTreeMap<String, Known>,
     held: &Tables,
     in_use: &InUse,
+    room: Room,
 ) -> Result<(), Error> {
     let mut taken = BTreeSet::new();
     for service in &plan.services {
@@ -71,7 +72,7 @@ pub fn name_services(
     let mut ids = Ids::new(
         "services, with those that old flows hold",
         0,
-        capacity::SERVICES as u32,
+        room.services,
         held.endpoints
             .listeners
             .values()

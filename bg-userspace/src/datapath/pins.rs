@@ -10,7 +10,7 @@ use aya::{
     maps::{MapInfo, MapType},
 };
 use bg_common::{
-    abi::{LAYOUT, MAGLEV_ROW, capacity, map},
+    abi::{LAYOUT, MAGLEV_ROW, Room, capacity, map},
     directory::{Entry, LINES, PILOT_ROW, PILOTS, PilotRow},
     flow::{Bucket, FlowTable, MARK_ROW, MARKS, MarkRow, REGIONS, TableShape, buckets_for},
     key::{FragmentKeyV4, FragmentKeyV6},
@@ -58,6 +58,9 @@ impl Pins {
         }
         if let Some(buckets) = self.flow_buckets() {
             loader.map_max_entries(map::FLOWS, buckets);
+        }
+        if let Some(room) = self.room() {
+            make_room(&mut loader, room);
         }
         loader
     }
@@ -129,13 +132,14 @@ impl Pins {
     }
 
     /// Refuses state of another layout, and maps that are not what their names
-    /// say. `max_flows` is not checked here: see [`Pins::flow_buckets`].
+    /// say. `max_flows` and `max_services` are not checked here: see
+    /// [`Pins::flow_buckets`] and [`Pins::room`].
     pub fn check(&self) -> Result<(), Error> {
         let ours = self.layout();
         if let Some(other) = self.layouts().into_iter().find(|layout| *layout != ours) {
             return Err(Error::OtherLayout(other));
         }
-        for (name, kind, key, value, entries, flags) in shapes() {
+        for (name, kind, key, value, entries, flags) in shapes(self.room().unwrap_or(Room::LEAST)) {
             let path = self.map(name);
             if !path.exists() {
                 continue;
@@ -177,6 +181,14 @@ impl Pins {
         MapInfo::from_pin(self.map(map::FLOWS))
             .ok()
             .map(|info| info.max_entries())
+    }
+
+    /// Room for services in the pinned tables, if there are any.
+    pub fn room(&self) -> Option<Room> {
+        let words = MapInfo::from_pin(self.map(map::WORDS)).ok()?;
+        Some(Room {
+            services: words.max_entries(),
+        })
     }
 
     /// Makes the directories of this layout.
@@ -254,13 +266,20 @@ fn remove_tree(path: &Path, removed: &mut Vec<PathBuf>) -> Result<(), Error> {
 
 type Shape = (&'static str, MapType, u32, u32, u32, u32);
 
+/// Makes what is loaded without pins as large as there is room for services.
+pub fn make_room(loader: &mut EbpfLoader<'_>, room: Room) {
+    for (name, entries) in room.maps() {
+        loader.map_max_entries(name, entries);
+    }
+}
+
 /// Name, type, key size, value size, entries (0 = any), flags.
-fn shapes() -> Vec<Shape> {
+fn shapes(room: Room) -> Vec<Shape> {
     const MMAPABLE: u32 = 1 << 10;
     const fn of<T>() -> u32 {
         size_of::<T>() as u32
     }
-    let services = capacity::SERVICES as u32;
+    let services = room.services;
     let slots = capacity::INTERFACES as u32;
     let half_open = buckets_for(capacity::HALF_OPEN as u32);
     let udp = buckets_for(capacity::UDP as u32);
@@ -270,13 +289,13 @@ fn shapes() -> Vec<Shape> {
     vec![
         (map::WORDS, MapType::Array, 4, 8, services, MMAPABLE),
         (map::FIRST_FLOWS, MapType::Array, 4, 8, services, MMAPABLE),
-        (map::POOLS, MapType::Array, 4, 8, services * 4, MMAPABLE),
+        (map::POOLS, MapType::Array, 4, 8, room.pools(), MMAPABLE),
         (
             map::MAGLEV,
             MapType::Array,
             4,
             MAGLEV_ROW * 4,
-            capacity::MAGLEV_ROWS as u32,
+            room.maglev_rows(),
             MMAPABLE,
         ),
         (
@@ -284,7 +303,7 @@ fn shapes() -> Vec<Shape> {
             MapType::Array,
             4,
             of::<Backend>(),
-            capacity::BACKENDS as u32,
+            room.backends(),
             MMAPABLE,
         ),
         (
@@ -387,7 +406,7 @@ fn shapes() -> Vec<Shape> {
             MapType::PerCpuArray,
             4,
             of::<ColourStats>(),
-            services * 2,
+            room.stats(),
             0,
         ),
         (

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bg_common::{
-    abi::{MAGLEV_ROW, capacity},
+    abi::MAGLEV_ROW,
     maglev::{self, Member},
     service::PoolWord,
 };
@@ -38,50 +38,66 @@ const fn gcd(a: u32, b: u32) -> u32 {
     a
 }
 
-/// Finds `slots` slots of the arena that no pool in `used` takes up.
-pub fn allocate(used: &[PoolWord], slots: u32) -> Result<u32, Error> {
-    let arena = capacity::MAGLEV_ROWS as u32 * MAGLEV_ROW;
-    let rows = |slots: u32| slots.next_multiple_of(MAGLEV_ROW);
-    let mut used: Vec<(u32, u32)> = used
-        .iter()
-        .filter(|pool| pool.slots() > 0)
-        .map(|pool| (pool.base(), rows(pool.slots())))
-        .collect();
-    used.sort_unstable();
-    let mut base = 0;
-    for (start, length) in used {
-        if start.saturating_sub(base) >= rows(slots) {
-            return Ok(base);
+/// Stretches of the arena that no pool takes up: first row, and how many.
+struct Free(BTreeMap<u32, u32>);
+
+impl Free {
+    /// What pools of these words leave of an arena of so many rows.
+    fn beside(used: impl Iterator<Item = PoolWord>, rows: u32) -> Self {
+        let mut used: Vec<_> = used.filter(|pool| pool.slots() > 0).collect();
+        used.sort_unstable_by_key(|pool| pool.base());
+        let mut free = BTreeMap::new();
+        let mut next = 0;
+        for pool in used {
+            let first = pool.base() / MAGLEV_ROW;
+            if first > next {
+                free.insert(next, first - next);
+            }
+            next = next.max(first + pool.slots().div_ceil(MAGLEV_ROW));
         }
-        base = base.max(start + length);
+        if rows > next {
+            free.insert(next, rows - next);
+        }
+        Self(free)
     }
-    if base + rows(slots) > arena {
-        let (wanted, limit) = ((base + slots) as usize, arena as usize);
-        return Err(Error::Full {
-            what: "slots of the pools' hash tables, old and new ones together (a pool with a hundred slots per \
-                   weight; change fewer services at once, or use smaller weights)",
-            wanted,
-            limit,
-        });
+
+    /// Takes the first stretch with room for `slots` slots: its first slot.
+    fn take(&mut self, slots: u32) -> Result<u32, Error> {
+        let wanted = slots.div_ceil(MAGLEV_ROW);
+        let found = self.0.iter().find(|(_, rows)| **rows >= wanted);
+        let Some((first, rows)) = found.map(|(first, rows)| (*first, *rows)) else {
+            let rows = self.0.values().copied().max().unwrap_or(0);
+            return Err(Error::Full {
+                what: "slots in a row of the pools' hash tables, beside old ones (a pool with a hundred slots \
+                       per weight; change fewer services at once, use smaller weights, or raise \
+                       gateway.max_services)",
+                wanted: slots as usize,
+                limit: (rows * MAGLEV_ROW) as usize,
+            });
+        };
+        self.0.remove(&first);
+        if rows > wanted {
+            self.0.insert(first + wanted, rows - wanted);
+        }
+        Ok(first * MAGLEV_ROW)
     }
-    Ok(base)
 }
 
 impl Inner {
     /// The pools that change, with their places in the arena.
     pub(super) fn plan_pools(&self, pools: &BTreeMap<u32, Vec<Member>>) -> Result<Changed, Error> {
-        let mut used: Vec<PoolWord> = (0..POOLS).map(|index| self.pool(index)).collect();
+        let words = (0..self.room.pools()).map(|index| self.pool(index));
+        // Old places stay taken until the new words are stored.
+        let mut free = Free::beside(words, self.room.maglev_rows());
         let mut changed = Changed::new();
         for (index, members) in pools {
             let table = table(members);
-            let held = used[*index as usize];
+            let held = self.pool(*index);
             if held.slots() as usize == table.len() && self.table_of(held) == table {
                 continue;
             }
-            let base = allocate(&used, table.len() as u32)?;
-            let word = PoolWord::new(base, table.len() as u32);
-            // The old place stays taken until the new word is stored.
-            used.push(word);
+            let slots = table.len() as u32;
+            let word = PoolWord::new(free.take(slots)?, slots);
             changed.insert(*index, (word, table));
         }
         Ok(changed)
@@ -106,7 +122,7 @@ impl Inner {
 
     /// Gives back the room of all pools but these.
     pub(super) fn free_pools<V>(&self, kept: &BTreeMap<u32, V>) {
-        for index in (0..POOLS).filter(|index| !kept.contains_key(index)) {
+        for index in (0..self.room.pools()).filter(|index| !kept.contains_key(index)) {
             if self.pool(index).slots() > 0 {
                 self.pools.store(index as usize, PoolWord::default().0);
             }
@@ -124,18 +140,23 @@ impl Inner {
     }
 }
 
-const POOLS: u32 = capacity::SERVICES as u32 * 4;
-
 #[cfg(test)]
 mod tests {
+    use bg_common::abi::Room;
+
     use super::*;
 
     #[test]
     fn the_arena_gives_gaps_back() {
-        let used = [PoolWord::new(0, 251), PoolWord::new(1024, 251)];
-        assert_eq!(allocate(&used, 251).unwrap(), 256);
-        assert_eq!(allocate(&used, 1021).unwrap(), 1280);
-        assert!(allocate(&used, capacity::MAGLEV_ROWS as u32 * MAGLEV_ROW).is_err());
+        let rows = Room::LEAST.maglev_rows();
+        let used = [PoolWord::new(1024, 251), PoolWord::new(0, 251)];
+        let mut free = Free::beside(used.into_iter(), rows);
+        let places = [251, 1021, 300, 251].map(|slots| free.take(slots).unwrap());
+        assert_eq!(places, [256, 1280, 512, 2304]);
+        assert!(free.take(rows * MAGLEV_ROW).is_err());
+        let rest = rows * MAGLEV_ROW - 2560;
+        assert_eq!(free.take(rest).unwrap(), 2560);
+        assert!(free.take(251).is_err());
     }
 
     #[test]

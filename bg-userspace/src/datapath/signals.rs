@@ -11,7 +11,7 @@ use aya::{
     maps::{Map, MapData, PerCpuArray},
 };
 use bg_common::{
-    abi::{capacity, map},
+    abi::{Room, map},
     service::Colour,
     signals::{SERVICES, Signals},
 };
@@ -46,13 +46,14 @@ impl fmt::Debug for Ear {
 }
 
 impl Ear {
-    /// Takes the maps out of an object whose maps are made.
-    pub(super) fn take(ebpf: &mut Ebpf) -> Result<Self, Error> {
+    /// Takes the maps out of an object whose maps are made, with room for so many
+    /// services.
+    pub(super) fn take(ebpf: &mut Ebpf, room: Room) -> Result<Self, Error> {
         let missing = |name: &str| Error::step("the eBPF object", format!("has no {name}"));
         let Some(Map::Array(listened)) = ebpf.map(map::LISTENED) else {
             return Err(missing(map::LISTENED));
         };
-        let words = Words::map(listened.fd(), capacity::SERVICES)
+        let words = Words::map(listened.fd(), room.services as usize)
             .map_err(Error::io(format!("mapping {}", map::LISTENED)))?;
         let counts = ebpf
             .take_map(map::SIGNALS)

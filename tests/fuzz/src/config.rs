@@ -92,10 +92,11 @@ fn written(config: &Config) -> String {
     let paths = &gateway.paths;
     let path = |path: &Path| quoted(path.to_str().expect("a path out of a text"));
     let mut text = format!(
-        "[gateway]\ninterfaces = [{}]\nxdp = \"{xdp}\"\nmax_flows = {}\nsocket = {}\nstate_dir = {}\n\
-         bpffs = {}\n",
+        "[gateway]\ninterfaces = [{}]\nxdp = \"{xdp}\"\nmax_flows = {}\nmax_services = {}\nsocket = {}\n\
+         state_dir = {}\nbpffs = {}\n",
         names.join(", "),
         gateway.max_flows,
+        gateway.max_services,
         path(&paths.socket),
         path(&paths.state_dir),
         path(&paths.bpffs)
@@ -233,6 +234,7 @@ backends = ["10.0.2.10"]
 interfaces = ["eth0", "eth1"]
 xdp = "generic"
 max_flows = 100_000
+max_services = 20_000
 socket = "/run/a/sock"
 state_dir = "/var/lib/a"
 bpffs = "/sys/fs/bpf/a"

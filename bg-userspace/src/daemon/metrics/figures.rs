@@ -13,7 +13,7 @@ use prometheus_client::{
 use crate::{
     api::{ColourStatus, Kind, Refusal, ServiceStatus, Status},
     daemon::Daemon,
-    datapath::AttachMode,
+    datapath::{AttachMode, Error},
     release::State,
     time,
 };
@@ -31,12 +31,16 @@ impl Figures {
     /// Reads all of it. Blocks for as long as it takes to count the flows.
     pub(super) fn read(daemon: &Daemon) -> Result<Self, Refusal> {
         let status = daemon.status()?;
+        let failed = |error: Error| Refusal::new(Kind::Datapath, error.to_string());
+        let statistics = daemon.datapath.statistics().map_err(failed)?;
         let mut stats = BTreeMap::new();
         let mut expiries = BTreeMap::new();
         for ServiceStatus { name, .. } in &status.services {
-            let read = daemon.datapath.stats(name);
-            let read = read.map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))?;
-            stats.insert(name.clone(), read);
+            // A reload may have taken the service away since.
+            let Some(id) = daemon.datapath.service_id(name) else {
+                continue;
+            };
+            stats.insert(name.clone(), statistics.of(id).map_err(failed)?);
             let machine = daemon.releases.shown(name);
             let standby = machine.state() == State::Standby;
             let release = machine.release.filter(|_| standby);

@@ -12,7 +12,7 @@ use bg_common::{abi::map, flow::buckets_for};
 use bg_ebpf::stream::Arrivals;
 use bg_tests::kernel::in_namespace;
 
-use crate::INTENDED;
+use crate::packets::INTENDED;
 
 /// Flows that the object's flow table is made for, which nobody uses here.
 const FEW: u32 = 1000;

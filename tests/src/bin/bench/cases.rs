@@ -17,6 +17,8 @@ pub const CLIENTS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 pub const CLIENTS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0);
 /// Where those begin whose flows nobody knows.
 const STRANGERS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 0);
+/// The same over IPv6: behind this part of the clients' network.
+const STRANGERS_V6: Ipv4Addr = Ipv4Addr::new(128, 0, 0, 0);
 /// So many strangers come round that each is forgotten in between.
 pub const STRANGER_FLOWS: u32 = 1_000_000;
 /// A MAC address that nobody has: the stack drops what is passed to it at once.
@@ -49,8 +51,22 @@ pub enum Program {
     Ours,
     /// The packet path while it listens to the service's servers.
     Listening,
+    /// The packet path after a flip: the flows drain.
+    Draining,
+    /// The packet path after a flip that cut the flows.
+    Cut,
     /// One part of what the packet path does, by the program's name; then drops.
     Part(&'static str),
+}
+
+impl Program {
+    /// Whether it is the packet path.
+    pub const fn is_ours(self) -> bool {
+        matches!(
+            self,
+            Self::Ours | Self::Listening | Self::Draining | Self::Cut
+        )
+    }
 }
 
 /// Parts of what the packet path does: program, and name in the report.
@@ -82,9 +98,37 @@ pub enum Kind {
     ReturnUdp,
     /// SYN of a client that is not known, IPv4.
     First,
+    /// The same, IPv6.
+    FirstV6,
+    /// Datagram of a client that is not known, IPv4.
+    FirstUdp,
+    /// Client's segment of an established flow with `dsr`, IPv4.
+    ForwardDsr,
+    /// Client's datagram of a known flow with `snat`, IPv4.
+    ForwardSnat,
+    /// Client's segment of an established flow of several services in turn, IPv4.
+    ForwardOver(Ports),
+    /// Server's segment of such a flow.
+    ReturnOver(Ports),
+    /// SYN of a client that is not known, to several services in turn, IPv4.
+    FirstOver(Ports),
     /// To an address that is no listener's, from one that is no server's.
     NotOurs,
 }
+
+/// Ports of listeners, one behind the other, and of their servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The first one.
+    pub first: u16,
+    /// How many.
+    pub count: u16,
+}
+
+/// Where the service with `dsr` listens, ...
+pub const DSR: u16 = 8100;
+/// ... and the one with `snat`, for datagrams.
+pub const SNAT: u16 = 4500;
 
 /// One line of the report.
 #[derive(Clone, Debug)]
@@ -117,6 +161,10 @@ pub const STAGES: [Stage; 3] = [
             (Kind::ReturnUdp, None),
             (Kind::NotOurs, Some(20)),
             (Kind::First, Some(250)),
+            (Kind::FirstV6, Some(250)),
+            (Kind::FirstUdp, Some(250)),
+            (Kind::ForwardDsr, None),
+            (Kind::ForwardSnat, None),
         ],
     ),
     (
@@ -140,7 +188,7 @@ pub const STAGES: [Stage; 3] = [
 /// The cases of a stage.
 pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
     let over = |kind: Kind| {
-        if kind == Kind::First {
+        if kind.is_first() {
             STRANGER_FLOWS
         } else {
             flows
@@ -167,12 +215,15 @@ pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
     };
     let few = flows == STAGES[0].0;
     if few {
-        for (name, kind) in [
-            ("forward, IPv4 TCP, listening", Kind::Forward),
-            ("return, IPv4 TCP, listening", Kind::Return),
-            ("first packet, IPv4 TCP, listening", Kind::First),
+        for (name, kind, program) in [
+            ("forward, draining", Kind::Forward, Program::Draining),
+            ("return, draining", Kind::Return, Program::Draining),
+            ("reset of a cut flow", Kind::Forward, Program::Cut),
+            ("forward, listening", Kind::Forward, Program::Listening),
+            ("return, listening", Kind::Return, Program::Listening),
+            ("first packet, listening", Kind::First, Program::Listening),
         ] {
-            compare(name, kind, Program::Listening);
+            compare(name, kind, program);
         }
         compare("bare XDP_REDIRECT", Kind::Forward, Program::Redirect);
     }
@@ -184,8 +235,27 @@ pub fn of_stage((flows, kinds): Stage) -> Vec<Case> {
     cases
 }
 
+impl Case {
+    /// What the packet path must count.
+    pub const fn reason(&self) -> Reason {
+        match self.program {
+            Program::Cut => Reason::ResetClient,
+            _ => self.kind.reason(),
+        }
+    }
+}
+
 impl Kind {
-    const fn name(self) -> &'static str {
+    /// Whether its flows are not known.
+    pub const fn is_first(self) -> bool {
+        matches!(
+            self,
+            Self::First | Self::FirstV6 | Self::FirstUdp | Self::FirstOver(_)
+        )
+    }
+
+    /// Name in the report.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Forward => "forward, IPv4 TCP",
             Self::ForwardV6 => "forward, IPv6 TCP",
@@ -194,6 +264,13 @@ impl Kind {
             Self::ReturnV6 => "return, IPv6 TCP",
             Self::ReturnUdp => "return, IPv4 UDP",
             Self::First => "first packet of a flow, IPv4 TCP",
+            Self::FirstV6 => "first packet of a flow, IPv6 TCP",
+            Self::FirstUdp => "first packet of a flow, IPv4 UDP",
+            Self::ForwardDsr => "forward, IPv4 TCP, dsr",
+            Self::ForwardSnat => "forward, IPv4 UDP, snat",
+            Self::ForwardOver(_) => "forward",
+            Self::ReturnOver(_) => "return",
+            Self::FirstOver(_) => "first packet",
             Self::NotOurs => "not ours, IPv4 TCP",
         }
     }
@@ -201,17 +278,26 @@ impl Kind {
     /// Where these frames come in.
     pub const fn side(self) -> Side {
         match self {
-            Self::Return | Self::ReturnV6 | Self::ReturnUdp => Side::Servers,
+            Self::Return | Self::ReturnV6 | Self::ReturnUdp | Self::ReturnOver(_) => Side::Servers,
             _ => Side::Clients,
         }
     }
 
-    /// What the packet path must count.
-    pub const fn reason(self) -> Reason {
+    /// What the packet path must count, unless the flows are cut.
+    const fn reason(self) -> Reason {
         match self {
-            Self::Forward | Self::ForwardV6 | Self::ForwardUdp => Reason::Forwarded,
-            Self::Return | Self::ReturnV6 | Self::ReturnUdp => Reason::Returned,
-            Self::First => Reason::ForwardedNew,
+            Self::Forward
+            | Self::ForwardV6
+            | Self::ForwardUdp
+            | Self::ForwardDsr
+            | Self::ForwardSnat
+            | Self::ForwardOver(_) => Reason::Forwarded,
+            Self::Return | Self::ReturnV6 | Self::ReturnUdp | Self::ReturnOver(_) => {
+                Reason::Returned
+            }
+            Self::First | Self::FirstV6 | Self::FirstUdp | Self::FirstOver(_) => {
+                Reason::ForwardedNew
+            }
             Self::NotOurs => Reason::NotOurs,
         }
     }
@@ -219,15 +305,26 @@ impl Kind {
     /// The stream over `flows` flows, between `macs`; `servers` is the backend that all
     /// flows are pinned to, over IPv4 and over IPv6.
     pub fn stream(self, macs: Macs, servers: [IpAddr; 2], flows: u32) -> Result<Stream> {
-        let [server, server_v6] = servers.map(|server| SocketAddr::new(server, 8000));
+        let [server, server_v6] = servers;
         let anyone = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let anyone_v6 = SocketAddr::from((CLIENTS_V6, 0));
+        let syn = |port| {
+            let frame = Frame::tcp(macs, anyone, listener(port), "S").padding(10);
+            (frame, Client::Source, STRANGERS)
+        };
+        let segment = |port| {
+            let frame = Frame::tcp(macs, anyone, listener(port), "A").payload(&[0; 10]);
+            (frame, Client::Source, CLIENTS)
+        };
+        let reply = |port| {
+            let from = SocketAddr::new(server, port);
+            let frame = Frame::tcp(macs, from, anyone, "A").payload(&[0; 10]);
+            (frame, Client::Destination, CLIENTS)
+        };
         let (frame, client, first) = match self {
-            Self::Forward => (
-                Frame::tcp(macs, anyone, listener(8000), "A").payload(&[0; 10]),
-                Client::Source,
-                CLIENTS,
-            ),
+            Self::Forward => segment(8000),
+            Self::ForwardDsr => segment(DSR),
+            Self::ForwardOver(_) => segment(0),
             Self::ForwardV6 => (
                 Frame::tcp(macs, anyone_v6, listener_v6(8000), "A").padding(6),
                 Client::Source,
@@ -238,28 +335,37 @@ impl Kind {
                 Client::Source,
                 CLIENTS,
             ),
-            Self::Return => (
-                Frame::tcp(macs, server, anyone, "A").payload(&[0; 10]),
-                Client::Destination,
-                CLIENTS,
-            ),
+            Self::Return => reply(8000),
+            Self::ReturnOver(_) => reply(0),
             Self::ReturnV6 => (
-                Frame::tcp(macs, server_v6, anyone_v6, "A").padding(6),
+                Frame::tcp(macs, SocketAddr::new(server_v6, 8000), anyone_v6, "A").padding(6),
                 Client::Destination,
                 Ipv4Addr::UNSPECIFIED,
             ),
             Self::ReturnUdp => {
-                let server = SocketAddr::new(server.ip(), 4433);
+                let server = SocketAddr::new(server, 4433);
                 (
                     Frame::udp(macs, server, anyone).payload(&[0; 22]),
                     Client::Destination,
                     CLIENTS,
                 )
             }
-            Self::First => (
-                Frame::tcp(macs, anyone, listener(8000), "S").padding(10),
+            Self::First => syn(8000),
+            Self::FirstOver(_) => syn(0),
+            Self::FirstV6 => (
+                Frame::tcp(macs, anyone_v6, listener_v6(8000), "S").padding(6),
+                Client::Source,
+                STRANGERS_V6,
+            ),
+            Self::FirstUdp => (
+                Frame::udp(macs, anyone, listener(4433)).payload(&[0; 22]),
                 Client::Source,
                 STRANGERS,
+            ),
+            Self::ForwardSnat => (
+                Frame::udp(macs, anyone, listener(SNAT)).payload(&[0; 22]),
+                Client::Source,
+                CLIENTS,
             ),
             Self::NotOurs => {
                 let macs = Macs { to: NOBODY, ..macs };
@@ -272,6 +378,12 @@ impl Kind {
             }
         };
         let frame = frame.numbers(1000, 0).bytes();
-        generator::stream(&frame, client, flows, first.to_bits())
+        let stream = generator::stream(&frame, client, flows, first.to_bits())?;
+        Ok(match self {
+            Self::ForwardOver(ports) | Self::ReturnOver(ports) | Self::FirstOver(ports) => {
+                generator::over_ports(stream, ports.first, ports.count)
+            }
+            _ => stream,
+        })
     }
 }

@@ -11,6 +11,7 @@ use bg_tests::picture::{
 use crate::{
     flips::{Flips, GLASS_US, Packets},
     gateway::Peer,
+    growth::{Curve, Growth, Point},
     http::{Http, Line, connects},
     peers::Peers,
     report::{Figure, Report},
@@ -24,7 +25,7 @@ const BARS: f64 = 330.0;
 const THICK: f64 = 20.0;
 const STEP: f64 = 30.0;
 
-/// Draws what the report has: `peers`, `http` and `flip`, as SVG and PNG.
+/// Draws what the report has: `growth`, `peers`, `http` and `flip`, as SVG and PNG.
 pub fn draw(report: &Report, directory: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("making {}", directory.display()))?;
     let save = |svg: Svg, name: &str| -> Result<()> {
@@ -35,6 +36,9 @@ pub fn draw(report: &Report, directory: &Path) -> Result<()> {
         Ok(())
     };
     let machine = report.machine();
+    if let Some(growth) = &report.growth {
+        save(curves(growth, &machine), "growth")?;
+    }
     if let Some(peers) = &report.peers {
         save(throughput(peers, &machine), "peers")?;
     }
@@ -94,6 +98,81 @@ fn bars(svg: &mut Svg, top: f64, title: &str, bars: &[Bar<'_>]) -> f64 {
         );
     }
     top + 18.0 + STEP * bars.len() as f64
+}
+
+/// What a packet costs against what grows, a panel each.
+fn curves(growth: &Growth, machine: &str) -> Svg {
+    let mut svg = Svg::new(190.0 + 300.0 * Curve::ALL.len() as f64);
+    let about = "nanoseconds a packet net of bare XDP_DROP on one core, 100 000 flows where something else grows; median, and smallest to largest";
+    head(
+        &mut svg,
+        "What a packet costs, and how that grows",
+        about,
+        machine,
+    );
+    for (number, curve) in Curve::ALL.into_iter().enumerate() {
+        let panel = Panel {
+            top: 170.0 + 300.0 * number as f64,
+            height: 200.0,
+        };
+        let points: Vec<_> = growth.points.iter().filter(|p| p.curve == curve).collect();
+        let title = format!("against the number of {}", curve.name());
+        svg.text(LEFT, panel.top - 20.0, 14.0, INK, "start", 600, &title);
+        grown(&mut svg, panel, &points);
+    }
+    svg
+}
+
+/// Lines of one panel: numbers to the right, each ten times the one before as far as the
+/// next.
+fn grown(svg: &mut Svg, panel: Panel, points: &[&Point]) {
+    let most = points.iter().map(|point| point.ns.max).fold(0.0, f64::max);
+    let top = round_up(most);
+    axis(svg, panel, top, &thousands(top as usize));
+    let log = |number: u32| f64::from(number).log10();
+    let numbers = || points.iter().map(|point| log(point.number));
+    let (low, high) = (
+        numbers().fold(f64::INFINITY, f64::min),
+        numbers().fold(0.0, f64::max),
+    );
+    let x = |number| LEFT + 40.0 + (log(number) - low) / (high - low) * (RIGHT - LEFT - 260.0);
+    let y = |ns: f64| panel.bottom() - ns / top * panel.height;
+    let mut labelled = Vec::new();
+    let mut named: Vec<f64> = Vec::new();
+    for (name, stroke) in [("forward", BLUE), ("return", GREEN), ("first packet", INK)] {
+        let line: Vec<_> = points.iter().filter(|point| point.name == name).collect();
+        let places = line
+            .iter()
+            .map(|point| (x(point.number), y(point.ns.median)));
+        svg.line(places, stroke, 2.0);
+        for point in &line {
+            let ends = [point.ns.min, point.ns.max].map(|ns| (x(point.number), y(ns)));
+            svg.line(ends.into_iter(), stroke, 1.0);
+            if !labelled.contains(&point.number) {
+                labelled.push(point.number);
+                let text = thousands(point.number as usize);
+                svg.text(
+                    x(point.number),
+                    panel.bottom() + 18.0,
+                    11.0,
+                    GREY,
+                    "middle",
+                    400,
+                    &text,
+                );
+            }
+        }
+        if let Some(last) = line.last() {
+            let text = format!("{name}, {:.0} ns", last.ns.median);
+            let mut at = y(last.ns.median) + 4.0;
+            // No name on another one.
+            while named.iter().any(|other| (other - at).abs() < 14.0) {
+                at -= 1.0;
+            }
+            named.push(at);
+            svg.text(x(last.number) + 12.0, at, 12.0, stroke, "start", 600, &text);
+        }
+    }
 }
 
 fn throughput(peers: &Peers, machine: &str) -> Svg {

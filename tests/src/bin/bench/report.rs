@@ -4,7 +4,7 @@ use std::{fmt, fs, process::Command};
 
 use serde::Serialize;
 
-use crate::{cases::Case, flips::Flips, http::Http, peers::Peers};
+use crate::{cases::Case, flips::Flips, growth::Growth, http::Http, peers::Peers};
 
 /// Version of the JSON.
 const SCHEMA: u32 = 1;
@@ -26,10 +26,15 @@ pub struct Report {
     /// Bare `XDP_DROP` with the kernel's bookkeeping, which is what is
     /// subtracted, by interface; nanoseconds a packet.
     drop_ns: Vec<Figure>,
+    /// Bytes of memory for each flow that fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_of_a_flow: Option<f64>,
     /// Costs.
     cases: Vec<Line>,
     /// Frames per second through the two-arm lab, on one core.
     delivered: Vec<Delivered>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub growth: Option<Growth>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peers: Option<Peers>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,10 +74,16 @@ pub struct Delivered {
     pub forward: Figure,
     /// `forward` in parts of `redirect`, round by round.
     pub ratio: Figure,
+    /// On two cores, in times of one: dropped, `redirect`, `forward`.
+    pub two_cores: [Figure; 3],
 }
 
 /// What [`Delivered::ratio`] is to reach.
 const RATIO_GOAL: f64 = 0.88;
+/// What two cores are to reach, in times of one.
+const TWO_CORES_GOAL: f64 = 1.8;
+/// Bytes of memory a flow, at most.
+const MEMORY_GOAL: f64 = 128.0;
 
 impl Figure {
     /// Out of one value a round.
@@ -106,8 +117,10 @@ impl Report {
             rounds,
             frames,
             drop_ns: Vec::new(),
+            memory_of_a_flow: None,
             cases: Vec::new(),
             delivered: Vec::new(),
+            growth: None,
             peers: None,
             http: None,
             flips: None,
@@ -157,6 +170,9 @@ impl fmt::Display for Report {
         if !self.cases.is_empty() {
             self.packets(f)?;
         }
+        if let Some(growth) = &self.growth {
+            growth.fmt(f)?;
+        }
         if let Some(peers) = &self.peers {
             peers.fmt(f)?;
         }
@@ -194,9 +210,16 @@ impl Report {
                 verdict(line.met)
             )?;
         }
+        if let Some(bytes) = self.memory_of_a_flow {
+            let met = verdict(Some(bytes <= MEMORY_GOAL));
+            writeln!(
+                f,
+                "\nmemory a flow: {bytes:.1} bytes, goal {MEMORY_GOAL}, {met}"
+            )?;
+        }
         writeln!(
             f,
-            "\nmillions of frames per second, one core, statistics off"
+            "\nmillions of frames per second, one core unless said otherwise, statistics off"
         )?;
         for delivered in &self.delivered {
             let mut line = |name: &str, goal: Option<f64>, figure: Figure| {
@@ -215,6 +238,10 @@ impl Report {
             line("bare XDP_REDIRECT", None, delivered.redirect)?;
             line("forward, IPv4 TCP", None, delivered.forward)?;
             line("forward : XDP_REDIRECT", Some(RATIO_GOAL), delivered.ratio)?;
+            let [drop, redirect, forward] = delivered.two_cores;
+            line("two cores : one, XDP_DROP", None, drop)?;
+            line("two cores : one, XDP_REDIRECT", None, redirect)?;
+            line("two cores : one, forward", Some(TWO_CORES_GOAL), forward)?;
         }
         Ok(())
     }

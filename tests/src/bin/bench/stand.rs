@@ -2,10 +2,13 @@
 //! both, and a place on the gateway's interfaces for the program to be measured.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     net::{IpAddr, SocketAddr},
+    ops::Range,
     path::Path,
-    time::Duration,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -20,34 +23,65 @@ use aya::{
 };
 use aya_obj::programs::xdp::XdpAttachType;
 use bg_common::{
-    abi::{LAYOUT, map},
+    abi::{LAYOUT, Room, map},
     flow::{Flow, FlowKey, FlowTable, buckets_for},
     monitor::LISTENS,
     reason::Reason,
-    service::{Backend, Colour, Listener},
+    service::{Backend, Colour, CutoverWord, Listener},
 };
-use bg_ebpf::stream;
+use bg_ebpf::stream::{self, Stream};
 use bg_tests::{
     flow_table::FlowTables,
     frame::Macs,
-    generator::Generator,
-    kernel::{in_namespace, tick},
+    generator::{Generator, halves},
+    kernel::{in_namespace, memory_of, tick},
     lab::{Lab, Place, SERVERS, SERVICE, SERVICE_V6, default_service},
 };
 use bg_userspace::{
-    datapath::Directory,
+    datapath::{Directory, PinnedWords},
     plan::{ListenerPlan, Protocol},
 };
 use nix::{net::if_::if_nametoindex, sys::signal::Signal};
 use serde_json::Value;
 
-use crate::cases::{CLIENTS, CLIENTS_V6, Kind, PARTS, Program, Side};
+use crate::cases::{CLIENTS, CLIENTS_V6, DSR, Kind, PARTS, Ports, Program, SNAT, Side};
 
 /// Interfaces of the gateway, by side.
 const INTERFACES: [&str; 2] = ["clients", "blue"];
 /// The places at their other ends, whose interface is `eth0`.
 const FAR: [Place; 2] = [Place::Client, Place::Blue];
 const FAR_INTERFACE: &str = "eth0";
+/// Queues of each link: what comes from one CPU stays on it.
+const QUEUES: u32 = 2;
+
+/// What the packet path is set up for.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup<'a> {
+    /// Established flows that fit.
+    pub max_flows: u32,
+    /// Services that fit.
+    pub max_services: u32,
+    /// The configuration's part behind `[gateway]`.
+    pub services: &'a str,
+    /// Hosts of both server networks that are servers beside the usual ones: a range of
+    /// the address's last byte.
+    pub hosts: (u8, u8),
+}
+
+/// The service of most scenarios, and one a mode of forwarding with the same servers.
+pub fn usual_services() -> String {
+    let other = |name: &str, listen: String, forward: &str| {
+        let [[blue, ..], [green, ..]] = SERVERS;
+        format!(
+            "[service.{name}]\nlisten = [\"{listen}\"]\nforward = \"{forward}\"\n\
+             [service.{name}.blue]\nbackends = [\"{blue}\"]\n\
+             [service.{name}.green]\nbackends = [\"{green}\"]\n"
+        )
+    };
+    default_service()
+        + &other("dsr", format!("tcp://{SERVICE}:{DSR}"), "dsr")
+        + &other("snat", format!("udp://{SERVICE}:{SNAT}"), "snat")
+}
 
 /// Run time and runs of a program.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +95,8 @@ pub struct Runs {
 /// The lab, its programs, and what is in them.
 pub struct Stand {
     generators: [Generator; 2],
+    /// Of the clients' side, for another CPU.
+    second: Generator,
     macs: [Macs; 2],
     ours: Xdp,
     bare: Ebpf,
@@ -71,19 +107,46 @@ pub struct Stand {
     monitor: Array<MapData, [u64; 2]>,
     /// Which program is where.
     attached: [Program; 2],
-    /// How many flows each table holds.
+    /// Whether clients that nobody knows are sent in, ...
+    feeds_strangers: bool,
+    /// ... and frames of them so far.
+    strangers: AtomicU32,
+    /// How many flows fit in the table of established ones, ...
+    max_flows: u32,
+    /// ... and how many of the service each table holds.
     remembered: u32,
+    /// The service's word as it was, and the service.
+    word: (CutoverWord, u32),
     cpu: usize,
     /// Last, so that it goes last.
     lab: Lab,
 }
 
 impl Stand {
-    /// Makes the lab, has the daemon set the packet path up for `max_flows`
-    /// flows, and ends the daemon: the packet path is measured alone.
-    pub fn new(max_flows: u32) -> Result<Self> {
+    /// With the usual services, and room for so many flows.
+    pub fn usual(max_flows: u32) -> Result<Self> {
+        let setup = Setup {
+            max_flows,
+            max_services: Room::LEAST.services,
+            services: &usual_services(),
+            hosts: (0, 0),
+        };
+        Self::new(&setup, Lab::start)
+    }
+
+    /// Makes the lab, has the daemon set the packet path up, by `start`, and ends the
+    /// daemon: the packet path is measured alone.
+    pub fn new(setup: &Setup<'_>, start: impl FnOnce(&mut Lab) -> Result<()>) -> Result<Self> {
         let mut lab = Lab::new()?;
-        lab.configure_for(max_flows, &default_service())?;
+        lab.queues(QUEUES)?;
+        let Setup {
+            max_flows,
+            max_services,
+            services,
+            hosts,
+        } = *setup;
+        let keys = format!("max_flows = {max_flows}\nmax_services = {max_services}");
+        lab.configure_with(&keys, services)?;
         let macs = |side: Side| -> Result<Macs> {
             Ok(Macs {
                 to: lab.mac(Place::Gateway, INTERFACES[side as usize])?,
@@ -92,8 +155,9 @@ impl Stand {
         };
         let macs = [macs(Side::Clients)?, macs(Side::Servers)?];
         know_neighbours(&lab)?;
+        know_hosts(&lab, hosts)?;
         lab.forward(Place::Gateway)?;
-        lab.start()?;
+        start(&mut lab)?;
         lab.end_daemon(Signal::SIGTERM)?;
 
         lab.free_far_ends();
@@ -114,8 +178,12 @@ impl Stand {
         for name in shared.into_iter().chain(Directory::MAPS) {
             loader.map_pin_path(name, lab.pinned_map(name));
         }
+        let room = Room {
+            services: max_services,
+        };
         let mut bare = loader
             .map_max_entries(map::FLOWS, buckets_for(max_flows))
+            .map_max_entries(map::BACKENDS, room.backends())
             .override_global("LISTENER", &u32::from(tcp.id), true)
             .load(bg_userspace::object::BENCH)?;
         for name in ["discard", "redirect", "transmit"]
@@ -140,8 +208,11 @@ impl Stand {
         let monitor = own_map(&info, map::MONITOR)?;
         let reasons = pinned(&lab, map::REASONS, Map::PerCpuArray)?;
         let cpus = std::thread::available_parallelism()?.get();
+        let (words, service) = lab.words()?;
         Ok(Self {
             generators: [Generator::load()?, Generator::load()?],
+            second: Generator::load()?,
+            word: (words.word(service), service),
             macs,
             ours,
             bare,
@@ -149,6 +220,9 @@ impl Stand {
             reasons,
             monitor,
             attached: [Program::Ours; 2],
+            feeds_strangers: false,
+            strangers: AtomicU32::new(0),
+            max_flows,
             remembered: 0,
             cpu: cpus - 1,
             lab,
@@ -159,46 +233,123 @@ impl Stand {
     /// in which packets come: neighbours in time are not neighbours in memory.
     pub fn remember(&mut self, flows: u32) -> Result<()> {
         let held = self.remembered;
-        let new = flows.checked_sub(held).context("flows are never removed")?;
-        let step = stride(new);
-        let order = (0..new).map(|n| held + (u64::from(n) * step % u64::from(new.max(1))) as u32);
+        ensure!(flows >= held, "flows are never removed");
         let [v4, _, v6] = SERVERS[Colour::Blue as usize];
         let (v4, v6): (IpAddr, IpAddr) = (v4.parse()?, v6.parse()?);
-        let (backend_v4, backend_v6) = (self.backend(v4)?, self.backend(v6)?);
-
-        let tcp = listener(&self.lab, SERVICE, 8000, Protocol::Tcp)?;
-        let udp = listener(&self.lab, SERVICE, 4433, Protocol::Udp)?;
-        let tcp_v6 = listener(&self.lab, SERVICE_V6, 8000, Protocol::Tcp)?;
-        let maps = self.lab.pinned_map(map::FLOWS);
-        let tables = FlowTables::pinned(maps.parent().context("no directory")?)?;
-        let now = tick();
-        let insert = |table, key: FlowKey, flow: Flow| {
-            ensure!(tables.insert(table, &key, &flow, now), "no room for a flow");
-            Ok(())
-        };
-        for number in order {
-            let (offset, port) = stream::client(number);
-            let port = port.to_be_bytes();
-            let client = FlowKey::client_v4((CLIENTS.to_bits() + offset).to_be_bytes());
-            let wide = (CLIENTS_V6.to_bits() + u128::from(offset)).to_be_bytes();
+        let backends = self.backends()?;
+        let of = |port, address| self.served(&backends, port, Protocol::Tcp, address);
+        let (tcp, backend) = of(8000, v4)?;
+        let (tcp_v6, backend_v6) = of(8000, v6)?;
+        let (dsr, backend_dsr) = of(DSR, v4)?;
+        self.fill(held..flows, |number, tables| {
+            let (client, port) = client(number);
+            let offset = u128::from(stream::client(number).0);
+            let wide = (CLIENTS_V6.to_bits() + offset).to_be_bytes();
             let client_v6 = FlowKey::client_v6(wide);
-            let (flow, flow_v6) = (flow(tcp, backend_v4), flow(tcp_v6, backend_v6));
-            let established = FlowTable::Established;
-            insert(established, FlowKey::new(client, port, tcp.id), flow)?;
-            insert(
-                established,
-                FlowKey::new(client_v6, port, tcp_v6.id),
-                flow_v6,
-            )?;
+            tables.established(FlowKey::new(client, port, tcp.id), flow(tcp, backend))?;
+            let key_v6 = FlowKey::new(client_v6, port, tcp_v6.id);
+            tables.established(key_v6, flow(tcp_v6, backend_v6))?;
             if held == 0 {
-                let flow = Flow {
-                    proof: udp.idle,
-                    ..flow
-                };
-                insert(FlowTable::Udp, FlowKey::new(client, port, udp.id), flow)?;
+                tables.established(FlowKey::new(client, port, dsr.id), flow(dsr, backend_dsr))?;
+            }
+            Ok(())
+        })?;
+        self.remembered = flows;
+        Ok(())
+    }
+
+    /// Puts so many flows of datagrams in their table, which strangers' flows may have
+    /// pushed out.
+    pub fn remember_datagrams(&self, flows: u32) -> Result<()> {
+        let [v4, ..] = SERVERS[Colour::Blue as usize];
+        let backends = self.backends()?;
+        let (udp, backend) = self.served(&backends, 4433, Protocol::Udp, v4.parse()?)?;
+        self.fill(0..flows, |number, tables| {
+            let (client, port) = client(number);
+            let datagrams = Flow {
+                proof: udp.idle,
+                ..flow(udp, backend)
+            };
+            let key = FlowKey::new(client, port, udp.id);
+            tables.insert(FlowTable::Udp, key, datagrams)
+        })
+    }
+
+    /// The listener at a port of the service's address, and its server with this address.
+    fn served(
+        &self,
+        backends: &[(u32, Backend)],
+        port: u16,
+        protocol: Protocol,
+        address: IpAddr,
+    ) -> Result<(Listener, u32)> {
+        let to = if address.is_ipv4() {
+            SERVICE
+        } else {
+            SERVICE_V6
+        };
+        let listener = listener(&self.lab, to, port, protocol)?;
+        let is = |backend: &Backend| {
+            u32::from(backend.service) == listener.service && backend.address == wide(address)
+        };
+        let mut backends = backends.iter().filter(|(_, backend)| is(backend));
+        let (id, backend) = backends.next().context("no such backend")?;
+        ensure!(backend.next_hop != 0, "{address} has no next hop");
+        Ok((listener, *id))
+    }
+
+    /// Fills the table of established flows with some of each service: flow `n` is of the
+    /// service at port `first + n % count`, and goes to the server of the blue ones with
+    /// that place in their order.
+    pub fn remember_over(&self, flows: u32, ports: Ports) -> Result<()> {
+        let backends = self.backends()?;
+        let endpoints = self.lab.endpoints()?.read().listeners;
+        let mut services = Vec::new();
+        for port in (ports.first..).take(ports.count.into()) {
+            let at = ListenerPlan {
+                address: SocketAddr::new(SERVICE.parse()?, port),
+                protocol: Protocol::Tcp,
+            };
+            let listener = *endpoints.get(&at).with_context(|| format!("no {at}"))?;
+            services.push((listener, Vec::new()));
+        }
+        let places: BTreeMap<u32, usize> = (0..)
+            .zip(&services)
+            .map(|(place, (listener, _))| (listener.service, place))
+            .collect();
+        for (id, backend) in backends {
+            if let Some(place) = places.get(&u32::from(backend.service))
+                && backend.colour == Colour::Blue as u8
+            {
+                ensure!(backend.next_hop != 0, "backend {id} has no next hop");
+                services[*place].1.push(id);
             }
         }
-        self.remembered = flows;
+        self.fill(0..flows, |number, tables| {
+            let (listener, servers) = &services[number as usize % services.len()];
+            let server = servers[number as usize / services.len() % servers.len()];
+            let (client, port) = client(number);
+            tables.established(
+                FlowKey::new(client, port, listener.id),
+                flow(*listener, server),
+            )
+        })
+    }
+
+    /// Calls `add` with each number, in an order that is not the one in which packets
+    /// come.
+    fn fill(&self, numbers: Range<u32>, add: impl Fn(u32, &Filling) -> Result<()>) -> Result<()> {
+        let maps = self.lab.pinned_map(map::FLOWS);
+        let tables = Filling {
+            tables: FlowTables::pinned(maps.parent().context("no directory")?)?,
+            now: tick(),
+        };
+        let count = numbers.len() as u32;
+        let step = stride(count);
+        for n in 0..count {
+            let leap = u64::from(n) * step % u64::from(count);
+            add(numbers.start + leap as u32, &tables)?;
+        }
         Ok(())
     }
 
@@ -223,6 +374,15 @@ impl Stand {
             0
         };
         self.monitor.set(0, [listens, 0], 0)?;
+        let (word, service) = self.word;
+        self.store(
+            service,
+            match wanted {
+                Program::Draining => word.flipped(Colour::Green, false),
+                Program::Cut => word.flipped(Colour::Green, true),
+                _ => word,
+            },
+        )?;
         let link = format!("v{LAYOUT}/links/{}", INTERFACES[side as usize]);
         let link = PinnedLink::from_pin(self.lab.bpffs().join(link))?;
         let program = self.program(wanted)?;
@@ -233,12 +393,45 @@ impl Stand {
         Ok(())
     }
 
+    fn store(&self, service: u32, word: CutoverWord) -> Result<()> {
+        let words = PinnedWords::open(&self.lab.bpffs())?;
+        let held = words.word(service);
+        if held != word {
+            words.store(service, held, word)?;
+        }
+        Ok(())
+    }
+
     /// Sets what comes in on the frames' side.
     pub fn feed(&mut self, kind: Kind, flows: u32) -> Result<()> {
-        let side = kind.side() as usize;
+        let mut stream = self.stream(kind, flows)?;
+        if kind.side() == Side::Clients {
+            self.feeds_strangers = kind.is_first();
+        }
+        if kind.is_first() {
+            // Behind those that came last, who may not be forgotten yet.
+            stream.next = self.strangers.load(Ordering::Relaxed) % flows;
+        }
+        self.generators[kind.side() as usize].set(&stream)
+    }
+
+    /// Sets whether frames that come in on a side are cut short there.
+    pub const fn mend(&mut self, side: Side, mend: bool) {
+        self.generators[side as usize].mend(mend);
+    }
+
+    /// Sets what comes in on the clients' side, one half of the flows on each of two
+    /// CPUs.
+    pub fn feed_halves(&mut self, kind: Kind, flows: u32) -> Result<()> {
+        let [one, other] = halves(self.stream(kind, flows)?);
+        self.generators[Side::Clients as usize].set(&one)?;
+        self.second.set(&other)
+    }
+
+    fn stream(&self, kind: Kind, flows: u32) -> Result<Stream> {
         let [v4, _, v6] = SERVERS[Colour::Blue as usize];
-        let stream = kind.stream(self.macs[side], [v4.parse()?, v6.parse()?], flows)?;
-        self.generators[side].set(&stream)
+        let macs = self.macs[kind.side() as usize];
+        kind.stream(macs, [v4.parse()?, v6.parse()?], flows)
     }
 
     /// Sets how many frames are made on a side before the first of them leaves.
@@ -250,7 +443,26 @@ impl Stand {
     pub fn run(&self, side: Side, frames: u32) -> Result<Duration> {
         let side = side as usize;
         let namespace: File = self.lab.enter(FAR[side])?;
+        if side == Side::Clients as usize && self.feeds_strangers {
+            self.strangers.fetch_add(frames, Ordering::Relaxed);
+        }
         self.generators[side].run(&namespace, FAR_INTERFACE, frames, self.cpu)
+    }
+
+    /// Sends so many frames in on the clients' side on each of two CPUs at the same time;
+    /// returns what it took.
+    pub fn run_both(&self, frames: u32) -> Result<Duration> {
+        let other = self.cpu.checked_sub(1).context("there is one CPU only")?;
+        let namespace = self.lab.enter(FAR[Side::Clients as usize])?;
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let run = || self.second.run(&namespace, FAR_INTERFACE, frames, other);
+            let second = scope.spawn(run);
+            self.run(Side::Clients, frames)?;
+            let joined = second.join();
+            joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
+        Ok(begun.elapsed())
     }
 
     /// What a program has taken so far, while the kernel keeps statistics.
@@ -260,6 +472,12 @@ impl Stand {
             ns: info.run_time().as_nanos() as u64,
             count: info.run_count(),
         })
+    }
+
+    /// Bytes of memory for each flow that fits in the table of established ones.
+    pub fn memory_of_a_flow(&self) -> Result<f64> {
+        let flows = MapData::from_pin(self.lab.pinned_map(map::FLOWS))?;
+        Ok(memory_of(&flows)? as f64 / f64::from(self.max_flows))
     }
 
     /// The packet path's reasons so far, in counter order.
@@ -289,7 +507,9 @@ impl Stand {
 
     fn program(&mut self, program: Program) -> Result<&mut Xdp> {
         match program {
-            Program::Ours | Program::Listening => Ok(&mut self.ours),
+            Program::Ours | Program::Listening | Program::Draining | Program::Cut => {
+                Ok(&mut self.ours)
+            }
             Program::Drop => self::program(&mut self.bare, "discard"),
             Program::Redirect => self::program(&mut self.bare, "redirect"),
             Program::Transmit => self::program(&mut self.bare, "transmit"),
@@ -297,23 +517,52 @@ impl Stand {
         }
     }
 
-    /// The id of a server, which must have a next hop.
-    fn backend(&self, address: IpAddr) -> Result<u32> {
+    /// All backends, by id.
+    fn backends(&self) -> Result<Vec<(u32, Backend)>> {
         let backends: Array<_, Backend> = pinned(&self.lab, map::BACKENDS, Map::Array)?;
-        let mut wide = [0; 16];
-        match address {
-            IpAddr::V4(v4) => wide[..4].copy_from_slice(&v4.octets()),
-            IpAddr::V6(v6) => wide = v6.octets(),
-        }
-        for id in 0..64 {
+        let mut held = Vec::new();
+        for id in 0..backends.len() {
             let backend = backends.get(&id, 0)?;
-            if backend.family != 0 && backend.address == wide {
-                ensure!(backend.next_hop != 0, "{address} has no next hop");
-                return Ok(id);
+            if backend.family != 0 {
+                held.push((id, backend));
             }
         }
-        anyhow::bail!("{address} is no backend")
+        Ok(held)
     }
+}
+
+/// Flow tables that are filled.
+struct Filling {
+    tables: FlowTables,
+    now: u32,
+}
+
+impl Filling {
+    fn established(&self, key: FlowKey, flow: Flow) -> Result<()> {
+        self.insert(FlowTable::Established, key, flow)
+    }
+
+    fn insert(&self, table: FlowTable, key: FlowKey, flow: Flow) -> Result<()> {
+        let inserted = self.tables.insert(table, &key, &flow, self.now);
+        ensure!(inserted, "no room for a flow");
+        Ok(())
+    }
+}
+
+/// The client of a flow, as its key has it, and its port.
+fn client(number: u32) -> ([u64; 2], [u8; 2]) {
+    let (offset, port) = stream::client(number);
+    let address = (CLIENTS.to_bits() + offset).to_be_bytes();
+    (FlowKey::client_v4(address), port.to_be_bytes())
+}
+
+fn wide(address: IpAddr) -> [u8; 16] {
+    let mut wide = [0; 16];
+    match address {
+        IpAddr::V4(v4) => wide[..4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => wide = v6.octets(),
+    }
+    wide
 }
 
 /// Tells every stack where its neighbours are: with the far ends dropping
@@ -341,6 +590,26 @@ pub fn know_neighbours(lab: &Lab) -> Result<()> {
     ] {
         know(via, client, "clients")?;
         gateway(&format!("route add {network} via {via} dev clients"))?;
+    }
+    Ok(())
+}
+
+/// The same of more servers, whose addresses end in these bytes.
+fn know_hosts(lab: &Lab, (first, last): (u8, u8)) -> Result<()> {
+    for (place, network, interface) in [
+        (Place::Blue, "10.0.1", "blue"),
+        (Place::Green, "10.0.2", "green"),
+    ] {
+        let [a, b, c, d, e, f] = lab.mac(place, FAR_INTERFACE)?;
+        for host in first..last {
+            lab.ip(
+                Place::Gateway,
+                &format!(
+                    "neigh replace {network}.{host} lladdr {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
+                     dev {interface} nud permanent"
+                ),
+            )?;
+        }
     }
     Ok(())
 }

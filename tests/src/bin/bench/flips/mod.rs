@@ -28,9 +28,9 @@ pub use report::{Flips, Packets};
 
 /// Measures everything. The labs are gone when it returns.
 pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<Flips> {
-    let commands = ROOMS
+    let commands = COMMANDS
         .into_iter()
-        .map(|room| command(room, effort, interrupted))
+        .map(|(room, clients)| command(room, clients, effort, interrupted))
         .collect::<Result<_>>()?;
     let packets = packets::measure(effort, interrupted)?;
     let loads = clients::ours(effort, interrupted)?;
@@ -43,23 +43,31 @@ pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<Flips> {
     })
 }
 
-/// Room for flows, which the command walks over to count those that stay behind.
-const ROOMS: [u32; 2] = [MAX_FLOWS, 100_000];
+/// Room for flows, and clients that connect: as many as keep two processors busy, and
+/// one.
+const COMMANDS: [(u32, usize); 3] = [(MAX_FLOWS, 16), (100_000, 16), (MAX_FLOWS, 1)];
 
 /// `bgswitch flip`, from the process's start to its exit, while some clients connect
 /// all the time: the command waits for a first new flow.
-fn command(room: u32, effort: &Effort, interrupted: &AtomicBool) -> Result<Command> {
-    const CLIENTS: usize = 16;
+fn command(
+    room: u32,
+    clients: usize,
+    effort: &Effort,
+    interrupted: &AtomicBool,
+) -> Result<Command> {
+    /// One client, too, connects every millisecond or two.
     const PAUSE: Duration = Duration::from_millis(4);
-    eprintln!("bench: flips, the command, room for {room} flows");
+    const SHORT: Duration = Duration::from_millis(1);
+    let pause = if clients == 1 { SHORT } else { PAUSE };
+    eprintln!("bench: flips, the command, room for {room} flows, {clients} clients");
     let flips = if effort.quick { 30 } else { 150 };
     let all = everywhere()?;
     let gateway = Gateway::with_room(room, Peer::Bgswitch, &all, &all)?;
     let lab = gateway.lab();
     let load = Load::start(
         lab.enter(Place::Client)?,
-        vec![(listener(PORT), Reuse::Never); CLIENTS],
-        PAUSE,
+        vec![(listener(PORT), Reuse::Never); clients],
+        pause,
     );
     let (mut whole, mut store, mut first) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..flips {
@@ -79,7 +87,13 @@ fn command(room: u32, effort: &Effort, interrupted: &AtomicBool) -> Result<Comma
     }
     let answers = load.finish()?;
     let failed = answers.iter().filter(|answer| answer.result.is_err());
-    Ok(Command::new(room, &store, &whole, &first, failed.count()))
+    Ok(Command::new(
+        (room, clients),
+        &store,
+        &whole,
+        &first,
+        failed.count(),
+    ))
 }
 
 /// Every CPU.

@@ -17,10 +17,11 @@ use serde::Serialize;
 
 use super::report::{Packets, Quantiles};
 use crate::{
-    Effort, INTENDED, MAX_FLOWS, STRANGERS_BEFORE,
+    Effort, MAX_FLOWS,
     arrivals::FarEnd,
     cases::{Kind, STRANGER_FLOWS, Side},
     gateway::PORT,
+    packets::{INTENDED, STRANGERS_BEFORE},
     stand::Stand,
 };
 
@@ -63,7 +64,7 @@ const BATCHES: [u32; 2] = [generator::BATCH, 8];
 
 /// Flips as long as the generator sends, with batches of each size.
 pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<Vec<Packets>> {
-    let mut stand = Stand::new(MAX_FLOWS)?;
+    let mut stand = Stand::usual(MAX_FLOWS)?;
     stand.free_far_ends();
     let end = |place| FarEnd::attach(&stand.lab().enter(place)?, "eth0", effort.frames);
     let mut ends = [end(Place::Blue)?, end(Place::Green)?];

@@ -44,6 +44,8 @@ pub struct Quantiles {
 pub struct Command {
     /// `max_flows`.
     room: u32,
+    /// Clients that connect all the time.
+    clients: usize,
     store_ns: Quantiles,
     store_met: bool,
     /// From the process's start to its exit.
@@ -149,10 +151,17 @@ impl Quantiles {
 
 impl Command {
     /// Out of one value a flip: nanoseconds, milliseconds, microseconds.
-    pub fn new(room: u32, store: &[f64], whole: &[f64], first: &[f64], failed: usize) -> Self {
+    pub fn new(
+        (room, clients): (u32, usize),
+        store: &[f64],
+        whole: &[f64],
+        first: &[f64],
+        failed: usize,
+    ) -> Self {
         let (store_ns, whole_ms) = (Quantiles::of(store), Quantiles::of(whole));
         Self {
             room,
+            clients,
             store_met: store_ns.p99 <= STORE_NS,
             store_ns,
             whole_met: whole_ms.p99 <= COMMAND_MS,
@@ -227,7 +236,9 @@ impl fmt::Display for Flips {
             )
         };
         for command in &self.commands {
-            let name = format!("the command, room for {} flows", command.room);
+            let Command { room, clients, .. } = command;
+            let plural = if *clients == 1 { "" } else { "s" };
+            let name = format!("command, room for {room} flows, {clients} client{plural}");
             line(&name, Some(COMMAND_MS), command.whole_ms, "ms")?;
             line("  its store", Some(STORE_NS), command.store_ns, "ns")?;
             let first = command.first_new_flow_us;

@@ -11,9 +11,10 @@ use bg_common::reason::Reason;
 use bg_tests::lab::{Place, SERVERS, SERVICE};
 
 use crate::{
-    Effort, INTENDED, MAX_FLOWS, WARM_UP,
+    Effort, MAX_FLOWS,
     arrivals::FarEnd,
     cases::{Kind, Program, Side},
+    packets::{INTENDED, WARM_UP},
     stand::Stand,
 };
 pub use report::Peers;
@@ -96,7 +97,7 @@ struct Lanes {
 
 impl Lanes {
     fn new(frames: u32) -> Result<Self> {
-        let mut stand = Stand::new(MAX_FLOWS)?;
+        let mut stand = Stand::usual(MAX_FLOWS)?;
         stand.free_far_ends();
         let end = |place| FarEnd::attach(&stand.lab().enter(place)?, "eth0", 0);
         Ok(Self {
