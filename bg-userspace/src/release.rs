@@ -4,10 +4,13 @@
 //! over what was kept (law 4), and a rollback by hand needs nothing of all this
 //! (law 5).
 
+mod canary;
 mod record;
 
 #[cfg(test)]
 mod bakes;
+#[cfg(test)]
+mod canaries;
 #[cfg(test)]
 mod properties;
 
@@ -74,7 +77,9 @@ impl Machine {
         let release = self.release.as_ref()?;
         let until = release.until_ms()?;
         Some(match release.phase {
-            Phase::Baking { settled_ms } if matches!(release.health, Health::Ill(_)) => {
+            Phase::Baking { settled_ms } | Phase::Canary { settled_ms, .. }
+                if matches!(release.health, Health::Ill(_)) =>
+            {
                 until.min(settled_ms)
             }
             _ => until,
@@ -115,7 +120,10 @@ impl Machine {
             let message = format!("{} is active already: nothing was begun", start.to.as_str());
             return conflict(message);
         }
-        if start.plan.gates.is_empty() && !start.plan.approval.required && !start.force {
+        let plan = &start.plan;
+        let watches = start.watched || plan.bake.signals.is_some();
+        let canary = watches && !plan.canary.is_empty();
+        if plan.gates.is_empty() && !plan.approval.required && !canary && !start.force {
             let message = "nothing would be looked at: there are no gates, and no approval is required. \
                            Configure [[service.NAME.gate]] or [service.NAME.approval], or say --force";
             return Err(Refusal::new(Kind::Usage, message));
@@ -190,7 +198,7 @@ impl Release {
             Event::GateEnded { run, outcome } => self.gate_ended(run, outcome, now, todo),
             Event::Approve(by) => return self.approve(&by, now, todo),
             Event::Reject(by) => return self.reject(&by, now),
-            Event::NotFlipped { refusal } => self.not_flipped(&refusal, now),
+            Event::NotStored { refusal } => self.not_stored(&refusal, now, todo),
             Event::Health(health) => self.hear(health, now, todo),
             Event::OldHealth(health) => self.old = health,
             Event::Failing(why) => self.failing(why, now, todo),
@@ -199,7 +207,7 @@ impl Release {
             Event::Retire(by) => return self.retire(&by, now, todo),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
             Event::Resume { by, force } => return self.resume(&by, force, now, todo),
-            Event::Abort(by) => return self.abort(&by, now),
+            Event::Abort(by) => return self.abort(&by, now, todo),
             Event::Word { word, by } => self.believe(word, by, now),
             Event::Restarted { word, same_boot } => self.restart(word, same_boot, now, todo),
             Event::Start(_) | Event::Tick => {}
@@ -259,7 +267,7 @@ impl Release {
         if self.plan.approval.required {
             return self.ready(why, now);
         }
-        self.flip(why.to_owned(), None, now, todo);
+        self.go(why.to_owned(), None, now, todo);
     }
 
     // ---- READY: an approval
@@ -283,7 +291,7 @@ impl Release {
             return Err(Refusal::new(Kind::NotPermitted, message));
         }
         self.approved_by = Some(by.actor.clone());
-        self.flip("it is approved".to_owned(), Some(by), now, todo);
+        self.go("it is approved".to_owned(), Some(by), now, todo);
         Ok(())
     }
 
@@ -294,6 +302,17 @@ impl Release {
         let why = "it was rejected".to_owned();
         self.over(State::Aborted, exit::FAILED, why, Some(by), now);
         Ok(())
+    }
+
+    // ---- CANARY: a share of new flows, step by step (`release/canary.rs`)
+
+    /// Behind gates and approval: the first share, or all of them.
+    fn go(&mut self, why: String, by: Option<&By>, now: Now, todo: &mut Vec<Command>) {
+        if self.plan.canary.is_empty() {
+            self.flip(why, by, now, todo);
+        } else {
+            self.raise(0, why, by, now, todo);
+        }
     }
 
     // ---- SWITCHING: the flip
@@ -311,11 +330,16 @@ impl Release {
         }
     }
 
-    fn not_flipped(&mut self, refusal: &Refusal, now: Now) {
-        if self.phase == Phase::Switching {
-            let why = format!("it was not flipped: {refusal}");
-            self.over(State::Aborted, refusal.code, why, None, now);
+    fn not_stored(&mut self, refusal: &Refusal, now: Now, todo: &mut Vec<Command>) {
+        let why = match self.phase {
+            Phase::Switching => format!("it was not flipped: {refusal}"),
+            Phase::Raising { .. } => format!("its share was not stored: {refusal}"),
+            _ => return,
+        };
+        if self.canary > 0 {
+            return self.take_back(State::Aborted, refusal.code, why, None, now, todo);
         }
+        self.over(State::Aborted, refusal.code, why, None, now);
     }
 
     // ---- BAKING: the new colour is watched
@@ -334,58 +358,80 @@ impl Release {
 
     fn hear(&mut self, health: Health, now: Now, todo: &mut Vec<Command>) {
         self.health = health;
-        if let (Phase::Baking { settled_ms }, Health::Ill(why)) = (self.phase, &self.health)
+        let (Phase::Baking { settled_ms } | Phase::Canary { settled_ms, .. }) = self.phase else {
+            return;
+        };
+        if let Health::Ill(why) = &self.health
             && now.ms >= settled_ms
         {
             let why = format!("{} is ill: {why}", self.to.as_str());
-            self.bake_failed(self.plan.bake.on_fail, why, now, todo);
+            self.trouble(self.plan.bake.on_fail, why, now, todo);
         }
     }
 
-    /// Requests that fail count from the flip on.
+    /// Requests that fail count from the store on.
     fn failing(&mut self, why: String, now: Now, todo: &mut Vec<Command>) {
         self.health = Health::Ill(why);
-        if let (Phase::Baking { .. }, Health::Ill(why)) = (self.phase, &self.health) {
+        let is_watched = matches!(self.phase, Phase::Baking { .. } | Phase::Canary { .. });
+        if let (true, Health::Ill(why)) = (is_watched, &self.health) {
             let why = format!("{} fails: {why}", self.to.as_str());
-            self.bake_failed(self.plan.bake.on_fail, why, now, todo);
+            self.trouble(self.plan.bake.on_fail, why, now, todo);
         }
     }
 
     fn bake_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
+        if let Some(how) = self.is_proven(now, todo) {
+            self.hold(format!("the bake is over{how}"), None, now);
+        }
+    }
+
+    /// At the end of a watched time: how the new colour is, if it may go on.
+    fn is_proven(&mut self, now: Now, todo: &mut Vec<Command>) -> Option<String> {
         let (plan, to) = (self.plan.bake, self.to.as_str());
         match &self.health {
             Health::Ill(why) => {
                 let why = format!("{to} is ill: {why}");
-                self.bake_failed(plan.on_fail, why, now, todo);
+                self.trouble(plan.on_fail, why, now, todo);
+                None
             }
             Health::Unknown if self.watched || plan.signals.is_some() => {
                 let why = format!("too little is known of {to}");
-                self.bake_failed(plan.on_inconclusive, why, now, todo);
+                self.trouble(plan.on_inconclusive, why, now, todo);
+                None
             }
             Health::Unknown => {
-                let why =
-                    "the bake is over; neither health checks nor signals: nothing was looked at";
-                self.hold(why.to_owned(), None, now);
+                Some("; neither health checks nor signals: nothing was looked at".to_owned())
             }
-            Health::Well => self.hold(format!("the bake is over, {to} is well"), None, now),
+            Health::Well => Some(format!(", {to} is well")),
         }
     }
 
-    fn bake_failed(&mut self, then: OnTrouble, why: String, now: Now, todo: &mut Vec<Command>) {
+    /// The new colour is ill, or nothing is known of it, while it is watched.
+    fn trouble(&mut self, then: OnTrouble, why: String, now: Now, todo: &mut Vec<Command>) {
+        let held = match self.phase {
+            Phase::Canary { step, .. } => Held::Canary(step),
+            _ => Held::Bake,
+        };
         // What both suffer from is seldom the new version's fault, and a rollback would
         // reset flows that are served, to where nobody serves them.
         if let (OnTrouble::Rollback, Some(trouble)) = (then, self.old_trouble()) {
             let why = format!("{why}; {trouble}, so a human decides");
-            return self.pause(Held::Bake, why, None, now);
+            return self.pause(held, why, None, now);
         }
-        match then {
-            OnTrouble::Rollback if now.ms >= self.cool_until_ms => self.roll_back(why, now, todo),
-            OnTrouble::Rollback => {
+        match (then, held) {
+            (OnTrouble::Pause, _) => self.pause(held, why, None, now),
+            // Most flows never left the old colour: nothing swings to and fro.
+            (OnTrouble::Rollback, Held::Canary(_)) => {
+                self.take_back(State::RolledBack, exit::ROLLED_BACK, why, None, now, todo);
+            }
+            (OnTrouble::Rollback, _) if now.ms >= self.cool_until_ms => {
+                self.roll_back(why, now, todo);
+            }
+            (OnTrouble::Rollback, _) => {
                 let why =
                     format!("{why}; it rolled back by itself just before, so a human decides");
-                self.pause(Held::Bake, why, None, now);
+                self.pause(held, why, None, now);
             }
-            OnTrouble::Pause => self.pause(Held::Bake, why, None, now),
         }
     }
 
@@ -409,6 +455,7 @@ impl Release {
         Command::RollBack {
             leave: self.to,
             from_generation: self.flipped_generation(),
+            drains: false,
             why: format!("{}: {}", self.id(), self.why),
         }
     }
@@ -447,7 +494,7 @@ impl Release {
         if let Health::Ill(why) = &self.health {
             return conflict(format!("{to} is ill ({why}): {from} must stay up"));
         }
-        if self.canary {
+        if self.canary > 0 {
             let message = format!("a share of new flows goes to {from}: it must stay up");
             return conflict(message);
         }
@@ -460,7 +507,7 @@ impl Release {
     fn hold_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
         let from = self.from.as_str();
         let keeps = match &self.health {
-            _ if self.canary => Some(format!("a share of new flows goes to {from}")),
+            _ if self.canary > 0 => Some(format!("a share of new flows goes to {from}")),
             Health::Ill(why) => Some(format!("{} is ill: {why}", self.to.as_str())),
             Health::Unknown if self.watched => {
                 Some(format!("nothing is known of {}'s health", self.to.as_str()))
@@ -515,6 +562,7 @@ impl Release {
         let held = match self.phase {
             Phase::Validating { gate, .. } => Held::Gate(gate),
             Phase::Ready => Held::Approval,
+            Phase::Canary { step, .. } => Held::Canary(step),
             Phase::Baking { .. } => Held::Bake,
             _ => return self.cannot("be paused"),
         };
@@ -553,6 +601,14 @@ impl Release {
                 self.note("it was resumed".to_owned(), Some(by), now);
                 self.ready("it was resumed", now);
             }
+            Held::Canary(step) if force => {
+                let why = "the rest of the step was passed over".to_owned();
+                self.next_share(step, why, Some(by), now, todo);
+            }
+            Held::Canary(step) => {
+                self.note("it was resumed".to_owned(), Some(by), now);
+                self.watch(step, "it was resumed, and the step begins anew: ", now);
+            }
             Held::Bake if force => {
                 let why = "the rest of the bake was passed over".to_owned();
                 self.hold(why, Some(by), now);
@@ -568,7 +624,7 @@ impl Release {
         Ok(())
     }
 
-    fn abort(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
+    fn abort(&mut self, by: &By, now: Now, todo: &mut Vec<Command>) -> Result<(), Refusal> {
         if self.has_flipped() || self.phase == Phase::Switching {
             let message = format!(
                 "{} is {}: there is no way back but `bgswitch rollback`",
@@ -581,7 +637,13 @@ impl Release {
             return self.cannot("be aborted");
         }
         let why = "it was aborted".to_owned();
-        self.over(State::Aborted, exit::FAILED, why, Some(by), now);
+        match self.phase {
+            Phase::TakingBack { .. } => return self.cannot("be aborted"),
+            _ if self.share().is_some() => {
+                self.take_back(State::Aborted, exit::FAILED, why, Some(by), now, todo);
+            }
+            _ => self.over(State::Aborted, exit::FAILED, why, Some(by), now),
+        }
         Ok(())
     }
 
@@ -596,8 +658,7 @@ impl Release {
             return;
         }
         let Some(word) = word else {
-            let why = "the service is not configured any more".to_owned();
-            return self.over(State::Superseded, exit::CONFLICT, why, by, now);
+            return self.superseded("the service is not configured any more".to_owned(), by, now);
         };
         self.canary = word.canary;
         let flips = word.generation.wrapping_sub(self.generation);
@@ -605,6 +666,9 @@ impl Release {
         if self.phase == Phase::Switching && after {
             let why = format!("new flows go to {}", self.to.as_str());
             return self.bake(why, now);
+        }
+        if self.believe_share(word, by, now) {
+            return;
         }
         let as_expected = if self.has_flipped() {
             after
@@ -623,6 +687,10 @@ impl Release {
             word.active.as_str(),
             word.generation
         );
+        self.superseded(why, by, now);
+    }
+
+    fn superseded(&mut self, why: String, by: Option<&By>, now: Now) {
         self.over(State::Superseded, exit::CONFLICT, why, by, now);
     }
 
@@ -664,6 +732,15 @@ impl Release {
                 self.retired("the daemon was restarted".to_owned(), None, now, todo);
             }
             Phase::Switching if !is_due => todo.push(self.flip_command()),
+            Phase::Raising { step } if !is_due => todo.extend(self.raise_command(step)),
+            Phase::Canary { step, .. } => {
+                let why = "the daemon was restarted, so the step begins anew: ";
+                self.watch(step, why, now);
+            }
+            Phase::TakingBack { .. } => {
+                self.wait(SWITCH, now);
+                todo.push(self.take_back_command());
+            }
             Phase::SwitchingBack => {
                 self.wait(SWITCH, now);
                 todo.push(self.roll_back_command());
@@ -690,12 +767,29 @@ impl Release {
                     OnExpiry::Abort => {
                         self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
                     }
-                    OnExpiry::Flip => self.flip(why, None, now, todo),
+                    OnExpiry::Flip => self.go(why, None, now, todo),
                 }
             }
             Phase::Switching => {
                 let why = format!("the flip was not stored within {waited}");
-                self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
+                if self.canary > 0 {
+                    self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
+                } else {
+                    self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
+                }
+            }
+            Phase::Raising { .. } => {
+                let why = format!("its share was not stored within {waited}");
+                self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
+            }
+            Phase::Canary { step, .. } => self.share_ends(step, now, todo),
+            Phase::TakingBack { .. } => {
+                self.wait(SWITCH, now);
+                todo.push(self.take_back_command());
+            }
+            Phase::Paused(Held::Canary(_)) => {
+                let why = format!("it was paused, and nobody decided within {waited}");
+                self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
             }
             Phase::Baking { .. } => self.bake_ends(now, todo),
             Phase::SwitchingBack => {

@@ -182,7 +182,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "forward    =",
         "foward     =",
-        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `bake`, `standby`",
+        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `canary`, `bake`, `standby`",
     ),
     (
         "\"nat\"",
@@ -388,7 +388,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.red]\n[service.llm.blue]",
-        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `bake`, `standby`",
+        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `canary`, `bake`, `standby`",
     ),
     // ---- releases
     (
@@ -645,6 +645,31 @@ const BAD: &[(&str, &str, &str)] = &[
         "[service.llm.blue]",
         "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[service.llm.blue]",
         "19: service.llm.bake.prometheus: unknown field `prometheus`, expected one of `duration`, `settle`, `on_fail`, `on_inconclusive`, `cooldown`, `signals`, `errors`, `slower`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\nfor = \"5m\"\n[service.llm.blue]",
+        "18: service.llm.canary.percent: is missing: which share of new flows, like 5",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 5\n[service.llm.blue]",
+        "18: service.llm.canary.for: is missing: how long this share is watched, like \"5m\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 0\nfor = \"5m\"\n[service.llm.blue]",
+        "19: service.llm.canary.percent: 0 is not from 0.01 to 100",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 5\nfor = \"500ms\"\n[service.llm.blue]",
+        "20: service.llm.canary.for: `500ms` is not in whole seconds, at least 1s",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 5\nfor = \"5m\"\n[[service.llm.canary]]\npercent = 5.0\nfor = \"5m\"\n[service.llm.blue]",
+        "22: service.llm.canary.percent: 5 % is not more than the 5 % before it",
     ),
     (
         "[service.llm.blue]",

@@ -20,8 +20,9 @@ use std::{
 use serde::Deserialize;
 
 pub use self::release::{
-    ApprovalPlan, BakePlan, GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, OnExpiry, OnTrouble,
-    ParityGate, PromptsGate, ReleasePlan, Share, SignalPlan, StandbyPlan, WarmGate, WebhookGate,
+    ApprovalPlan, BakePlan, CanaryStep, GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, OnExpiry,
+    OnTrouble, ParityGate, PromptsGate, ReleasePlan, Share, SignalPlan, StandbyPlan, WarmGate,
+    WebhookGate,
 };
 pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};

@@ -12,6 +12,7 @@ use super::{
     DrainEnd, FlipMode,
     health::RawHealth,
     release::{
+        canary::RawCanary,
         gates::RawGate,
         rules::{RawApproval, RawBake, RawStandby},
         tables::{RawParity, RawWarm},
@@ -57,6 +58,7 @@ pub(super) struct RawService {
     pub(super) warm: Option<Spanned<RawWarm>>,
     pub(super) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
     pub(super) approval: Option<RawApproval>,
+    pub(super) canary: Option<Spanned<Vec<Spanned<RawCanary>>>>,
     pub(super) bake: Option<RawBake>,
     pub(super) standby: Option<RawStandby>,
 }

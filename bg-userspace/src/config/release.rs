@@ -1,6 +1,8 @@
 //! What a release does before and after its flip: `[service.NAME.parity]`,
-//! `[service.NAME.warm]`, `[[service.NAME.gate]]`, `[service.NAME.approval]`, `[service.NAME.bake]` and `[service.NAME.standby]`.
+//! `[service.NAME.warm]`, `[[service.NAME.gate]]`, `[service.NAME.approval]`,
+//! `[[service.NAME.canary]]`, `[service.NAME.bake]` and `[service.NAME.standby]`.
 
+pub(super) mod canary;
 pub(super) mod gates;
 mod keys;
 mod kinds;
@@ -24,10 +26,22 @@ pub struct ReleasePlan {
     pub gates: Vec<GatePlan>,
     /// Who must agree before the flip.
     pub approval: ApprovalPlan,
+    /// Shares of new flows before the flip, rising; none: it flips at once.
+    #[serde(default)]
+    pub canary: Vec<CanaryStep>,
     /// The watched time after the flip.
     pub bake: BakePlan,
     /// How long the old colour must stay up.
     pub standby: StandbyPlan,
+}
+
+/// A share of new flows, and how long it is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryStep {
+    /// So many of the new flows go to the new colour.
+    pub percent: Share,
+    /// For so long; whole seconds.
+    pub time: Duration,
 }
 
 /// Who must agree before the flip.

@@ -218,6 +218,7 @@ pub(super) fn service(
         warm: raw.warm,
         gate: raw.gate,
         approval: raw.approval,
+        canary: raw.canary,
         bake: raw.bake,
         standby: raw.standby,
     };

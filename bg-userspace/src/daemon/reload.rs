@@ -244,6 +244,11 @@ fn release(name: &str, plan: &ReleasePlan) -> Vec<String> {
             approval.on_expiry.as_str()
         ));
     }
+    let steps = plan.canary.iter().enumerate();
+    lines.extend(steps.map(|(index, step)| {
+        let (percent, time) = (step.percent, duration(step.time));
+        format!("{name} canary {}: {percent} for {time}", index + 1)
+    }));
     if plan.bake != usual.bake {
         let bake = plan.bake;
         lines.push(format!(

@@ -185,6 +185,13 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
     if let Some(after) = &plan.standby.after {
         let _ = writeln!(text, "after = {}", list(after));
     }
+    for step in &plan.canary {
+        let (percent, time) = (step.percent.percent(), seconds(step.time));
+        let _ = write!(
+            text,
+            "[[service.{name}.canary]]\npercent = {percent:?}\nfor = {time}\n"
+        );
+    }
     for gate in &plan.gates {
         let (kind, timeout) = (gate.kind.as_str(), seconds(gate.timeout));
         let _ = match gate.kind {
@@ -318,6 +325,12 @@ required = true
 not_requester = true
 expires = "1h"
 on_expiry = "flip"
+[[service.a.canary]]
+percent = 0.5
+for = "5m"
+[[service.a.canary]]
+percent = 25
+for = "10m"
 [service.a.bake]
 duration = "10m"
 settle = "0s"

@@ -8,6 +8,7 @@ use toml::Spanned;
 use super::{
     super::{ConfigError, rules::duration, text::Text},
     ApprovalPlan, BakePlan, GatePlan, OnExpiry, OnTrouble, ReleasePlan, SignalPlan, StandbyPlan,
+    canary::{RawCanary, canary},
     gates::{RawGate, gates},
     keys::Keys,
     tables::{RawParity, RawWarm, parity, warm},
@@ -21,6 +22,7 @@ pub(in crate::config) struct RawRelease {
     pub(in crate::config) warm: Option<Spanned<RawWarm>>,
     pub(in crate::config) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
     pub(in crate::config) approval: Option<RawApproval>,
+    pub(in crate::config) canary: Option<Spanned<Vec<Spanned<RawCanary>>>>,
     pub(in crate::config) bake: Option<RawBake>,
     pub(in crate::config) standby: Option<RawStandby>,
 }
@@ -130,9 +132,14 @@ pub(in crate::config) fn plan(
         None => first,
         Some(raw) => gates(text, &key("gate"), first, raw)?,
     };
+    let canary = match raw.canary {
+        None => Vec::new(),
+        Some(raw) => canary(text, &key("canary"), raw)?,
+    };
     Ok(ReleasePlan {
         gates,
         approval,
+        canary,
         bake,
         standby,
     })

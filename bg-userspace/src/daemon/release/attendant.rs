@@ -11,8 +11,8 @@ use tokio::{sync::mpsc, task::AbortHandle};
 
 use super::{Desk, Kept, Post, file_of, locked};
 use crate::{
-    api::{FlipRequest, Kind, Refusal, RollbackRequest},
-    config::GatePlan,
+    api::{CanaryRequest, FlipRequest, Kind, Refusal, RollbackRequest},
+    config::{FlipMode, GatePlan},
     daemon::{
         Daemon,
         change::Order,
@@ -47,8 +47,9 @@ pub(super) struct Attendant {
     progress: Progress,
     /// The gate that runs: its run, and how to stop it.
     gate: Option<(u32, AbortHandle)>,
-    /// Listens to the new colour of the release with this number.
-    ear: Option<(u64, Listener)>,
+    /// Listens to the new colour of the release with this number, since the step of its
+    /// canary or, without one, since its flip.
+    ear: Option<(u64, Option<usize>, Listener)>,
 }
 
 impl Attendant {
@@ -137,23 +138,36 @@ impl Attendant {
                         from_generation,
                         force,
                     } => {
-                        if let Some(baseline) = self.daemon.baseline(&self.service, to.other()) {
-                            // Nothing is to be done about it.
-                            let _ = self.machine.handle(Event::Baseline(baseline), now());
-                        }
-                        // What happens right behind the flip counts, too.
-                        let _ = self.hear();
+                        self.listen(to.other());
                         let flip = self.flip(to, from_generation, force, unkept.as_deref());
                         let done = flip.await;
                         events.push_back(self.look(None));
-                        events.extend(done.err().map(|refusal| Event::NotFlipped { refusal }));
+                        events.extend(done.err().map(|refusal| Event::NotStored { refusal }));
+                    }
+                    Command::Canary {
+                        to,
+                        percent,
+                        from_generation,
+                        force,
+                    } => {
+                        self.listen(to.other());
+                        let request = CanaryRequest {
+                            percent: Some(percent.percent()),
+                            if_generation: Some(from_generation),
+                            force,
+                            ..CanaryRequest::default()
+                        };
+                        let done = self.raise(to, request, unkept.as_deref()).await;
+                        events.push_back(self.look(None));
+                        events.extend(done.err().map(|refusal| Event::NotStored { refusal }));
                     }
                     Command::RollBack {
                         leave,
                         from_generation,
+                        drains,
                         why,
                     } => {
-                        self.roll_back(leave, from_generation, why).await;
+                        self.roll_back(leave, from_generation, drains, why).await;
                         events.push_back(self.look(None));
                     }
                 }
@@ -179,7 +193,8 @@ impl Attendant {
         let _ = self.step(self.look(None)).await;
         let health = |colour| self.daemon.colour_health(&self.service, colour);
         let release = self.machine.release.as_ref();
-        let Some(release) = release.filter(|release| release.has_flipped()) else {
+        let is_watched = |release: &&Release| release.has_flipped() || release.share().is_some();
+        let Some(release) = release.filter(is_watched) else {
             let _ = self.step(Event::Tick).await;
             return;
         };
@@ -203,12 +218,24 @@ impl Attendant {
         let plan = release.plan.bake.signals?;
         let heard = self.daemon.datapath.heard(&self.service)?;
         let heard = &heard[release.to as usize];
-        let number = release.number;
-        if self.ear.as_ref().is_none_or(|(of, _)| *of != number) {
+        let (number, step) = (release.number, release.share());
+        let is_other = |(of, at, _): &(u64, Option<usize>, _)| (*of, *at) != (number, step);
+        if self.ear.as_ref().is_none_or(is_other) {
             let baseline = release.baseline.unwrap_or_default();
-            self.ear = Some((number, Listener::new(plan, baseline, *heard)));
+            self.ear = Some((number, step, Listener::new(plan, baseline, *heard)));
         }
-        self.ear.as_mut().map(|(_, listener)| listener.look(heard))
+        let ear = self.ear.as_mut();
+        ear.map(|(_, _, listener)| listener.look(heard))
+    }
+
+    /// Begins to listen before a store: what happens right behind it counts, too. How the
+    /// old colour was is taken before any new flow goes to the other one.
+    fn listen(&mut self, old: Colour) {
+        if let Some(baseline) = self.daemon.baseline(&self.service, old) {
+            // Nothing is to be done about it.
+            let _ = self.machine.handle(Event::Baseline(baseline), now());
+        }
+        let _ = self.hear();
     }
 
     /// Keeps the machine on the disk, and tells what is new. Returns what did not
@@ -330,11 +357,55 @@ impl Attendant {
         let Some(release) = &self.machine.release else {
             return Ok(());
         };
+        // No reload may come between this look and the flip.
+        let _still = self.daemon.reloading.lock().await;
+        self.may_store(release, to, force, unkept)?;
+        let request = FlipRequest {
+            to: Some(to.as_str().to_owned()),
+            if_generation: Some(from_generation),
+            force,
+            why: Some(why(release)),
+            ..FlipRequest::default()
+        };
+        let order = self.order(release);
+        let flipped = self.daemon.counted_flip(order, request).await?;
+        self.warn(&flipped.warnings);
+        Ok(())
+    }
+
+    /// Stores a share as `bgswitch canary` does, in the same name.
+    async fn raise(
+        &self,
+        to: Colour,
+        request: CanaryRequest,
+        unkept: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let Some(release) = &self.machine.release else {
+            return Ok(());
+        };
+        let _still = self.daemon.reloading.lock().await;
+        self.may_store(release, to, request.force, unkept)?;
+        let request = CanaryRequest {
+            why: Some(why(release)),
+            ..request
+        };
+        let order = self.order(release);
+        let raised = Arc::clone(&self.daemon).canary(order, request).await?;
+        self.warn(&raised.warnings);
+        Ok(())
+    }
+
+    /// Refuses what was not kept, and what its gates have not seen.
+    fn may_store(
+        &self,
+        release: &Release,
+        to: Colour,
+        force: bool,
+        unkept: Option<&str>,
+    ) -> Result<(), Refusal> {
         if let Some(warning) = unkept.filter(|_| !force) {
             return Err(Refusal::new(Kind::Failed, warning));
         }
-        // No reload may come between this look and the flip.
-        let _still = self.daemon.reloading.lock().await;
         if self.daemon.tested(&self.service, to) != release.tested {
             let message = format!(
                 "{}'s backends have changed since the release began, or listeners or its version: begin \
@@ -343,30 +414,28 @@ impl Attendant {
             );
             return Err(Refusal::new(Kind::Conflict, message));
         }
-        let version = release.version.as_deref().unwrap_or("no version named");
-        let order = Order {
+        Ok(())
+    }
+
+    /// In the name of who agreed to the flip.
+    fn order<'a>(&'a self, release: &'a Release) -> Order<'a> {
+        Order {
             actor: release.approved_by.as_ref().unwrap_or(&release.requester),
             trigger: Trigger::Release,
             service: &self.service,
             deadline_ns: Some(now_ns().saturating_add(FLIP_WITHIN_NS)),
-        };
-        let request = FlipRequest {
-            to: Some(to.as_str().to_owned()),
-            if_generation: Some(from_generation),
-            force,
-            why: Some(format!("release {} ({version})", release.id())),
-            ..FlipRequest::default()
-        };
-        let flipped = self.daemon.counted_flip(order, request).await?;
-        self.warn(&flipped.warnings);
-        Ok(())
+        }
     }
 
     /// Rolls back as `bgswitch rollback` does. What went wrong shows in the word.
-    async fn roll_back(&self, leave: Colour, from_generation: u16, why: String) {
+    async fn roll_back(&self, leave: Colour, from_generation: u16, drains: bool, why: String) {
         let order = Order {
             actor: "bgswitch",
-            trigger: Trigger::Automatic,
+            trigger: if drains {
+                Trigger::Release
+            } else {
+                Trigger::Automatic
+            },
             service: &self.service,
             deadline_ns: None,
         };
@@ -374,7 +443,7 @@ impl Attendant {
             leave: Some(leave.as_str().to_owned()),
             if_generation: Some(from_generation),
             why: Some(why),
-            mode: None,
+            mode: drains.then_some(FlipMode::Drain),
         };
         match self.daemon.counted_rollback(order, request).await {
             Ok(flipped) => self.warn(&flipped.warnings),
@@ -387,6 +456,12 @@ impl Attendant {
             tracing::warn!("{}: {warning}", self.service);
         }
     }
+}
+
+/// Why a word is stored, for the journal.
+fn why(release: &Release) -> String {
+    let version = release.version.as_deref().unwrap_or("no version named");
+    format!("release {} ({version})", release.id())
 }
 
 fn now() -> Now {

@@ -1,0 +1,229 @@
+//! Steps of a release beside its gates, its flip and its bake, as operators see them:
+//! real servers, real clients, and a daemon that is killed on the way.
+
+use std::{
+    fs::File,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bg_tests::{
+    lab::{Lab, Place, default_service, listener},
+    load::{self, Load, Mood, Reuse, until},
+};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+/// The usual service with tables about releases, and green servers of a mood.
+fn lab(tables: &str) -> (Lab, Arc<Mood>) {
+    let mood = Arc::default();
+    let lab = Lab::new().unwrap();
+    let tables = tables.replace("DIR", lab.directory().to_str().unwrap());
+    let service = default_service() + &tables;
+    (lab.served_in(&service, &mood).unwrap(), mood)
+}
+
+fn reconfigure(lab: &Lab, tables: &str) {
+    lab.configure(&(default_service() + tables)).unwrap();
+    lab.ask(&["reload"]).unwrap();
+}
+
+fn service(lab: &Lab) -> Value {
+    lab.status().unwrap()["services"][0].clone()
+}
+
+fn state(lab: &Lab) -> String {
+    service(lab)["state"].as_str().unwrap().to_owned()
+}
+
+/// The active colour, the generation, and the rounded share of the other one.
+fn word(lab: &Lab) -> (String, u64, f64) {
+    let service = service(lab);
+    let active = service["active"].as_str().unwrap().to_owned();
+    let share = service["canary_percent"].as_f64().unwrap();
+    (
+        active,
+        service["generation"].as_u64().unwrap(),
+        share.round(),
+    )
+}
+
+fn at(active: &str, generation: u64, share: f64) -> (String, u64, f64) {
+    (active.to_owned(), generation, share)
+}
+
+fn release(lab: &Lab) -> Value {
+    lab.ask(&["release", "status", "llm"]).unwrap()["release"].clone()
+}
+
+fn notes(lab: &Lab) -> Vec<String> {
+    let release = release(lab);
+    let notes = release["notes"].as_array().unwrap().iter();
+    notes
+        .map(|note| note["text"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn client(lab: &Lab) -> File {
+    lab.enter(Place::Client).unwrap()
+}
+
+/// Some 500 requests a second, half of them on connections that are kept.
+fn load(lab: &Lab) -> Load {
+    let clients = (0..50).map(|n| {
+        let reuse = [Reuse::KeepAlive, Reuse::Never][n % 2];
+        (listener(8000), reuse)
+    });
+    let load = Load::start(client(lab), clients.collect(), Duration::from_millis(100));
+    load.advance(500);
+    load
+}
+
+/// Two steps; the lab's client is one address, which only a share of 100 % is sure to hold.
+fn canary(seconds: u32) -> String {
+    format!(
+        "[[service.llm.canary]]\npercent = 0.01\nfor = \"1s\"\n\
+         [[service.llm.canary]]\npercent = 100\nfor = \"{seconds}s\"\n\
+         [service.llm.bake]\nsettle = \"0s\"\nduration = \"1s\"\non_inconclusive = \"pause\"\n"
+    )
+}
+
+/// A share that lasts until somebody ends it.
+const LASTS: &str = "[[service.llm.canary]]\npercent = 25\nfor = \"1h\"\n[service.llm.bake]\n";
+
+/// Law 4: the share is in the word, which outlives the daemon; the step begins anew.
+#[test]
+fn a_canary_rises_by_what_is_heard_also_over_kill_9_and_flips() {
+    let (mut lab, _) = lab(&canary(8).replace("for = \"1s\"", "for = \"1h\""));
+    let load = load(&lab);
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    until("it has its share", || state(&lab) == "CANARY");
+    assert_eq!(service(&lab)["canary_percent"].as_f64(), Some(7.0 / 655.36));
+    let metrics = lab.tell(&["release", "status", "llm"]).unwrap().1;
+    assert!(
+        metrics.contains("the share grows, if all is well"),
+        "{metrics}"
+    );
+    // Too few ever come by for such a share to be known: a human goes on.
+    lab.ask(&["release", "pause", "llm"]).unwrap();
+    lab.ask(&["release", "resume", "llm", "--force"]).unwrap();
+    until("all new flows go there", || {
+        word(&lab) == at("blue", 0, 100.0)
+    });
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    assert_eq!(load::once(client(&lab), listener(8000)).unwrap(), "green");
+    lab.start().unwrap();
+    until("it says so", || {
+        notes(&lab).contains(
+            &"the daemon was restarted, so the step begins anew: 100 % of new flows go to green, step 2 of 2"
+                .to_owned(),
+        )
+    });
+    assert_eq!(word(&lab), at("blue", 0, 100.0));
+    until("it is flipped", || word(&lab) == at("green", 1, 0.0));
+    assert!(notes(&lab).contains(&"step 2 is over, green is well".to_owned()));
+    load::assert_flawless(&load.finish().unwrap());
+}
+
+#[test]
+fn a_canary_that_fails_a_tenth_of_its_requests_loses_its_share_at_once() {
+    let (lab, mood) = lab(&LASTS.replace("25", "100"));
+    let load = load(&lab);
+    mood.fail(100);
+    let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    assert_eq!(code, 10, "{out}{err}");
+    assert!(
+        err.contains("ROLLED_BACK: green fails: ")
+            && err.contains("answers have a status of 5xx")
+            && err.contains("new flows go to blue"),
+        "{err}"
+    );
+    assert_eq!(word(&lab), at("blue", 1, 0.0));
+    assert_eq!(load::once(client(&lab), listener(8000)).unwrap(), "blue");
+    let answers = load.finish().unwrap();
+    let hurt = answers.iter().filter(|answer| answer.result.is_err());
+    assert!(hurt.count() > 0 && mood.failed_ns.load(Ordering::Relaxed) > 0);
+}
+
+#[test]
+fn a_canary_of_which_too_little_is_heard_waits_for_a_human() {
+    let (lab, _) = lab(&canary(1));
+    let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    assert_eq!(code, 7, "{out}{err}");
+    assert!(err.contains("too little is known of green"), "{err}");
+    assert!(err.contains("end it: bgswitch release abort llm"), "{err}");
+    // Who decides nothing keeps the share; who aborts takes it back.
+    assert_eq!(service(&lab)["canary_percent"].as_f64(), Some(7.0 / 655.36));
+    let aborted = lab.ask(&["release", "abort", "llm"]).unwrap();
+    assert_eq!(
+        (&aborted["state"], &aborted["release"]["code"]),
+        (&json!("ABORTED"), &json!(1))
+    );
+    assert_eq!(word(&lab), at("blue", 1, 0.0));
+}
+
+/// Law 5: whoever stores a word by hand is believed, and asked nothing.
+#[test]
+fn what_is_stored_by_hand_ends_a_canary() {
+    let (mut lab, _) = lab(LASTS);
+    let begin = |lab: &Lab| {
+        lab.ask(&["release", "start", "llm"]).unwrap();
+        until("it has its share", || word(lab).2 == 25.0);
+        assert_eq!(lab.tell(&["release", "start", "llm"]).unwrap().0, 5);
+    };
+    let ends = |lab: &Lab, wanted: &str, code: u8| {
+        until("the release hears of it", || state(lab) == wanted);
+        assert_eq!(release(lab)["code"], json!(code));
+    };
+    begin(&lab);
+    lab.ask(&["rollback", "llm"]).unwrap();
+    assert_eq!(word(&lab), at("blue", 1, 0.0));
+    ends(&lab, "ROLLED_BACK", 1);
+
+    begin(&lab);
+    lab.ask(&["canary", "llm", "0"]).unwrap();
+    ends(&lab, "ROLLED_BACK", 1);
+    assert_eq!(word(&lab), at("blue", 1, 0.0));
+
+    begin(&lab);
+    lab.ask(&["canary", "llm", "10"]).unwrap();
+    ends(&lab, "SUPERSEDED", 5);
+    assert_eq!(word(&lab), at("blue", 1, 10.0));
+
+    begin(&lab);
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    assert_eq!(lab.tell(&["rollback", "llm"]).unwrap().0, 0);
+    lab.start().unwrap();
+    ends(&lab, "ROLLED_BACK", 1);
+    assert_eq!(word(&lab), at("blue", 2, 0.0));
+
+    begin(&lab);
+    lab.ask(&["flip", "llm"]).unwrap();
+    ends(&lab, "SUPERSEDED", 5);
+    assert_eq!(word(&lab), at("green", 3, 0.0));
+}
+
+/// What its gates have tested is what gets a share; what has one loses it.
+#[test]
+fn a_share_does_not_grow_over_backends_that_nobody_has_seen() {
+    let (lab, _) = lab(LASTS);
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    until("it has its share", || word(&lab).2 == 25.0);
+    let fewer = default_service().replace("\"10.0.2.11\", ", "") + LASTS;
+    lab.configure(&fewer).unwrap();
+    lab.ask(&["reload"]).unwrap();
+    lab.ask(&["release", "pause", "llm"]).unwrap();
+    let (code, _, err) = lab
+        .tell(&["release", "resume", "llm", "--force", "--wait"])
+        .unwrap();
+    assert_eq!(code, 5);
+    assert!(err.contains("green's backends have changed"), "{err}");
+    assert_eq!(
+        (state(&lab), word(&lab)),
+        ("ABORTED".to_owned(), at("blue", 1, 0.0))
+    );
+    reconfigure(&lab, "[[service.llm.canary]]\npercent = 25\nfor = \"1h\"\n");
+    let (code, _, err) = lab.tell(&["release", "start", "llm"]).unwrap();
+    assert_eq!(code, 2);
+    assert!(err.contains("nothing would be looked at"), "{err}");
+}
