@@ -5,12 +5,15 @@
 //! (law 5).
 
 mod canary;
+mod hooks;
 mod record;
 
 #[cfg(test)]
 mod bakes;
 #[cfg(test)]
 mod canaries;
+#[cfg(test)]
+mod hooked;
 #[cfg(test)]
 mod properties;
 
@@ -25,7 +28,7 @@ pub use self::record::{
 };
 use crate::{
     api::{Kind, Refusal, exit},
-    config::{MAX_DURATION, OnExpiry, OnTrouble},
+    config::{MAX_DURATION, OnExpiry, OnTrouble, When},
 };
 
 /// A gate that overran its own time by so much is not heard of any more.
@@ -69,21 +72,17 @@ impl Machine {
             todo.push(Command::Refuse(refusal));
         }
         self.expire(now, &mut todo);
+        if let Some(release) = &mut self.release {
+            release.ask_hooks(now, &mut todo);
+        }
         todo
     }
 
     /// When it must hear of the time again, milliseconds since the boot.
     pub fn next_deadline(&self) -> Option<u64> {
         let release = self.release.as_ref()?;
-        let until = release.until_ms()?;
-        Some(match release.phase {
-            Phase::Baking { settled_ms } | Phase::Canary { settled_ms, .. }
-                if matches!(release.health, Health::Ill(_)) =>
-            {
-                until.min(settled_ms)
-            }
-            _ => until,
-        })
+        let deadlines = [release.deadline(), release.pending_deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Where the service is.
@@ -93,8 +92,11 @@ impl Machine {
     }
 
     fn expire(&mut self, now: Now, todo: &mut Vec<Command>) {
-        let is_due = self.next_deadline().is_some_and(|at| now.ms >= at);
-        if let Some(release) = self.release.as_mut().filter(|_| is_due) {
+        let Some(release) = &mut self.release else {
+            return;
+        };
+        release.expire_pending(now);
+        if release.deadline().is_some_and(|at| now.ms >= at) {
             release.expire(now, todo);
         }
     }
@@ -121,7 +123,7 @@ impl Machine {
             return conflict(message);
         }
         let plan = &start.plan;
-        let watches = start.watched || plan.bake.signals.is_some();
+        let watches = start.watched || plan.hears();
         let canary = watches && !plan.canary.is_empty();
         if plan.gates.is_empty() && !plan.approval.required && !canary && !start.force {
             let message = "nothing would be looked at: there are no gates, and no approval is required. \
@@ -138,12 +140,27 @@ impl Machine {
             );
         }
         let release = Release::new(start, self.release.as_ref(), now);
-        self.release.insert(release).next_gate(now, todo);
+        let release = self.release.insert(release);
+        let why = "it has begun".to_owned();
+        release.before(When::BeforeGates, 0, why, None, now, todo);
         Ok(())
     }
 }
 
 impl Release {
+    /// When its own wait ends.
+    fn deadline(&self) -> Option<u64> {
+        let until = self.until_ms()?;
+        Some(match self.phase {
+            Phase::Baking { settled_ms } | Phase::Canary { settled_ms, .. }
+                if matches!(self.health, Health::Ill(_)) =>
+            {
+                until.min(settled_ms)
+            }
+            _ => until,
+        })
+    }
+
     fn new(start: Start, before: Option<&Self>, now: Now) -> Self {
         let forced_by = start.force.then(|| start.by.actor.clone());
         let gates = start.plan.gates.iter().map(|plan| Gate {
@@ -166,6 +183,7 @@ impl Release {
             notes: Vec::new(),
             why: String::new(),
             since_unix_ms: now.unix_ms,
+            pending: Vec::new(),
             phase: Phase::Validating { gate: 0, run: 0 },
             until_ms: now.ms,
             wait_ms: 0,
@@ -204,7 +222,7 @@ impl Release {
             Event::Failing(why) => self.failing(why, now, todo),
             Event::Baseline(baseline) => self.baseline = Some(baseline),
             Event::Extend { by, more } => return self.extend(&by, more, now),
-            Event::Retire(by) => return self.retire(&by, now, todo),
+            Event::Retire(by) => return self.retire(&by, now),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
             Event::Resume { by, force } => return self.resume(&by, force, now, todo),
             Event::Abort(by) => return self.abort(&by, now, todo),
@@ -230,15 +248,23 @@ impl Release {
         let why = format!("gate {} runs", gate.name);
         self.enter(phase, gate.timeout + GRACE, why, None, now);
         let colour = self.to;
-        todo.push(Command::RunGate { run, gate, colour });
+        todo.push(Command::RunGate {
+            run,
+            gate,
+            colour,
+            when: None,
+        });
     }
 
     /// A result counts only for the run that is waited for.
     fn gate_ended(&mut self, run: u32, outcome: Outcome, now: Now, todo: &mut Vec<Command>) {
+        if self.pending_ended(run, &outcome, now) {
+            return;
+        }
         let (gate, waited_for) = match self.phase {
             Phase::Validating { gate, run } => (gate, run),
-            Phase::Retiring { run: waited_for } if run == waited_for => {
-                return self.hook_ended(&outcome, now);
+            Phase::Hook { hook, run: of, .. } if run == of => {
+                return self.hook_ended(hook, &outcome, now, todo);
             }
             _ => return,
         };
@@ -308,11 +334,12 @@ impl Release {
 
     /// Behind gates and approval: the first share, or all of them.
     fn go(&mut self, why: String, by: Option<&By>, now: Now, todo: &mut Vec<Command>) {
-        if self.plan.canary.is_empty() {
-            self.flip(why, by, now, todo);
+        let when = if self.plan.canary.is_empty() {
+            When::BeforeFlip
         } else {
-            self.raise(0, why, by, now, todo);
-        }
+            When::BeforeCanary
+        };
+        self.before(when, 0, why, by, now, todo);
     }
 
     // ---- SWITCHING: the flip
@@ -358,8 +385,10 @@ impl Release {
 
     fn hear(&mut self, health: Health, now: Now, todo: &mut Vec<Command>) {
         self.health = health;
-        let (Phase::Baking { settled_ms } | Phase::Canary { settled_ms, .. }) = self.phase else {
-            return;
+        let settled_ms = match self.phase {
+            Phase::Baking { settled_ms } | Phase::Canary { settled_ms, .. } => settled_ms,
+            Phase::Hook { share: Some(_), .. } => now.ms,
+            _ => return,
         };
         if let Health::Ill(why) = &self.health
             && now.ms >= settled_ms
@@ -372,7 +401,10 @@ impl Release {
     /// Requests that fail count from the store on.
     fn failing(&mut self, why: String, now: Now, todo: &mut Vec<Command>) {
         self.health = Health::Ill(why);
-        let is_watched = matches!(self.phase, Phase::Baking { .. } | Phase::Canary { .. });
+        let is_watched = matches!(
+            self.phase,
+            Phase::Baking { .. } | Phase::Canary { .. } | Phase::Hook { share: Some(_), .. }
+        );
         if let (true, Health::Ill(why)) = (is_watched, &self.health) {
             let why = format!("{} fails: {why}", self.to.as_str());
             self.trouble(self.plan.bake.on_fail, why, now, todo);
@@ -394,7 +426,7 @@ impl Release {
                 self.trouble(plan.on_fail, why, now, todo);
                 None
             }
-            Health::Unknown if self.watched || plan.signals.is_some() => {
+            Health::Unknown if self.watched || self.plan.hears() => {
                 let why = format!("too little is known of {to}");
                 self.trouble(plan.on_inconclusive, why, now, todo);
                 None
@@ -409,7 +441,10 @@ impl Release {
     /// The new colour is ill, or nothing is known of it, while it is watched.
     fn trouble(&mut self, then: OnTrouble, why: String, now: Now, todo: &mut Vec<Command>) {
         let held = match self.phase {
-            Phase::Canary { step, .. } => Held::Canary(step),
+            Phase::Canary { step, .. }
+            | Phase::Hook {
+                share: Some(step), ..
+            } => Held::Canary(step),
             _ => Held::Bake,
         };
         // What both suffer from is seldom the new version's fault, and a rollback would
@@ -463,6 +498,7 @@ impl Release {
     // ---- STANDBY: the old colour must stay up
 
     fn hold(&mut self, why: String, by: Option<&By>, now: Now) {
+        self.after(When::AfterBake);
         let hold = self.plan.standby.hold;
         self.enter(Phase::Standby, hold, why, by, now);
     }
@@ -486,7 +522,7 @@ impl Release {
         Ok(())
     }
 
-    fn retire(&mut self, by: &By, now: Now, todo: &mut Vec<Command>) -> Result<(), Refusal> {
+    fn retire(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
         if self.phase != Phase::Standby {
             return self.cannot("retire its standby");
         }
@@ -499,12 +535,12 @@ impl Release {
             return conflict(message);
         }
         let why = format!("{} need not stay up any more", self.from.as_str());
-        self.retired(why, Some(by), now, todo);
+        self.retired(why, Some(by), now);
         Ok(())
     }
 
     /// The hold is over, but never in an incident, nor while nobody can say.
-    fn hold_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
+    fn hold_ends(&mut self, now: Now) {
         let from = self.from.as_str();
         let keeps = match &self.health {
             _ if self.canary > 0 => Some(format!("a share of new flows goes to {from}")),
@@ -517,7 +553,7 @@ impl Release {
         match keeps {
             None => {
                 let why = format!("{from} was held for its time, and need not stay up any more");
-                self.retired(why, None, now, todo);
+                self.retired(why, None, now);
             }
             Some(trouble) => {
                 let why = format!("{trouble}; {from} must stay up");
@@ -531,24 +567,10 @@ impl Release {
         }
     }
 
-    /// Runs the hook that takes the old colour down, where there is one.
-    fn retired(&mut self, why: String, by: Option<&By>, now: Now, todo: &mut Vec<Command>) {
-        let Some(gate) = self.plan.standby.hook() else {
-            return self.over(State::Steady, 0, why, by, now);
-        };
-        self.runs += 1;
-        let (run, colour) = (self.runs, self.from);
-        let why = format!("{why}; {} runs", gate.name);
-        let phase = Phase::Retiring { run };
-        self.enter(phase, gate.timeout + GRACE, why, by, now);
-        todo.push(Command::RunGate { run, gate, colour });
-    }
-
-    /// The release is done, whatever the hook says.
-    fn hook_ended(&mut self, outcome: &Outcome, now: Now) {
-        let (verdict, evidence) = (outcome.verdict.as_str(), &outcome.evidence);
-        let why = format!("standby.after: {verdict}, {evidence}");
-        self.over(State::Steady, 0, why, None, now);
+    /// The release is done; hooks behind it take the old colour down.
+    fn retired(&mut self, why: String, by: Option<&By>, now: Now) {
+        self.after(When::AfterStandby);
+        self.over(State::Steady, 0, why, by, now);
     }
 
     // ---- PAUSED: a human must decide
@@ -639,6 +661,7 @@ impl Release {
         let why = "it was aborted".to_owned();
         match self.phase {
             Phase::TakingBack { .. } => return self.cannot("be aborted"),
+            // A hook before the flip has the last share.
             _ if self.share().is_some() => {
                 self.take_back(State::Aborted, exit::FAILED, why, Some(by), now, todo);
             }
@@ -665,6 +688,7 @@ impl Release {
         let after = word.active == self.to && flips == 1;
         if self.phase == Phase::Switching && after {
             let why = format!("new flows go to {}", self.to.as_str());
+            self.after(When::AfterFlip);
             return self.bake(why, now);
         }
         if self.believe_share(word, by, now) {
@@ -696,6 +720,7 @@ impl Release {
 
     fn rolled_back(&mut self, by: Option<&By>, now: Now) {
         let from = self.from.as_str();
+        self.after(When::AfterRollback);
         if self.phase == Phase::SwitchingBack {
             let why = format!("{}; it rolled back by itself to {from}", self.why);
             return self.over(State::RolledBack, exit::ROLLED_BACK, why, None, now);
@@ -728,8 +753,12 @@ impl Release {
                 self.note("the daemon was restarted".to_owned(), None, now);
                 self.next_gate(now, todo);
             }
-            Phase::Retiring { .. } if !is_due => {
-                self.retired("the daemon was restarted".to_owned(), None, now, todo);
+            Phase::Hook { hook, .. } if !is_due => {
+                let when = self.plan.hooks.get(hook).map(|hook| hook.when);
+                if let Some(when) = when {
+                    let why = "the daemon was restarted".to_owned();
+                    self.before(when, hook, why, None, now, todo);
+                }
             }
             Phase::Switching if !is_due => todo.push(self.flip_command()),
             Phase::Raising { step } if !is_due => todo.extend(self.raise_command(step)),
@@ -796,10 +825,9 @@ impl Release {
                 self.wait(SWITCH, now);
                 todo.push(self.roll_back_command());
             }
-            Phase::Standby => self.hold_ends(now, todo),
-            Phase::Retiring { .. } => {
-                let why = format!("standby.after had no result after {waited}");
-                self.over(State::Steady, 0, why, None, now);
+            Phase::Standby => self.hold_ends(now),
+            Phase::Hook { hook, .. } => {
+                self.hook_expired(hook, &waited.to_string(), now, todo);
             }
             Phase::Paused(Held::Bake) => {
                 let why = format!("it was paused, and nobody decided within {waited}");
@@ -841,7 +869,7 @@ impl Release {
         self.enter(Phase::Over { state, code }, Duration::ZERO, why, by, now);
     }
 
-    const fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.state().is_over()
     }
 

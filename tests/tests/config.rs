@@ -182,7 +182,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "forward    =",
         "foward     =",
-        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `canary`, `bake`, `standby`",
+        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `canary`, `bake`, `standby`, `hook`",
     ),
     (
         "\"nat\"",
@@ -388,7 +388,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.red]\n[service.llm.blue]",
-        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `canary`, `bake`, `standby`",
+        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `canary`, `bake`, `standby`, `hook`",
     ),
     // ---- releases
     (
@@ -399,12 +399,12 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a b\"\n[service.llm.blue]",
-        "19: service.llm.gate.name: a gate's name has 1 to 63 letters, digits, `-` and `_`",
+        "19: service.llm.gate.name: a name has 1 to 63 letters, digits, `-` and `_`",
     ),
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"/\"\n[[service.llm.gate]]\nname = \"a\"\n[service.llm.blue]",
-        "23: service.llm.gate.name: `a` is the name of another gate",
+        "23: service.llm.gate.name: `a` is the name of another one",
     ),
     (
         "[service.llm.blue]",
@@ -594,7 +594,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.parity]\ncompare = [\"/v2\"]\n[[service.llm.gate]]\nname = \"parity\"\n[service.llm.blue]",
-        "21: service.llm.gate.name: `parity` is the name of another gate",
+        "21: service.llm.gate.name: `parity` is the name of another one",
     ),
     (
         "[service.llm.blue]",
@@ -693,8 +693,43 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm.blue]",
-        "[service.llm.standby]\nafter = [\"scale-down\"]\n[service.llm.blue]",
-        "19: service.llm.standby.after: must begin with the absolute path of a program, like [\"/etc/bgswitch/smoke\"]",
+        "[service.llm.standby]\nafter = [\"/bin/true\"]\n[service.llm.blue]",
+        "19: service.llm.standby.after: unknown field `after`, expected `hold`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nname = \"a\"\n[service.llm.blue]",
+        "18: service.llm.hook.when: is missing: \"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \"after-standby\" or \"after-rollback\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"later\"\n[service.llm.blue]",
+        "19: service.llm.hook.when: `later` is unknown: \"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \"after-standby\" or \"after-rollback\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"before-canary\"\n[service.llm.blue]",
+        "19: service.llm.hook.when: there is no canary: add [[service.NAME.canary]], or say \"before-flip\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"after-flip\"\nkind = \"http\"\n[service.llm.blue]",
+        "20: service.llm.hook.kind: `http` is no kind of a hook: \"exec\" or \"webhook\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"after-flip\"\nkind = \"exec\"\nname = \"a\"\n[service.llm.blue]",
+        "18: service.llm.hook.command: is missing: a program and its arguments, like [\"/etc/bgswitch/smoke\"]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"after-flip\"\nkind = \"exec\"\non_failure = \"stop\"\n[service.llm.blue]",
+        "21: service.llm.hook.on_failure: is of no use behind a step: what is done is done",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"before-flip\"\nkind = \"webhook\"\nname = \"a\"\nurl = \"https://ci/\"\n[service.llm.blue]",
+        "22: service.llm.hook.url: `https://ci/` is no URL of plain HTTP, like \"http://ci.example.com:8080/gate\"; for https use kind = \"exec\" with curl",
     ),
     // ---- listeners
     (

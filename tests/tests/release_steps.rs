@@ -227,3 +227,201 @@ fn a_share_does_not_grow_over_backends_that_nobody_has_seen() {
     assert_eq!(code, 2);
     assert!(err.contains("nothing would be looked at"), "{err}");
 }
+
+/// Keeps what it is told, and answers with the status that its path says.
+const EAR: &str = r#"
+import http.server, sys
+class Ear(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        with open(sys.argv[1], "ab") as heard: heard.write(body + b"\n")
+        self.send_response(int(self.path.split("/")[-1]))
+        self.send_header("content-length", "0")
+        self.end_headers()
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+    def log_message(self, *words): pass
+http.server.ThreadingHTTPServer(("10.0.1.10", 8004), Ear).serve_forever()
+"#;
+
+/// A lab in which somebody listens to webhooks, and writes them to the file `heard`.
+fn lab_with_ear(tables: &str) -> Lab {
+    let (mut lab, _) = lab(tables);
+    let mut command = lab.command(Place::Blue, "python3").unwrap();
+    command.args(["-c", EAR]);
+    command.arg(lab.directory().join("heard"));
+    lab.spawn(command).unwrap();
+    until("it listens", || {
+        let asked = lab
+            .command(Place::Blue, "curl")
+            .unwrap()
+            .args(["-s", "http://10.0.1.10:8004/"])
+            .status();
+        asked.is_ok_and(|status| status.success())
+    });
+    lab
+}
+
+fn hook(name: &str, when: &str, rest: &str) -> String {
+    format!("[[service.llm.hook]]\nname = \"{name}\"\nwhen = \"{when}\"\n{rest}\n")
+}
+
+fn script(text: &str) -> String {
+    format!("kind = \"exec\"\ncommand = [\"/bin/sh\", \"-c\", \"{text}\"]")
+}
+
+fn webhook(status: u16) -> String {
+    format!("kind = \"webhook\"\nurl = \"http://10.0.1.10:8004/{status}\"")
+}
+
+/// A release that nobody looks at, but for its hooks.
+const BLIND: &str = "[service.llm.bake]\nsignals = false\nsettle = \"0s\"\nduration = \"0s\"\n\
+                     [service.llm.standby]\nhold = \"0s\"\n";
+
+#[test]
+fn hooks_are_told_who_is_there_before_and_after_each_step() {
+    let told = "echo $BGSWITCH_WHEN $BGSWITCH_STATE $BGSWITCH_ACTIVE $BGSWITCH_COLOUR \
+                $BGSWITCH_VERSION $BGSWITCH_OLD_COLOUR $BGSWITCH_OLD_VERSION >> DIR/told";
+    let tables = [
+        BLIND.to_owned(),
+        hook("prepare", "before-gates", &script(told)),
+        hook("ticket", "before-flip", &webhook(204)),
+        hook("notice", "after-flip", &webhook(204)),
+        hook("baked", "after-bake", &script("exit 1")),
+        hook(
+            "scale-down",
+            "after-standby",
+            &script(
+                &(told.to_owned()
+                    + "; echo $BGSWITCH_OLD_BACKENDS $BGSWITCH_OLD_FLOWS >> DIR/told"),
+            ),
+        ),
+    ];
+    let lab = lab_with_ear(&tables.concat());
+    let flow = load::stream(client(&lab), listener(8000), 60);
+    until("there is a flow", || {
+        service(&lab)["colours"]["blue"]["flows"] == 1
+    });
+    let start = ["release", "start", "llm", "--force", "--wait"];
+    let (code, out, err) = lab.tell(&start).unwrap();
+    assert_eq!(code, 0, "{out}{err}");
+    until("all hooks have said it", || {
+        let said = [
+            "prepare: pass",
+            "ticket: pass, answered 204",
+            "notice: pass, answered 204",
+            "baked: fail, exit code 1",
+            "scale-down: pass",
+        ];
+        let notes = notes(&lab);
+        said.iter().all(|said| {
+            notes
+                .iter()
+                .any(|note| note.contains(&format!("hook {said}")))
+        })
+    });
+    assert_eq!(
+        (state(&lab), word(&lab)),
+        ("STEADY".to_owned(), at("green", 1, 0.0))
+    );
+    let told = std::fs::read_to_string(lab.directory().join("told")).unwrap();
+    assert_eq!(
+        told,
+        "before-gates VALIDATING blue green model@2 blue model@1\n\
+         after-standby STEADY green green model@2 blue model@1\n\
+         10.0.1.10:8000 10.0.1.11:8000 [fd00:1::10]:8000 1\n"
+    );
+    let heard = std::fs::read_to_string(lab.directory().join("heard")).unwrap();
+    let heard: Vec<Value> = heard
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let of = |told: &Value| {
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        (
+            text(&told["when"]),
+            text(&told["state"]),
+            text(&told["active"]),
+        )
+    };
+    assert_eq!(
+        of(&heard[0]),
+        ("before-flip".into(), "SWITCHING".into(), "blue".into())
+    );
+    assert_eq!(
+        of(&heard[1]),
+        ("after-flip".into(), "STEADY".into(), "green".into())
+    );
+    assert_eq!(heard[1]["old"]["flows"], 1);
+    assert_eq!(heard[1]["old"]["backends"][0], "10.0.1.10:8000");
+    assert_eq!(heard[1]["backends"][0], "10.0.2.10:8000");
+    drop(flow);
+}
+
+#[test]
+fn a_hook_before_a_step_stops_it_and_a_rollback_waits_for_none() {
+    let lab = lab_with_ear(&(BLIND.to_owned() + &hook("ticket", "before-flip", &webhook(403))));
+    let start = ["release", "start", "llm", "--force", "--wait"];
+    let (code, _, err) = lab.tell(&start).unwrap();
+    assert_eq!(code, 6, "{err}");
+    assert!(
+        err.contains("FAILED: hook ticket: fail, answered 403"),
+        "{err}"
+    );
+    assert_eq!(word(&lab), at("blue", 0, 0.0));
+
+    let goes_on = hook(
+        "ticket",
+        "before-flip",
+        &(webhook(403) + "\non_failure = \"go-on\""),
+    );
+    let hangs = hook("late", "after-rollback", &script("sleep 3600"));
+    reconfigure(
+        &lab,
+        &(BLIND.replace("hold = \"0s\"", "hold = \"1h\"") + &goes_on + &hangs),
+    );
+    let (code, _, err) = lab.tell(&start).unwrap();
+    assert_eq!(code, 0, "{err}");
+    lab.ask(&["rollback", "llm"]).unwrap();
+    assert_eq!(load::once(client(&lab), listener(8000)).unwrap(), "blue");
+    until("it is over", || state(&lab) == "ROLLED_BACK");
+
+    // One that hangs before a step does not keep anybody from ending the release.
+    let hangs = hook("wait", "before-flip", &script("sleep 3600"));
+    reconfigure(&lab, &(BLIND.to_owned() + &hangs));
+    lab.ask(&["release", "start", "llm", "--force"]).unwrap();
+    until("it runs", || state(&lab) == "SWITCHING");
+    lab.ask(&["release", "abort", "llm"]).unwrap();
+    assert_eq!(
+        (state(&lab), word(&lab)),
+        ("ABORTED".to_owned(), at("blue", 2, 0.0))
+    );
+}
+
+/// A hook that ran when the daemon was killed is run again.
+#[test]
+fn a_hook_is_run_again_after_kill_9() {
+    let script = script(
+        "echo run >> DIR/runs; for i in $(seq 1200); do test -e DIR/go && exit 0; sleep 0.05; done; exit 1",
+    );
+    let (mut lab, _) = lab(&(BLIND.to_owned() + &hook("wait", "before-flip", &script)));
+    let runs = lab.directory().join("runs");
+    let count = || {
+        let runs = std::fs::read_to_string(&runs).unwrap_or_default();
+        runs.lines().count()
+    };
+    lab.ask(&["release", "start", "llm", "--force"]).unwrap();
+    until("it runs", || count() == 1);
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    until("it runs again", || count() == 2);
+    assert_eq!(
+        (state(&lab), word(&lab)),
+        ("SWITCHING".to_owned(), at("blue", 0, 0.0))
+    );
+    std::fs::write(lab.directory().join("go"), "").unwrap();
+    until("it is flipped", || word(&lab) == at("green", 1, 0.0));
+}

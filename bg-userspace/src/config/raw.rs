@@ -14,6 +14,7 @@ use super::{
     release::{
         canary::RawCanary,
         gates::RawGate,
+        hooks::RawHook,
         rules::{RawApproval, RawBake, RawStandby},
         tables::{RawParity, RawWarm},
     },
@@ -61,6 +62,7 @@ pub(super) struct RawService {
     pub(super) canary: Option<Spanned<Vec<Spanned<RawCanary>>>>,
     pub(super) bake: Option<RawBake>,
     pub(super) standby: Option<RawStandby>,
+    pub(super) hook: Option<Spanned<Vec<Spanned<RawHook>>>>,
 }
 
 #[derive(Deserialize)]

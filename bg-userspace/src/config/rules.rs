@@ -221,6 +221,7 @@ pub(super) fn service(
         canary: raw.canary,
         bake: raw.bake,
         standby: raw.standby,
+        hook: raw.hook,
     };
     let release = releases::plan(text, release, &key)?;
     let mut versions = [None, None];

@@ -3,7 +3,10 @@
 //! ends from here but by a human's own store, its share is taken back to 0.
 
 use super::{By, Command, Health, Now, Phase, Release, SWITCH, State, Word, milliseconds};
-use crate::{config::CanaryStep, switch};
+use crate::{
+    config::{CanaryStep, When},
+    switch,
+};
 
 impl Release {
     /// Stores the share of a step.
@@ -66,7 +69,7 @@ impl Release {
         if next < self.plan.canary.len() {
             self.raise(next, why, by, now, todo);
         } else {
-            self.flip(why, by, now, todo);
+            self.before(When::BeforeFlip, 0, why, by, now, todo);
         }
     }
 
@@ -111,6 +114,9 @@ impl Release {
         if let Phase::TakingBack { state, code } = self.phase {
             if is_taken_back {
                 let why = format!("{}; new flows go to {}", self.why, self.from.as_str());
+                if state == State::RolledBack {
+                    self.after(When::AfterRollback);
+                }
                 self.over(state, code, why, by, now);
             }
             return is_taken_back;

@@ -14,8 +14,8 @@ use proptest::{
 
 use super::*;
 use crate::config::{
-    ApprovalPlan, BakePlan, CanaryStep, GateKind, GatePlan, ReleasePlan, Share, SignalPlan,
-    StandbyPlan,
+    ApprovalPlan, BakePlan, CanaryStep, GateKind, GatePlan, HookPlan, OnFailure, ReleasePlan,
+    Share, SignalPlan, StandbyPlan,
 };
 
 /// What is looked at in a walk.
@@ -109,6 +109,10 @@ struct World {
     /// Of the release with this number:
     number: u64,
     passed: BTreeSet<usize>,
+    /// Hooks that said that all is well, by name.
+    hooked: BTreeSet<String>,
+    /// Runs of hooks that were asked for: run, name.
+    hooks: Vec<(u32, String)>,
     forced: BTreeSet<usize>,
     force_all: bool,
     agreed: BTreeSet<String>,
@@ -145,6 +149,8 @@ impl World {
             runs: Vec::new(),
             number: 0,
             passed: BTreeSet::new(),
+            hooked: BTreeSet::new(),
+            hooks: Vec::new(),
             forced: BTreeSet::new(),
             force_all: false,
             agreed: BTreeSet::new(),
@@ -284,6 +290,7 @@ impl World {
     fn restart(&mut self, reboot: bool) {
         self.machine = serde_json::from_str(&self.disk).unwrap();
         self.runs.clear();
+        self.hooks.clear();
         if reboot {
             self.now.ms = 5000;
             // The world counts anew, too.
@@ -311,6 +318,7 @@ impl World {
                 }
                 self.number += 1;
                 self.passed.clear();
+                self.hooked.clear();
                 self.forced.clear();
                 self.agreed.clear();
                 (self.force_all, self.flips, self.rollbacks) = (start.force, 0, 0);
@@ -318,6 +326,12 @@ impl World {
             }
             Event::GateEnded { run, outcome } => {
                 let awaited = before.release.as_ref().and_then(Release::run);
+                let hook = self.hooks.iter().find(|(of, _)| of == run);
+                if let Some((_, name)) = hook.filter(|_| awaited == Some(*run))
+                    && outcome.verdict == Verdict::Pass
+                {
+                    self.hooked.insert(name.clone());
+                }
                 let gate = self.runs.iter().find(|(of, _)| of == run);
                 if let Some((_, gate)) = gate.filter(|_| awaited == Some(*run)) {
                     match outcome.verdict {
@@ -337,11 +351,16 @@ impl World {
             _ => {}
         }
         for command in todo {
-            if let Command::RunGate { run, gate, .. } = command {
+            if let Command::RunGate {
+                run, gate, when, ..
+            } = command
+            {
                 let mut gates = self.plan.gates.iter();
-                // The hook behind the hold is none of them.
                 let index = gates.position(|plan| plan == gate).unwrap_or(usize::MAX);
                 self.runs.push((*run, index));
+                if when.is_some() {
+                    self.hooks.push((*run, gate.name.clone()));
+                }
             }
         }
         let state = self.machine.state();
@@ -359,7 +378,7 @@ impl World {
             Law::EveryWaitEnds => self.every_wait_ends(),
             Law::RollbackIsOneStep => self.rollback_is_one_step(),
             Law::OneAtATime => {
-                let acts = |c: &Command| !matches!(c, Command::Refuse(_));
+                let acts = |c: &Command| !matches!(c, Command::Refuse(_)) && !is_aside(c);
                 let number = |machine: &Machine| machine.release.as_ref().map(|r| r.number);
                 let began = number(before) != number(&self.machine);
                 assert!(
@@ -394,7 +413,14 @@ impl World {
     fn every_wait_ends(&self) {
         let deadline = self.machine.next_deadline();
         if self.machine.state().is_over() {
-            return assert_eq!(deadline, None, "{:?}", self.machine);
+            let waits = self
+                .machine
+                .release
+                .as_ref()
+                .is_some_and(Release::has_pending);
+            if !waits {
+                return assert_eq!(deadline, None, "{:?}", self.machine);
+            }
         }
         let deadline = deadline.expect("a wait without an end");
         let longest = MAX_DURATION.as_millis() as u64 * 2;
@@ -428,7 +454,10 @@ impl World {
         let unheard = release.share().is_some()
             || matches!(
                 release.phase,
-                Phase::Validating { .. } | Phase::Ready | Phase::TakingBack { .. }
+                Phase::Validating { .. }
+                    | Phase::Ready
+                    | Phase::Hook { .. }
+                    | Phase::TakingBack { .. }
             )
             || matches!(release.phase, Phase::Paused(Held::Gate(_) | Held::Approval));
         let is_back = word.active == release.from;
@@ -472,6 +501,8 @@ impl World {
             same_boot: true,
         };
         todo.extend(after.handle(restarted, now));
+        // Hooks behind a rollback run aside.
+        todo.retain(|command| !is_aside(command));
         assert_eq!(todo, [], "{:?}", self.machine);
     }
 
@@ -484,7 +515,7 @@ impl World {
                 ..
             } => {
                 if self.law == Law::FlipNeedsGates {
-                    self.may_flip();
+                    self.may_flip(true);
                 }
                 if hangs || self.word.generation != from_generation || self.word.active == to {
                     let refusal = Refusal::new(Kind::Failed, "hangs");
@@ -505,7 +536,7 @@ impl World {
                 ..
             } => {
                 if self.law == Law::FlipNeedsGates {
-                    self.may_flip();
+                    self.may_flip(false);
                 }
                 if hangs || self.word.generation != from_generation || self.word.active == to {
                     let refusal = Refusal::new(Kind::Failed, "hangs");
@@ -543,7 +574,7 @@ impl World {
         }
     }
 
-    fn may_flip(&self) {
+    fn may_flip(&self, is_flip: bool) {
         let release = self.machine.release.as_ref().unwrap();
         for (index, gate) in release.gates.iter().enumerate() {
             let forced = self.force_all || self.forced.contains(&index);
@@ -553,6 +584,16 @@ impl World {
             assert!(
                 self.passed.contains(&index) || written,
                 "not written down: {release:?}"
+            );
+        }
+        for hook in &release.plan.hooks {
+            let is_due = matches!(hook.when, When::BeforeGates | When::BeforeFlip);
+            let is_due = is_due && (hook.when == When::BeforeGates || is_flip);
+            let passed = self.hooked.contains(&hook.run.name);
+            let stops = hook.on_failure == OnFailure::Stop;
+            assert!(
+                passed || !is_due || !stops,
+                "a flip without a hook: {release:?}"
             );
         }
         let plan = self.plan.approval;
@@ -587,6 +628,11 @@ fn notes(release: &Release, what: &str) -> bool {
         .notes
         .iter()
         .any(|note| note.actor.is_some() && note.text.contains(what))
+}
+
+/// A hook behind a step.
+fn is_aside(command: &Command) -> bool {
+    matches!(command, Command::RunGate { when: Some(when), .. } if !when.is_before())
 }
 
 fn flipped(word: Word) -> Word {
@@ -659,13 +705,32 @@ fn plans() -> impl Strategy<Value = ReleasePlan> {
                 cooldown: Duration::from_secs(bake.4),
                 signals: (bake.4 == 30).then(SignalPlan::default),
             },
+            prometheus: None,
             standby: StandbyPlan {
                 hold: Duration::from_secs(hold),
-                after: (hold == 30).then(|| vec!["/bin/true".to_owned()]),
-                after_timeout: Duration::from_secs(20),
             },
+            hooks: if hold == 30 { hooks() } else { Vec::new() },
         },
     )
+}
+
+/// One at each time, and one more that only tells.
+fn hooks() -> Vec<HookPlan> {
+    let hook = |(index, when): (usize, When)| HookPlan {
+        when,
+        on_failure: if index == 0 || !when.is_before() {
+            OnFailure::GoOn
+        } else {
+            OnFailure::Stop
+        },
+        run: GatePlan {
+            name: format!("h{index}"),
+            timeout: Duration::from_secs(20),
+            kind: GateKind::Exec(vec!["/bin/true".to_owned()]),
+        },
+    };
+    let first = std::iter::once(When::BeforeGates);
+    first.chain(When::ALL).enumerate().map(hook).collect()
 }
 
 fn steps() -> BoxedStrategy<Step> {

@@ -5,9 +5,10 @@ use std::time::Duration;
 use bg_common::service::{Colour, CutoverWord};
 use serde::{Deserialize, Serialize};
 
+use super::hooks::Pending;
 use crate::{
     api::{Refusal, exit},
-    config::{GatePlan, ReleasePlan, Share},
+    config::{GatePlan, ReleasePlan, Share, When},
     signals::Baseline,
 };
 
@@ -164,6 +165,8 @@ pub enum Command {
         gate: GatePlan,
         /// The colour that it is about.
         colour: Colour,
+        /// It is a hook, and this is its time.
+        when: Option<When>,
     },
     /// Send a share of new flows to the standby, and tell [`Event::Word`], then
     /// [`Event::NotStored`] if that did not work.
@@ -351,6 +354,12 @@ pub(super) enum Phase {
     Validating { gate: usize, run: u32 },
     /// An approval is waited for.
     Ready,
+    /// A hook runs that the next step waits for; the step of the canary whose share is held.
+    Hook {
+        hook: usize,
+        run: u32,
+        share: Option<usize>,
+    },
     /// The share of this step of the canary is on its way.
     Raising { step: usize },
     /// That share is stored; what goes wrong counts from `settled_ms` on, since the boot.
@@ -365,8 +374,6 @@ pub(super) enum Phase {
     SwitchingBack,
     /// The old colour is held.
     Standby,
-    /// The hook behind the hold runs.
-    Retiring { run: u32 },
     /// A human must decide.
     Paused(Held),
     /// Nothing follows. The exit code of whoever waited for it.
@@ -423,6 +430,8 @@ pub struct Release {
     pub why: String,
     /// Since when it is there, milliseconds since 1970.
     pub since_unix_ms: i64,
+    /// Hooks behind steps that have no result yet.
+    pub(super) pending: Vec<Pending>,
     pub(super) phase: Phase,
     /// When the wait ends, milliseconds since the boot; nothing is waited for without
     /// an end.
@@ -456,14 +465,19 @@ impl Release {
     }
 
     /// Where it is, as people say it.
-    pub const fn state(&self) -> State {
+    pub fn state(&self) -> State {
         match self.phase {
+            Phase::Hook { hook, .. } => match self.plan.hooks.get(hook).map(|hook| hook.when) {
+                Some(When::BeforeCanary) => State::Canary,
+                Some(When::BeforeFlip) => State::Switching,
+                _ => State::Validating,
+            },
             Phase::Validating { .. } => State::Validating,
             Phase::Ready => State::Ready,
             Phase::Raising { .. } | Phase::Canary { .. } => State::Canary,
             Phase::Switching | Phase::SwitchingBack | Phase::TakingBack { .. } => State::Switching,
             Phase::Baking { .. } => State::Baking,
-            Phase::Standby | Phase::Retiring { .. } => State::Standby,
+            Phase::Standby => State::Standby,
             Phase::Paused(_) => State::Paused,
             Phase::Over { state, .. } => state,
         }
@@ -486,10 +500,10 @@ impl Release {
         }
     }
 
-    /// The run of a gate, or of the hook, that is waited for.
+    /// The run of a gate, or of a hook, that is waited for.
     pub const fn run(&self) -> Option<u32> {
         match self.phase {
-            Phase::Validating { run, .. } | Phase::Retiring { run } => Some(run),
+            Phase::Validating { run, .. } | Phase::Hook { run, .. } => Some(run),
             _ => None,
         }
     }
@@ -501,7 +515,6 @@ impl Release {
             Phase::Baking { .. }
                 | Phase::SwitchingBack
                 | Phase::Standby
-                | Phase::Retiring { .. }
                 | Phase::Paused(Held::Bake)
         )
     }
@@ -512,14 +525,26 @@ impl Release {
             Phase::Raising { step }
             | Phase::Canary { step, .. }
             | Phase::Paused(Held::Canary(step)) => Some(step),
+            Phase::Hook { share, .. } => share,
             _ => None,
         }
+    }
+
+    /// True while the new colour has to prove itself.
+    pub const fn is_watched(&self) -> bool {
+        matches!(self.phase, Phase::Baking { .. } | Phase::Canary { .. })
+    }
+
+    /// True while it counts how the new colour is.
+    pub const fn is_looked_at(&self) -> bool {
+        self.has_flipped() || self.share().is_some()
     }
 
     /// What happens when the wait ends, if nothing else does before.
     pub fn next(&self) -> &'static str {
         match self.phase {
             Phase::Validating { .. } => "without a result it pauses",
+            Phase::Hook { .. } => "without a result it is as if the hook had failed",
             Phase::Ready if self.plan.approval.on_expiry == crate::config::OnExpiry::Flip => {
                 "without an answer it goes on"
             }
@@ -532,11 +557,15 @@ impl Release {
             Phase::Baking { .. } => "the old colour is held",
             Phase::SwitchingBack | Phase::TakingBack { .. } => "without a store it tries again",
             Phase::Standby => "the release is done",
-            Phase::Retiring { .. } => "the release is done, without a result of its hook",
             Phase::Paused(Held::Bake) => "it rolls back",
             Phase::Paused(_) => "it is aborted",
             Phase::Over { .. } => "nothing",
         }
+    }
+
+    /// True while this run of a hook behind a step has no result.
+    pub fn awaits(&self, run: u32) -> bool {
+        self.run() == Some(run) || self.pending.iter().any(|one| one.run == run)
     }
 
     /// Tells its story on.

@@ -156,7 +156,7 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         text,
         "[service.{name}.approval]\nrequired = {}\n{}expires = {}\non_expiry = \"{}\"\n\
          [service.{name}.bake]\nduration = {}\nsettle = {}\non_fail = \"{}\"\non_inconclusive = \"{}\"\n\
-         cooldown = {}\n{}[service.{name}.standby]\nhold = {}\nafter_timeout = {}\n",
+         cooldown = {}\n{}[service.{name}.standby]\nhold = {}\n",
         approval.required,
         // Refused where nobody is asked.
         if approval.not_requester {
@@ -180,10 +180,30 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
             ),
         },
         seconds(plan.standby.hold),
-        seconds(plan.standby.after_timeout),
     );
-    if let Some(after) = &plan.standby.after {
-        let _ = writeln!(text, "after = {}", list(after));
+    for hook in &plan.hooks {
+        let (when, kind) = (hook.when.as_str(), hook.run.kind.as_str());
+        let _ = write!(
+            text,
+            "[[service.{name}.hook]]\nname = {}\nwhen = \"{when}\"\nkind = \"{kind}\"\ntimeout = {}\n",
+            quoted(&hook.run.name),
+            seconds(hook.run.timeout)
+        );
+        if hook.when.is_before() {
+            let _ = writeln!(text, "on_failure = \"{}\"", hook.on_failure.as_str());
+        }
+        match &hook.run.kind {
+            GateKind::Exec(command) => {
+                let _ = writeln!(text, "command = {}", list(command));
+            }
+            GateKind::Webhook(webhook) => {
+                let _ = writeln!(text, "url = {}", quoted(&webhook.url));
+                if let Some(file) = &webhook.token_file {
+                    let _ = writeln!(text, "token_file = {}", quoted(&file.to_string_lossy()));
+                }
+            }
+            _ => unreachable!("no kind of a hook"),
+        }
     }
     for step in &plan.canary {
         let (percent, time) = (step.percent.percent(), seconds(step.time));
@@ -341,8 +361,19 @@ errors = 0.02
 slower = 3.0
 [service.a.standby]
 hold = "1h"
-after = ["/bin/true"]
-after_timeout = "9s"
+[[service.a.hook]]
+name = "notice"
+when = "before-canary"
+kind = "webhook"
+url = "http://ci.example.com:80/x"
+token_file = "/etc/token"
+on_failure = "go-on"
+[[service.a.hook]]
+name = "scale-down"
+when = "after-standby"
+kind = "exec"
+command = ["/bin/true"]
+timeout = "9s"
 "#;
     let release = SMALL.to_owned() + RELEASE;
     let wrong = [

@@ -1,7 +1,7 @@
 //! The task of a service's releases: hears, keeps, acts.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,21 +9,22 @@ use std::{
 use bg_common::service::Colour;
 use tokio::{sync::mpsc, task::AbortHandle};
 
-use super::{Desk, Kept, Post, file_of, locked};
+use super::{Desk, Kept, Post, file_of, locked, rules::Rules};
 use crate::{
     api::{CanaryRequest, FlipRequest, Kind, Refusal, RollbackRequest},
-    config::{FlipMode, GatePlan},
+    config::{FlipMode, GatePlan, When},
     daemon::{
         Daemon,
         change::Order,
-        gates::{self, Progress, Target},
+        gates::{self, Moment, Progress, Target},
         metrics::Trigger,
         monitor::Told,
     },
     datapath::now_ns,
+    figures::Standing,
     journal::Entry,
     keeper::RESULT_WAIT,
-    release::{Command, Event, Health, Machine, Note, Now, Release, Word},
+    release::{Command, Event, Health, Machine, Note, Now, Release, State, Word},
     signals::{Hearing, Listener},
     time,
 };
@@ -47,9 +48,13 @@ pub(super) struct Attendant {
     progress: Progress,
     /// The gate that runs: its run, and how to stop it.
     gate: Option<(u32, AbortHandle)>,
+    /// Hooks behind steps that run, by their run.
+    hooks: BTreeMap<u32, AbortHandle>,
     /// Listens to the new colour of the release with this number, since the step of its
     /// canary or, without one, since its flip.
     ear: Option<(u64, Option<usize>, Listener)>,
+    /// Asks for figures of that colour.
+    rules: Option<Rules>,
 }
 
 impl Attendant {
@@ -64,7 +69,9 @@ impl Attendant {
             shown: Arc::clone(&desk.shown),
             progress: desk.progress.clone(),
             gate: None,
+            hooks: BTreeMap::new(),
             ear: None,
+            rules: None,
         }
     }
 
@@ -132,7 +139,12 @@ impl Attendant {
             for command in todo {
                 match command {
                     Command::Refuse(refusal) => refused = Err(refusal),
-                    Command::RunGate { run, gate, colour } => self.run_gate(run, gate, colour),
+                    Command::RunGate {
+                        run,
+                        gate,
+                        colour,
+                        when,
+                    } => self.run_gate(run, gate, colour, when),
                     Command::Flip {
                         to,
                         from_generation,
@@ -193,20 +205,23 @@ impl Attendant {
         let _ = self.step(self.look(None)).await;
         let health = |colour| self.daemon.colour_health(&self.service, colour);
         let release = self.machine.release.as_ref();
-        let is_watched = |release: &&Release| release.has_flipped() || release.share().is_some();
-        let Some(release) = release.filter(is_watched) else {
+        let Some(release) = release.filter(|release| release.is_looked_at()) else {
             let _ = self.step(Event::Tick).await;
             return;
         };
         let (old, new) = (health(release.from), health(release.to));
         let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
-        let event = match (new, self.hear()) {
-            (_, Some(Hearing::Failing(why))) => Event::Failing(why),
-            (Some(Health::Ill(why)), _) | (_, Some(Hearing::Slow(why))) => {
-                Event::Health(Health::Ill(why))
+        let event = match (new, self.hear(), self.figures()) {
+            (_, Some(Hearing::Failing(why)), _) => Event::Failing(why),
+            (Some(Health::Ill(why)), ..)
+            | (_, Some(Hearing::Slow(why)), _)
+            | (.., Some(Standing::Broken(why))) => Event::Health(Health::Ill(why)),
+            // Each rule must be known to hold.
+            (.., Some(Standing::Unknown)) => Event::Health(Health::Unknown),
+            (None, Some(Hearing::Well), _) | (None, _, Some(Standing::Holds)) => {
+                Event::Health(Health::Well)
             }
-            (None, Some(Hearing::Well)) => Event::Health(Health::Well),
-            (health, _) => Event::Health(health.unwrap_or_default()),
+            (health, ..) => Event::Health(health.unwrap_or_default()),
         };
         let _ = self.step(event).await;
     }
@@ -226,6 +241,22 @@ impl Attendant {
         }
         let ear = self.ear.as_mut();
         ear.map(|(_, _, listener)| listener.look(heard))
+    }
+
+    /// What the figures say of the new colour, if there are rules. Begins anew with each
+    /// step.
+    fn figures(&mut self) -> Option<Standing> {
+        let release = self.machine.release.as_ref()?;
+        let plan = release.plan.prometheus.as_ref()?;
+        let are_known = |rules: &&Rules| rules.are_of(release);
+        if self.rules.as_ref().filter(are_known).is_none() {
+            self.rules = Some(Rules::new(&self.service, release, plan));
+        }
+        let rules = self.rules.as_ref()?;
+        if release.is_watched() {
+            self.progress.say(rules.said());
+        }
+        Some(rules.standing())
     }
 
     /// Begins to listen before a store: what happens right behind it counts, too. How the
@@ -313,23 +344,48 @@ impl Attendant {
             gate.abort();
             self.gate = None;
         }
+        let release = self.machine.release.as_ref();
+        if !release.is_some_and(Release::is_looked_at) {
+            self.rules = None;
+        }
+        self.hooks.retain(|run, hook| {
+            let is_awaited = release.is_some_and(|release| release.awaits(*run));
+            if !is_awaited {
+                hook.abort();
+            }
+            is_awaited
+        });
     }
 
-    fn run_gate(&mut self, run: u32, gate: GatePlan, colour: Colour) {
-        let (Some(target), mailbox) = (self.target(colour), self.mailbox.clone()) else {
+    /// Runs a gate, or a hook: one behind a step runs aside.
+    fn run_gate(&mut self, run: u32, gate: GatePlan, colour: Colour, when: Option<When>) {
+        let (Some(mut target), mailbox) = (self.target(colour), self.mailbox.clone()) else {
             // The word's look says that the service is gone.
             return;
         };
-        self.progress.say(String::new());
-        let progress = self.progress.clone();
+        let is_aside = when.is_some_and(|when| !when.is_before());
+        let progress = if is_aside {
+            Progress::default()
+        } else {
+            self.progress.say(String::new());
+            self.progress.clone()
+        };
+        let state = self.machine.state();
         let (daemon, service) = (Arc::clone(&self.daemon), self.service.clone());
         let gate = tokio::spawn(async move {
+            if let Some(when) = when {
+                target.hook = daemon.moment(&service, when, state).await;
+            }
             let outcome = gates::run(&gate, &target, &progress).await;
             daemon.metrics.gate(&service, &gate.name, &outcome);
             // At the daemon's end, nobody waits for it.
             let _ = mailbox.send(Post::Event(Event::GateEnded { run, outcome }));
         });
-        self.gate = Some((run, gate.abort_handle()));
+        if is_aside {
+            self.hooks.insert(run, gate.abort_handle());
+        } else {
+            self.gate = Some((run, gate.abort_handle()));
+        }
     }
 
     /// What gates run against: the colour as it is configured now.
@@ -343,6 +399,7 @@ impl Attendant {
             colour,
             release: release.id(),
             versions,
+            hook: None,
         })
     }
 
@@ -462,6 +519,22 @@ impl Attendant {
 fn why(release: &Release) -> String {
     let version = release.version.as_deref().unwrap_or("no version named");
     format!("release {} ({version})", release.id())
+}
+
+impl Daemon {
+    /// What a hook is told of this moment.
+    async fn moment(self: &Arc<Self>, service: &str, when: When, state: State) -> Option<Moment> {
+        let active = self.datapath.word(service)?.active();
+        let flows = Colour::ALL.map(|colour| self.count_flows(service, colour));
+        let [blue, green] = flows;
+        let (blue, green) = tokio::join!(blue, green);
+        Some(Moment {
+            when,
+            state,
+            active,
+            flows: [blue, green],
+        })
+    }
 }
 
 fn now() -> Now {
