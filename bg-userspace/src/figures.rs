@@ -217,8 +217,14 @@ mod tests {
     fn no_single_sample_decides() {
         let (good, bad) = (figure(0.005), figure(0.034));
         let mut watch = watch(NoData::Inconclusive);
-        assert_eq!(after(&mut watch, &[good.clone()]), Standing::Unknown);
-        assert_eq!(after(&mut watch, &[good.clone()]), Standing::Holds);
+        assert_eq!(
+            after(&mut watch, std::slice::from_ref(&good)),
+            Standing::Unknown
+        );
+        assert_eq!(
+            after(&mut watch, std::slice::from_ref(&good)),
+            Standing::Holds
+        );
         let flapping = [
             bad.clone(),
             bad.clone(),

@@ -643,8 +643,53 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm.blue]",
+        "[service.llm.bake]\npromql = \"x\"\n[service.llm.blue]",
+        "19: service.llm.bake.promql: unknown field `promql`, expected one of `duration`, `settle`, `on_fail`, `on_inconclusive`, `cooldown`, `signals`, `errors`, `slower`, `prometheus`, `rule`",
+    ),
+    (
+        "[service.llm.blue]",
         "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[service.llm.blue]",
-        "19: service.llm.bake.prometheus: unknown field `prometheus`, expected one of `duration`, `settle`, `on_fail`, `on_inconclusive`, `cooldown`, `signals`, `errors`, `slower`",
+        "19: service.llm.bake.prometheus: is of no use without a rule: add [[service.NAME.bake.rule]]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"https://prom\"\n[[service.llm.bake.rule]]\n[service.llm.blue]",
+        "19: service.llm.bake.prometheus: `https://prom` is no URL of plain HTTP, like \"http://prom.example.com:9090\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\n[service.llm.blue]",
+        "20: service.llm.bake.rule.name: is missing: add name = \"errors\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\n[service.llm.blue]",
+        "20: service.llm.bake.rule.promql: is missing: a query, like 'rate(errors_total{colour=\"{colour}\"}[1m])'",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\n[service.llm.blue]",
+        "20: service.llm.bake.rule.max: is missing: what it must not exceed, like 0.01, or add `min`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\nmax = 1\nmin = 2\n[service.llm.blue]",
+        "24: service.llm.bake.rule.min: 2 is more than max",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\nmax = nan\n[service.llm.blue]",
+        "23: service.llm.bake.rule.max: NaN is no number that a figure can reach",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\nmax = 1\nfall = 0\n[service.llm.blue]",
+        "24: service.llm.bake.rule.fall: 0 is not between 1 and 100",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\nmax = 1\nno_data = \"ok\"\n[service.llm.blue]",
+        "24: service.llm.bake.rule.no_data: unknown variant `ok`, expected one of `inconclusive`, `pass`, `fail`",
     ),
     (
         "[service.llm.blue]",

@@ -37,18 +37,18 @@ fn state(lab: &Lab) -> String {
 }
 
 /// The active colour, the generation, and the rounded share of the other one.
-fn word(lab: &Lab) -> (String, u64, f64) {
+fn word(lab: &Lab) -> (String, u64, u64) {
     let service = service(lab);
     let active = service["active"].as_str().unwrap().to_owned();
     let share = service["canary_percent"].as_f64().unwrap();
     (
         active,
         service["generation"].as_u64().unwrap(),
-        share.round(),
+        share.round() as u64,
     )
 }
 
-fn at(active: &str, generation: u64, share: f64) -> (String, u64, f64) {
+fn at(active: &str, generation: u64, share: u64) -> (String, u64, u64) {
     (active.to_owned(), generation, share)
 }
 
@@ -99,16 +99,13 @@ fn a_canary_rises_by_what_is_heard_also_over_kill_9_and_flips() {
     lab.ask(&["release", "start", "llm"]).unwrap();
     until("it has its share", || state(&lab) == "CANARY");
     assert_eq!(service(&lab)["canary_percent"].as_f64(), Some(7.0 / 655.36));
-    let metrics = lab.tell(&["release", "status", "llm"]).unwrap().1;
-    assert!(
-        metrics.contains("the share grows, if all is well"),
-        "{metrics}"
-    );
+    let told = lab.tell(&["release", "status", "llm"]).unwrap().1;
+    assert!(told.contains("the share grows, if all is well"), "{told}");
     // Too few ever come by for such a share to be known: a human goes on.
     lab.ask(&["release", "pause", "llm"]).unwrap();
     lab.ask(&["release", "resume", "llm", "--force"]).unwrap();
     until("all new flows go there", || {
-        word(&lab) == at("blue", 0, 100.0)
+        word(&lab) == at("blue", 0, 100)
     });
     lab.end_daemon(Signal::SIGKILL).unwrap();
     assert_eq!(load::once(client(&lab), listener(8000)).unwrap(), "green");
@@ -119,8 +116,8 @@ fn a_canary_rises_by_what_is_heard_also_over_kill_9_and_flips() {
                 .to_owned(),
         )
     });
-    assert_eq!(word(&lab), at("blue", 0, 100.0));
-    until("it is flipped", || word(&lab) == at("green", 1, 0.0));
+    assert_eq!(word(&lab), at("blue", 0, 100));
+    until("it is flipped", || word(&lab) == at("green", 1, 0));
     assert!(notes(&lab).contains(&"step 2 is over, green is well".to_owned()));
     load::assert_flawless(&load.finish().unwrap());
 }
@@ -138,7 +135,7 @@ fn a_canary_that_fails_a_tenth_of_its_requests_loses_its_share_at_once() {
             && err.contains("new flows go to blue"),
         "{err}"
     );
-    assert_eq!(word(&lab), at("blue", 1, 0.0));
+    assert_eq!(word(&lab), at("blue", 1, 0));
     assert_eq!(load::once(client(&lab), listener(8000)).unwrap(), "blue");
     let answers = load.finish().unwrap();
     let hurt = answers.iter().filter(|answer| answer.result.is_err());
@@ -159,7 +156,7 @@ fn a_canary_of_which_too_little_is_heard_waits_for_a_human() {
         (&aborted["state"], &aborted["release"]["code"]),
         (&json!("ABORTED"), &json!(1))
     );
-    assert_eq!(word(&lab), at("blue", 1, 0.0));
+    assert_eq!(word(&lab), at("blue", 1, 0));
 }
 
 /// Law 5: whoever stores a word by hand is believed, and asked nothing.
@@ -168,7 +165,7 @@ fn what_is_stored_by_hand_ends_a_canary() {
     let (mut lab, _) = lab(LASTS);
     let begin = |lab: &Lab| {
         lab.ask(&["release", "start", "llm"]).unwrap();
-        until("it has its share", || word(lab).2 == 25.0);
+        until("it has its share", || word(lab).2 == 25);
         assert_eq!(lab.tell(&["release", "start", "llm"]).unwrap().0, 5);
     };
     let ends = |lab: &Lab, wanted: &str, code: u8| {
@@ -177,30 +174,30 @@ fn what_is_stored_by_hand_ends_a_canary() {
     };
     begin(&lab);
     lab.ask(&["rollback", "llm"]).unwrap();
-    assert_eq!(word(&lab), at("blue", 1, 0.0));
+    assert_eq!(word(&lab), at("blue", 1, 0));
     ends(&lab, "ROLLED_BACK", 1);
 
     begin(&lab);
     lab.ask(&["canary", "llm", "0"]).unwrap();
     ends(&lab, "ROLLED_BACK", 1);
-    assert_eq!(word(&lab), at("blue", 1, 0.0));
+    assert_eq!(word(&lab), at("blue", 1, 0));
 
     begin(&lab);
     lab.ask(&["canary", "llm", "10"]).unwrap();
     ends(&lab, "SUPERSEDED", 5);
-    assert_eq!(word(&lab), at("blue", 1, 10.0));
+    assert_eq!(word(&lab), at("blue", 1, 10));
 
     begin(&lab);
     lab.end_daemon(Signal::SIGKILL).unwrap();
     assert_eq!(lab.tell(&["rollback", "llm"]).unwrap().0, 0);
     lab.start().unwrap();
     ends(&lab, "ROLLED_BACK", 1);
-    assert_eq!(word(&lab), at("blue", 2, 0.0));
+    assert_eq!(word(&lab), at("blue", 2, 0));
 
     begin(&lab);
     lab.ask(&["flip", "llm"]).unwrap();
     ends(&lab, "SUPERSEDED", 5);
-    assert_eq!(word(&lab), at("green", 3, 0.0));
+    assert_eq!(word(&lab), at("green", 3, 0));
 }
 
 /// What its gates have tested is what gets a share; what has one loses it.
@@ -208,7 +205,7 @@ fn what_is_stored_by_hand_ends_a_canary() {
 fn a_share_does_not_grow_over_backends_that_nobody_has_seen() {
     let (lab, _) = lab(LASTS);
     lab.ask(&["release", "start", "llm"]).unwrap();
-    until("it has its share", || word(&lab).2 == 25.0);
+    until("it has its share", || word(&lab).2 == 25);
     let fewer = default_service().replace("\"10.0.2.11\", ", "") + LASTS;
     lab.configure(&fewer).unwrap();
     lab.ask(&["reload"]).unwrap();
@@ -220,7 +217,7 @@ fn a_share_does_not_grow_over_backends_that_nobody_has_seen() {
     assert!(err.contains("green's backends have changed"), "{err}");
     assert_eq!(
         (state(&lab), word(&lab)),
-        ("ABORTED".to_owned(), at("blue", 1, 0.0))
+        ("ABORTED".to_owned(), at("blue", 1, 0))
     );
     reconfigure(&lab, "[[service.llm.canary]]\npercent = 25\nfor = \"1h\"\n");
     let (code, _, err) = lab.tell(&["release", "start", "llm"]).unwrap();
@@ -325,7 +322,7 @@ fn hooks_are_told_who_is_there_before_and_after_each_step() {
     });
     assert_eq!(
         (state(&lab), word(&lab)),
-        ("STEADY".to_owned(), at("green", 1, 0.0))
+        ("STEADY".to_owned(), at("green", 1, 0))
     );
     let told = std::fs::read_to_string(lab.directory().join("told")).unwrap();
     assert_eq!(
@@ -371,7 +368,7 @@ fn a_hook_before_a_step_stops_it_and_a_rollback_waits_for_none() {
         err.contains("FAILED: hook ticket: fail, answered 403"),
         "{err}"
     );
-    assert_eq!(word(&lab), at("blue", 0, 0.0));
+    assert_eq!(word(&lab), at("blue", 0, 0));
 
     let goes_on = hook(
         "ticket",
@@ -397,7 +394,7 @@ fn a_hook_before_a_step_stops_it_and_a_rollback_waits_for_none() {
     lab.ask(&["release", "abort", "llm"]).unwrap();
     assert_eq!(
         (state(&lab), word(&lab)),
-        ("ABORTED".to_owned(), at("blue", 2, 0.0))
+        ("ABORTED".to_owned(), at("blue", 2, 0))
     );
 }
 
@@ -420,8 +417,107 @@ fn a_hook_is_run_again_after_kill_9() {
     until("it runs again", || count() == 2);
     assert_eq!(
         (state(&lab), word(&lab)),
-        ("SWITCHING".to_owned(), at("blue", 0, 0.0))
+        ("SWITCHING".to_owned(), at("blue", 0, 0))
     );
     std::fs::write(lab.directory().join("go"), "").unwrap();
-    until("it is flipped", || word(&lab) == at("green", 1, 0.0));
+    until("it is flipped", || word(&lab) == at("green", 1, 0));
+}
+
+/// Answers each query with the figure in a file, in the words of Prometheus' HTTP API,
+/// and writes the queries to another one.
+const PROMETHEUS: &str = r#"
+import http.server, json, sys, urllib.parse
+class Prometheus(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    def do_GET(self):
+        url = urllib.parse.urlsplit(self.path)
+        query = urllib.parse.parse_qs(url.query).get("query", [""])[0]
+        with open(sys.argv[1] + "/queries", "a") as queries: queries.write(url.path + " " + query + "\n")
+        try: figure = open(sys.argv[1] + "/figure").read().strip()
+        except FileNotFoundError: figure = ""
+        series = [{"metric": {}, "value": [0, figure]}] if figure else []
+        answer = {"status": "success", "data": {"resultType": "vector", "result": series}}
+        answer = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+    def log_message(self, *words): pass
+http.server.ThreadingHTTPServer(("10.0.1.10", 9090), Prometheus).serve_forever()
+"#;
+
+fn rules(prometheus: &str, bake: &str, rule: &str) -> String {
+    format!(
+        "[service.llm.bake]\nsignals = false\nsettle = \"0s\"\nprometheus = \"{prometheus}\"\n{bake}\n\
+         [[service.llm.bake.rule]]\nname = \"errors\"\npromql = 'x{{colour=\"{{colour}}\",v=\"{{version}}\"}}'\n\
+         max = 0.01\ninterval = \"1s\"\n{rule}\n"
+    )
+}
+
+#[test]
+fn figures_of_prometheus_decide_over_a_bake_and_a_canary() {
+    let prometheus = "http://10.0.1.10:9090/p/";
+    let (mut lab, _) = lab(&rules(prometheus, "duration = \"6s\"", ""));
+    let mut command = lab.command(Place::Blue, "python3").unwrap();
+    command.args(["-c", PROMETHEUS]).arg(lab.directory());
+    lab.spawn(command).unwrap();
+    until("it listens", || {
+        let asked = lab
+            .command(Place::Blue, "curl")
+            .unwrap()
+            .args(["-s", "-o", "/dev/null", "http://10.0.1.10:9090/"])
+            .status();
+        asked.is_ok_and(|status| status.success())
+    });
+    let figure = |figure: &str| {
+        let (new, file) = (lab.directory().join("new"), lab.directory().join("figure"));
+        std::fs::write(&new, figure).unwrap();
+        std::fs::rename(new, file).unwrap();
+    };
+    let start = ["release", "start", "llm", "--force", "--wait"];
+
+    figure("0.004");
+    let (code, out, err) = lab.tell(&start).unwrap();
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.contains("the bake is over, green is well"), "{out}");
+    let queries = std::fs::read_to_string(lab.directory().join("queries")).unwrap();
+    let query = "/p/api/v1/query x{colour=\"green\",v=\"model@2\"}";
+    assert!(queries.lines().any(|line| line == query), "{queries}");
+
+    // The figure says that it fails: back, and it says with what.
+    lab.ask(&["flip", "llm", "--to", "blue"]).unwrap();
+    figure("0.034");
+    let (code, out, err) = lab.tell(&start).unwrap();
+    assert_eq!(code, 10, "{out}{err}");
+    assert!(
+        err.contains("ROLLED_BACK: green is ill: rule errors: 0.034 is above 0.01, 3 times in a row, one every 1s"),
+        "{err}"
+    );
+    assert_eq!(service(&lab)["active"], "blue");
+
+    // A canary goes by it, too.
+    let canary = "[[service.llm.canary]]\npercent = 25\nfor = \"1h\"\n";
+    reconfigure(&lab, &(canary.to_owned() + &rules(prometheus, "", "")));
+    let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    assert_eq!(code, 10, "{out}{err}");
+    assert!(err.contains("rule errors: 0.034 is above 0.01"), "{err}");
+    assert_eq!(service(&lab)["canary_percent"], 0.0);
+
+    // No data is inconclusive, unless it is said to be a pass; nobody there never is one.
+    figure("");
+    let cooled = "duration = \"4s\"\ncooldown = \"0s\"";
+    for (prometheus, no_data, wanted) in [
+        (prometheus, "inconclusive", 7),
+        (prometheus, "pass", 0),
+        ("http://10.0.1.10:9", "pass", 7),
+    ] {
+        reconfigure(
+            &lab,
+            &rules(prometheus, cooled, &format!("no_data = \"{no_data}\"")),
+        );
+        let (code, out, err) = lab.tell(&start).unwrap();
+        assert_eq!(code, wanted, "{out}{err}");
+        lab.ask(&["rollback", "llm"]).unwrap();
+        until("it is over", || state(&lab) == "ROLLED_BACK");
+    }
 }

@@ -104,7 +104,9 @@ impl Desks {
     fn progress(&self, service: &str, machine: &Machine) -> Option<String> {
         let release = machine.release.as_ref()?;
         let says = release.run().is_some() || release.is_watched();
-        let _ = says.then_some(())?;
+        if !says {
+            return None;
+        }
         let said = self.lock().get(service)?.progress.said();
         Some(said).filter(|said| !said.is_empty())
     }

@@ -205,6 +205,31 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
             _ => unreachable!("no kind of a hook"),
         }
     }
+    if let Some(prometheus) = &plan.prometheus {
+        // The table of the bake is above.
+        let bake = format!("[service.{name}.bake]\n");
+        let key = format!("{bake}prometheus = {}\n", quoted(&prometheus.url));
+        *text = text.replace(&bake, &key);
+        for rule in &prometheus.rules {
+            let _ = write!(
+                text,
+                "[[service.{name}.bake.rule]]\nname = {}\npromql = {}\nno_data = \"{}\"\ninterval = {}\n\
+                 timeout = {}\nrise = {}\nfall = {}\n",
+                quoted(&rule.name),
+                quoted(&rule.promql),
+                rule.no_data.as_str(),
+                seconds(rule.interval),
+                seconds(rule.timeout),
+                rule.rise,
+                rule.fall
+            );
+            for (key, figure) in [("max", rule.max), ("min", rule.min)] {
+                if let Some(figure) = figure {
+                    let _ = writeln!(text, "{key} = {:?}", figure.0);
+                }
+            }
+        }
+    }
     for step in &plan.canary {
         let (percent, time) = (step.percent.percent(), seconds(step.time));
         let _ = write!(
@@ -359,6 +384,17 @@ on_inconclusive = "rollback"
 cooldown = "1m"
 errors = 0.02
 slower = 3.0
+prometheus = "http://prom.example.com:9090/p"
+[[service.a.bake.rule]]
+name = "errors"
+promql = 'rate(x{c="{colour}"}[1m])'
+max = 0.01
+min = -1.0
+no_data = "pass"
+interval = "10s"
+timeout = "2s"
+rise = 1
+fall = 5
 [service.a.standby]
 hold = "1h"
 [[service.a.hook]]

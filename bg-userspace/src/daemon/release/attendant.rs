@@ -248,8 +248,8 @@ impl Attendant {
     fn figures(&mut self) -> Option<Standing> {
         let release = self.machine.release.as_ref()?;
         let plan = release.plan.prometheus.as_ref()?;
-        let are_known = |rules: &&Rules| rules.are_of(release);
-        if self.rules.as_ref().filter(are_known).is_none() {
+        let rules = self.rules.as_ref();
+        if rules.is_none_or(|rules| !rules.are_of(release)) {
             self.rules = Some(Rules::new(&self.service, release, plan));
         }
         let rules = self.rules.as_ref()?;
