@@ -8,6 +8,7 @@ pub mod config;
 pub mod daemon;
 pub mod datapath;
 pub mod drain;
+pub mod figures;
 pub mod golden;
 pub mod health;
 pub mod journal;

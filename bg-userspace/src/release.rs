@@ -4,10 +4,16 @@
 //! over what was kept (law 4), and a rollback by hand needs nothing of all this
 //! (law 5).
 
+mod canary;
+mod hooks;
 mod record;
 
 #[cfg(test)]
 mod bakes;
+#[cfg(test)]
+mod canaries;
+#[cfg(test)]
+mod hooked;
 #[cfg(test)]
 mod properties;
 
@@ -22,7 +28,7 @@ pub use self::record::{
 };
 use crate::{
     api::{Kind, Refusal, exit},
-    config::{MAX_DURATION, OnExpiry, OnTrouble},
+    config::{MAX_DURATION, OnExpiry, OnTrouble, When},
 };
 
 /// A gate that overran its own time by so much is not heard of any more.
@@ -66,19 +72,17 @@ impl Machine {
             todo.push(Command::Refuse(refusal));
         }
         self.expire(now, &mut todo);
+        if let Some(release) = &mut self.release {
+            release.ask_hooks(now, &mut todo);
+        }
         todo
     }
 
     /// When it must hear of the time again, milliseconds since the boot.
     pub fn next_deadline(&self) -> Option<u64> {
         let release = self.release.as_ref()?;
-        let until = release.until_ms()?;
-        Some(match release.phase {
-            Phase::Baking { settled_ms } if matches!(release.health, Health::Ill(_)) => {
-                until.min(settled_ms)
-            }
-            _ => until,
-        })
+        let deadlines = [release.deadline(), release.pending_deadline()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// Where the service is.
@@ -88,8 +92,11 @@ impl Machine {
     }
 
     fn expire(&mut self, now: Now, todo: &mut Vec<Command>) {
-        let is_due = self.next_deadline().is_some_and(|at| now.ms >= at);
-        if let Some(release) = self.release.as_mut().filter(|_| is_due) {
+        let Some(release) = &mut self.release else {
+            return;
+        };
+        release.expire_pending(now);
+        if release.deadline().is_some_and(|at| now.ms >= at) {
             release.expire(now, todo);
         }
     }
@@ -115,7 +122,10 @@ impl Machine {
             let message = format!("{} is active already: nothing was begun", start.to.as_str());
             return conflict(message);
         }
-        if start.plan.gates.is_empty() && !start.plan.approval.required && !start.force {
+        let plan = &start.plan;
+        let watches = start.watched || plan.hears();
+        let canary = watches && !plan.canary.is_empty();
+        if plan.gates.is_empty() && !plan.approval.required && !canary && !start.force {
             let message = "nothing would be looked at: there are no gates, and no approval is required. \
                            Configure [[service.NAME.gate]] or [service.NAME.approval], or say --force";
             return Err(Refusal::new(Kind::Usage, message));
@@ -130,12 +140,27 @@ impl Machine {
             );
         }
         let release = Release::new(start, self.release.as_ref(), now);
-        self.release.insert(release).next_gate(now, todo);
+        let release = self.release.insert(release);
+        let why = "it has begun".to_owned();
+        release.before(When::BeforeGates, 0, why, None, now, todo);
         Ok(())
     }
 }
 
 impl Release {
+    /// When its own wait ends.
+    fn deadline(&self) -> Option<u64> {
+        let until = self.until_ms()?;
+        Some(match self.phase {
+            Phase::Baking { settled_ms } | Phase::Canary { settled_ms, .. }
+                if matches!(self.health, Health::Ill(_)) =>
+            {
+                until.min(settled_ms)
+            }
+            _ => until,
+        })
+    }
+
     fn new(start: Start, before: Option<&Self>, now: Now) -> Self {
         let forced_by = start.force.then(|| start.by.actor.clone());
         let gates = start.plan.gates.iter().map(|plan| Gate {
@@ -158,6 +183,7 @@ impl Release {
             notes: Vec::new(),
             why: String::new(),
             since_unix_ms: now.unix_ms,
+            pending: Vec::new(),
             phase: Phase::Validating { gate: 0, run: 0 },
             until_ms: now.ms,
             wait_ms: 0,
@@ -190,16 +216,16 @@ impl Release {
             Event::GateEnded { run, outcome } => self.gate_ended(run, outcome, now, todo),
             Event::Approve(by) => return self.approve(&by, now, todo),
             Event::Reject(by) => return self.reject(&by, now),
-            Event::NotFlipped { refusal } => self.not_flipped(&refusal, now),
+            Event::NotStored { refusal } => self.not_stored(&refusal, now, todo),
             Event::Health(health) => self.hear(health, now, todo),
             Event::OldHealth(health) => self.old = health,
             Event::Failing(why) => self.failing(why, now, todo),
             Event::Baseline(baseline) => self.baseline = Some(baseline),
             Event::Extend { by, more } => return self.extend(&by, more, now),
-            Event::Retire(by) => return self.retire(&by, now, todo),
+            Event::Retire(by) => return self.retire(&by, now),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
             Event::Resume { by, force } => return self.resume(&by, force, now, todo),
-            Event::Abort(by) => return self.abort(&by, now),
+            Event::Abort(by) => return self.abort(&by, now, todo),
             Event::Word { word, by } => self.believe(word, by, now),
             Event::Restarted { word, same_boot } => self.restart(word, same_boot, now, todo),
             Event::Start(_) | Event::Tick => {}
@@ -222,15 +248,23 @@ impl Release {
         let why = format!("gate {} runs", gate.name);
         self.enter(phase, gate.timeout + GRACE, why, None, now);
         let colour = self.to;
-        todo.push(Command::RunGate { run, gate, colour });
+        todo.push(Command::RunGate {
+            run,
+            gate,
+            colour,
+            when: None,
+        });
     }
 
     /// A result counts only for the run that is waited for.
     fn gate_ended(&mut self, run: u32, outcome: Outcome, now: Now, todo: &mut Vec<Command>) {
+        if self.pending_ended(run, &outcome, now) {
+            return;
+        }
         let (gate, waited_for) = match self.phase {
             Phase::Validating { gate, run } => (gate, run),
-            Phase::Retiring { run: waited_for } if run == waited_for => {
-                return self.hook_ended(&outcome, now);
+            Phase::Hook { hook, run: of, .. } if run == of => {
+                return self.hook_ended(hook, &outcome, now, todo);
             }
             _ => return,
         };
@@ -259,7 +293,7 @@ impl Release {
         if self.plan.approval.required {
             return self.ready(why, now);
         }
-        self.flip(why.to_owned(), None, now, todo);
+        self.go(why.to_owned(), None, now, todo);
     }
 
     // ---- READY: an approval
@@ -283,7 +317,7 @@ impl Release {
             return Err(Refusal::new(Kind::NotPermitted, message));
         }
         self.approved_by = Some(by.actor.clone());
-        self.flip("it is approved".to_owned(), Some(by), now, todo);
+        self.go("it is approved".to_owned(), Some(by), now, todo);
         Ok(())
     }
 
@@ -294,6 +328,18 @@ impl Release {
         let why = "it was rejected".to_owned();
         self.over(State::Aborted, exit::FAILED, why, Some(by), now);
         Ok(())
+    }
+
+    // ---- CANARY: a share of new flows, step by step (`release/canary.rs`)
+
+    /// Behind gates and approval: the first share, or all of them.
+    fn go(&mut self, why: String, by: Option<&By>, now: Now, todo: &mut Vec<Command>) {
+        let when = if self.plan.canary.is_empty() {
+            When::BeforeFlip
+        } else {
+            When::BeforeCanary
+        };
+        self.before(when, 0, why, by, now, todo);
     }
 
     // ---- SWITCHING: the flip
@@ -311,11 +357,16 @@ impl Release {
         }
     }
 
-    fn not_flipped(&mut self, refusal: &Refusal, now: Now) {
-        if self.phase == Phase::Switching {
-            let why = format!("it was not flipped: {refusal}");
-            self.over(State::Aborted, refusal.code, why, None, now);
+    fn not_stored(&mut self, refusal: &Refusal, now: Now, todo: &mut Vec<Command>) {
+        let why = match self.phase {
+            Phase::Switching => format!("it was not flipped: {refusal}"),
+            Phase::Raising { .. } => format!("its share was not stored: {refusal}"),
+            _ => return,
+        };
+        if self.canary > 0 {
+            return self.take_back(State::Aborted, refusal.code, why, None, now, todo);
         }
+        self.over(State::Aborted, refusal.code, why, None, now);
     }
 
     // ---- BAKING: the new colour is watched
@@ -334,58 +385,88 @@ impl Release {
 
     fn hear(&mut self, health: Health, now: Now, todo: &mut Vec<Command>) {
         self.health = health;
-        if let (Phase::Baking { settled_ms }, Health::Ill(why)) = (self.phase, &self.health)
+        let settled_ms = match self.phase {
+            Phase::Baking { settled_ms } | Phase::Canary { settled_ms, .. } => settled_ms,
+            Phase::Hook { share: Some(_), .. } => now.ms,
+            _ => return,
+        };
+        if let Health::Ill(why) = &self.health
             && now.ms >= settled_ms
         {
             let why = format!("{} is ill: {why}", self.to.as_str());
-            self.bake_failed(self.plan.bake.on_fail, why, now, todo);
+            self.trouble(self.plan.bake.on_fail, why, now, todo);
         }
     }
 
-    /// Requests that fail count from the flip on.
+    /// Requests that fail count from the store on.
     fn failing(&mut self, why: String, now: Now, todo: &mut Vec<Command>) {
         self.health = Health::Ill(why);
-        if let (Phase::Baking { .. }, Health::Ill(why)) = (self.phase, &self.health) {
+        let is_watched = matches!(
+            self.phase,
+            Phase::Baking { .. } | Phase::Canary { .. } | Phase::Hook { share: Some(_), .. }
+        );
+        if let (true, Health::Ill(why)) = (is_watched, &self.health) {
             let why = format!("{} fails: {why}", self.to.as_str());
-            self.bake_failed(self.plan.bake.on_fail, why, now, todo);
+            self.trouble(self.plan.bake.on_fail, why, now, todo);
         }
     }
 
     fn bake_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
+        if let Some(how) = self.is_proven(now, todo) {
+            self.hold(format!("the bake is over{how}"), None, now);
+        }
+    }
+
+    /// At the end of a watched time: how the new colour is, if it may go on.
+    fn is_proven(&mut self, now: Now, todo: &mut Vec<Command>) -> Option<String> {
         let (plan, to) = (self.plan.bake, self.to.as_str());
         match &self.health {
             Health::Ill(why) => {
                 let why = format!("{to} is ill: {why}");
-                self.bake_failed(plan.on_fail, why, now, todo);
+                self.trouble(plan.on_fail, why, now, todo);
+                None
             }
-            Health::Unknown if self.watched || plan.signals.is_some() => {
+            Health::Unknown if self.watched || self.plan.hears() => {
                 let why = format!("too little is known of {to}");
-                self.bake_failed(plan.on_inconclusive, why, now, todo);
+                self.trouble(plan.on_inconclusive, why, now, todo);
+                None
             }
             Health::Unknown => {
-                let why =
-                    "the bake is over; neither health checks nor signals: nothing was looked at";
-                self.hold(why.to_owned(), None, now);
+                Some("; neither health checks nor signals: nothing was looked at".to_owned())
             }
-            Health::Well => self.hold(format!("the bake is over, {to} is well"), None, now),
+            Health::Well => Some(format!(", {to} is well")),
         }
     }
 
-    fn bake_failed(&mut self, then: OnTrouble, why: String, now: Now, todo: &mut Vec<Command>) {
+    /// The new colour is ill, or nothing is known of it, while it is watched.
+    fn trouble(&mut self, then: OnTrouble, why: String, now: Now, todo: &mut Vec<Command>) {
+        let held = match self.phase {
+            Phase::Canary { step, .. }
+            | Phase::Hook {
+                share: Some(step), ..
+            } => Held::Canary(step),
+            _ => Held::Bake,
+        };
         // What both suffer from is seldom the new version's fault, and a rollback would
         // reset flows that are served, to where nobody serves them.
         if let (OnTrouble::Rollback, Some(trouble)) = (then, self.old_trouble()) {
             let why = format!("{why}; {trouble}, so a human decides");
-            return self.pause(Held::Bake, why, None, now);
+            return self.pause(held, why, None, now);
         }
-        match then {
-            OnTrouble::Rollback if now.ms >= self.cool_until_ms => self.roll_back(why, now, todo),
-            OnTrouble::Rollback => {
+        match (then, held) {
+            (OnTrouble::Pause, _) => self.pause(held, why, None, now),
+            // Most flows never left the old colour: nothing swings to and fro.
+            (OnTrouble::Rollback, Held::Canary(_)) => {
+                self.take_back(State::RolledBack, exit::ROLLED_BACK, why, None, now, todo);
+            }
+            (OnTrouble::Rollback, _) if now.ms >= self.cool_until_ms => {
+                self.roll_back(why, now, todo);
+            }
+            (OnTrouble::Rollback, _) => {
                 let why =
                     format!("{why}; it rolled back by itself just before, so a human decides");
-                self.pause(Held::Bake, why, None, now);
+                self.pause(held, why, None, now);
             }
-            OnTrouble::Pause => self.pause(Held::Bake, why, None, now),
         }
     }
 
@@ -409,6 +490,7 @@ impl Release {
         Command::RollBack {
             leave: self.to,
             from_generation: self.flipped_generation(),
+            drains: false,
             why: format!("{}: {}", self.id(), self.why),
         }
     }
@@ -416,6 +498,7 @@ impl Release {
     // ---- STANDBY: the old colour must stay up
 
     fn hold(&mut self, why: String, by: Option<&By>, now: Now) {
+        self.after(When::AfterBake);
         let hold = self.plan.standby.hold;
         self.enter(Phase::Standby, hold, why, by, now);
     }
@@ -439,7 +522,7 @@ impl Release {
         Ok(())
     }
 
-    fn retire(&mut self, by: &By, now: Now, todo: &mut Vec<Command>) -> Result<(), Refusal> {
+    fn retire(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
         if self.phase != Phase::Standby {
             return self.cannot("retire its standby");
         }
@@ -447,20 +530,20 @@ impl Release {
         if let Health::Ill(why) = &self.health {
             return conflict(format!("{to} is ill ({why}): {from} must stay up"));
         }
-        if self.canary {
+        if self.canary > 0 {
             let message = format!("a share of new flows goes to {from}: it must stay up");
             return conflict(message);
         }
         let why = format!("{} need not stay up any more", self.from.as_str());
-        self.retired(why, Some(by), now, todo);
+        self.retired(why, Some(by), now);
         Ok(())
     }
 
     /// The hold is over, but never in an incident, nor while nobody can say.
-    fn hold_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
+    fn hold_ends(&mut self, now: Now) {
         let from = self.from.as_str();
         let keeps = match &self.health {
-            _ if self.canary => Some(format!("a share of new flows goes to {from}")),
+            _ if self.canary > 0 => Some(format!("a share of new flows goes to {from}")),
             Health::Ill(why) => Some(format!("{} is ill: {why}", self.to.as_str())),
             Health::Unknown if self.watched => {
                 Some(format!("nothing is known of {}'s health", self.to.as_str()))
@@ -470,7 +553,7 @@ impl Release {
         match keeps {
             None => {
                 let why = format!("{from} was held for its time, and need not stay up any more");
-                self.retired(why, None, now, todo);
+                self.retired(why, None, now);
             }
             Some(trouble) => {
                 let why = format!("{trouble}; {from} must stay up");
@@ -484,24 +567,10 @@ impl Release {
         }
     }
 
-    /// Runs the hook that takes the old colour down, where there is one.
-    fn retired(&mut self, why: String, by: Option<&By>, now: Now, todo: &mut Vec<Command>) {
-        let Some(gate) = self.plan.standby.hook() else {
-            return self.over(State::Steady, 0, why, by, now);
-        };
-        self.runs += 1;
-        let (run, colour) = (self.runs, self.from);
-        let why = format!("{why}; {} runs", gate.name);
-        let phase = Phase::Retiring { run };
-        self.enter(phase, gate.timeout + GRACE, why, by, now);
-        todo.push(Command::RunGate { run, gate, colour });
-    }
-
-    /// The release is done, whatever the hook says.
-    fn hook_ended(&mut self, outcome: &Outcome, now: Now) {
-        let (verdict, evidence) = (outcome.verdict.as_str(), &outcome.evidence);
-        let why = format!("standby.after: {verdict}, {evidence}");
-        self.over(State::Steady, 0, why, None, now);
+    /// The release is done; hooks behind it take the old colour down.
+    fn retired(&mut self, why: String, by: Option<&By>, now: Now) {
+        self.after(When::AfterStandby);
+        self.over(State::Steady, 0, why, by, now);
     }
 
     // ---- PAUSED: a human must decide
@@ -515,6 +584,7 @@ impl Release {
         let held = match self.phase {
             Phase::Validating { gate, .. } => Held::Gate(gate),
             Phase::Ready => Held::Approval,
+            Phase::Canary { step, .. } => Held::Canary(step),
             Phase::Baking { .. } => Held::Bake,
             _ => return self.cannot("be paused"),
         };
@@ -553,6 +623,14 @@ impl Release {
                 self.note("it was resumed".to_owned(), Some(by), now);
                 self.ready("it was resumed", now);
             }
+            Held::Canary(step) if force => {
+                let why = "the rest of the step was passed over".to_owned();
+                self.next_share(step, why, Some(by), now, todo);
+            }
+            Held::Canary(step) => {
+                self.note("it was resumed".to_owned(), Some(by), now);
+                self.watch(step, "it was resumed, and the step begins anew: ", now);
+            }
             Held::Bake if force => {
                 let why = "the rest of the bake was passed over".to_owned();
                 self.hold(why, Some(by), now);
@@ -568,7 +646,7 @@ impl Release {
         Ok(())
     }
 
-    fn abort(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
+    fn abort(&mut self, by: &By, now: Now, todo: &mut Vec<Command>) -> Result<(), Refusal> {
         if self.has_flipped() || self.phase == Phase::Switching {
             let message = format!(
                 "{} is {}: there is no way back but `bgswitch rollback`",
@@ -581,7 +659,14 @@ impl Release {
             return self.cannot("be aborted");
         }
         let why = "it was aborted".to_owned();
-        self.over(State::Aborted, exit::FAILED, why, Some(by), now);
+        match self.phase {
+            Phase::TakingBack { .. } => return self.cannot("be aborted"),
+            // A hook before the flip has the last share.
+            _ if self.share().is_some() => {
+                self.take_back(State::Aborted, exit::FAILED, why, Some(by), now, todo);
+            }
+            _ => self.over(State::Aborted, exit::FAILED, why, Some(by), now),
+        }
         Ok(())
     }
 
@@ -596,15 +681,18 @@ impl Release {
             return;
         }
         let Some(word) = word else {
-            let why = "the service is not configured any more".to_owned();
-            return self.over(State::Superseded, exit::CONFLICT, why, by, now);
+            return self.superseded("the service is not configured any more".to_owned(), by, now);
         };
         self.canary = word.canary;
         let flips = word.generation.wrapping_sub(self.generation);
         let after = word.active == self.to && flips == 1;
         if self.phase == Phase::Switching && after {
             let why = format!("new flows go to {}", self.to.as_str());
+            self.after(When::AfterFlip);
             return self.bake(why, now);
+        }
+        if self.believe_share(word, by, now) {
+            return;
         }
         let as_expected = if self.has_flipped() {
             after
@@ -623,11 +711,16 @@ impl Release {
             word.active.as_str(),
             word.generation
         );
+        self.superseded(why, by, now);
+    }
+
+    fn superseded(&mut self, why: String, by: Option<&By>, now: Now) {
         self.over(State::Superseded, exit::CONFLICT, why, by, now);
     }
 
     fn rolled_back(&mut self, by: Option<&By>, now: Now) {
         let from = self.from.as_str();
+        self.after(When::AfterRollback);
         if self.phase == Phase::SwitchingBack {
             let why = format!("{}; it rolled back by itself to {from}", self.why);
             return self.over(State::RolledBack, exit::ROLLED_BACK, why, None, now);
@@ -660,10 +753,23 @@ impl Release {
                 self.note("the daemon was restarted".to_owned(), None, now);
                 self.next_gate(now, todo);
             }
-            Phase::Retiring { .. } if !is_due => {
-                self.retired("the daemon was restarted".to_owned(), None, now, todo);
+            Phase::Hook { hook, .. } if !is_due => {
+                let when = self.plan.hooks.get(hook).map(|hook| hook.when);
+                if let Some(when) = when {
+                    let why = "the daemon was restarted".to_owned();
+                    self.before(when, hook, why, None, now, todo);
+                }
             }
             Phase::Switching if !is_due => todo.push(self.flip_command()),
+            Phase::Raising { step } if !is_due => todo.extend(self.raise_command(step)),
+            Phase::Canary { step, .. } => {
+                let why = "the daemon was restarted, so the step begins anew: ";
+                self.watch(step, why, now);
+            }
+            Phase::TakingBack { .. } => {
+                self.wait(SWITCH, now);
+                todo.push(self.take_back_command());
+            }
             Phase::SwitchingBack => {
                 self.wait(SWITCH, now);
                 todo.push(self.roll_back_command());
@@ -690,22 +796,38 @@ impl Release {
                     OnExpiry::Abort => {
                         self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
                     }
-                    OnExpiry::Flip => self.flip(why, None, now, todo),
+                    OnExpiry::Flip => self.go(why, None, now, todo),
                 }
             }
             Phase::Switching => {
                 let why = format!("the flip was not stored within {waited}");
-                self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
+                if self.canary > 0 {
+                    self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
+                } else {
+                    self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
+                }
+            }
+            Phase::Raising { .. } => {
+                let why = format!("its share was not stored within {waited}");
+                self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
+            }
+            Phase::Canary { step, .. } => self.share_ends(step, now, todo),
+            Phase::TakingBack { .. } => {
+                self.wait(SWITCH, now);
+                todo.push(self.take_back_command());
+            }
+            Phase::Paused(Held::Canary(_)) => {
+                let why = format!("it was paused, and nobody decided within {waited}");
+                self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
             }
             Phase::Baking { .. } => self.bake_ends(now, todo),
             Phase::SwitchingBack => {
                 self.wait(SWITCH, now);
                 todo.push(self.roll_back_command());
             }
-            Phase::Standby => self.hold_ends(now, todo),
-            Phase::Retiring { .. } => {
-                let why = format!("standby.after had no result after {waited}");
-                self.over(State::Steady, 0, why, None, now);
+            Phase::Standby => self.hold_ends(now),
+            Phase::Hook { hook, .. } => {
+                self.hook_expired(hook, &waited.to_string(), now, todo);
             }
             Phase::Paused(Held::Bake) => {
                 let why = format!("it was paused, and nobody decided within {waited}");
@@ -747,7 +869,7 @@ impl Release {
         self.enter(Phase::Over { state, code }, Duration::ZERO, why, by, now);
     }
 
-    const fn is_over(&self) -> bool {
+    fn is_over(&self) -> bool {
         self.state().is_over()
     }
 

@@ -158,6 +158,11 @@ pub fn percent(share: u16) -> f64 {
     f64::from(share) / 655.36
 }
 
+/// The share of a word that is nearest to a percentage from 0 to 100.
+pub fn nearest_share(percent: f64) -> u16 {
+    (percent * 655.36).round().min(f64::from(u16::MAX)) as u16
+}
+
 /// Decides a canary: the word with another share. `unreachable` lists the
 /// standby's backends without a next hop; a smaller share never asks for it.
 pub fn canary(
@@ -182,7 +187,7 @@ pub fn canary(
     Ok(word.with_canary(share))
 }
 
-/// The share of a word that is nearest to a percentage.
+/// The share that a request asks for.
 fn share(percent: Option<f64>) -> Result<u16, Refusal> {
     let usage = |message: String| Err(Refusal::new(Kind::Usage, message));
     let Some(percent) = percent else {
@@ -191,7 +196,7 @@ fn share(percent: Option<f64>) -> Result<u16, Refusal> {
     if !(0.0..=100.0).contains(&percent) {
         return usage(format!("{percent} is no percentage: 0 to 100"));
     }
-    let share = (percent * 655.36).round().min(f64::from(u16::MAX)) as u16;
+    let share = nearest_share(percent);
     if share == 0 && percent > 0.0 {
         return usage(format!(
             "{percent} % is less than the smallest share, 1 of 65536 new flows (0.0016 %)"

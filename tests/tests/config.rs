@@ -187,7 +187,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "forward    =",
         "foward     =",
-        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `bake`, `standby`",
+        "11: service.llm.foward: unknown field `foward`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `canary`, `bake`, `standby`, `hook`",
     ),
     (
         "\"nat\"",
@@ -393,7 +393,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.red]\n[service.llm.blue]",
-        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `bake`, `standby`",
+        "18: service.llm.red: unknown field `red`, expected one of `listen`, `forward`, `announce`, `on_flip`, `drain`, `drain_end`, `reset_over`, `udp_idle`, `blue`, `green`, `health`, `parity`, `warm`, `gate`, `approval`, `canary`, `bake`, `standby`, `hook`",
     ),
     // ---- releases
     (
@@ -404,12 +404,12 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a b\"\n[service.llm.blue]",
-        "19: service.llm.gate.name: a gate's name has 1 to 63 letters, digits, `-` and `_`",
+        "19: service.llm.gate.name: a name has 1 to 63 letters, digits, `-` and `_`",
     ),
     (
         "[service.llm.blue]",
         "[[service.llm.gate]]\nname = \"a\"\nkind = \"http\"\npath = \"/\"\n[[service.llm.gate]]\nname = \"a\"\n[service.llm.blue]",
-        "23: service.llm.gate.name: `a` is the name of another gate",
+        "23: service.llm.gate.name: `a` is the name of another one",
     ),
     (
         "[service.llm.blue]",
@@ -599,7 +599,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[service.llm.parity]\ncompare = [\"/v2\"]\n[[service.llm.gate]]\nname = \"parity\"\n[service.llm.blue]",
-        "21: service.llm.gate.name: `parity` is the name of another gate",
+        "21: service.llm.gate.name: `parity` is the name of another one",
     ),
     (
         "[service.llm.blue]",
@@ -648,8 +648,78 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm.blue]",
+        "[service.llm.bake]\npromql = \"x\"\n[service.llm.blue]",
+        "19: service.llm.bake.promql: unknown field `promql`, expected one of `duration`, `settle`, `on_fail`, `on_inconclusive`, `cooldown`, `signals`, `errors`, `slower`, `prometheus`, `rule`",
+    ),
+    (
+        "[service.llm.blue]",
         "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[service.llm.blue]",
-        "19: service.llm.bake.prometheus: unknown field `prometheus`, expected one of `duration`, `settle`, `on_fail`, `on_inconclusive`, `cooldown`, `signals`, `errors`, `slower`",
+        "19: service.llm.bake.prometheus: is of no use without a rule: add [[service.NAME.bake.rule]]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"https://prom\"\n[[service.llm.bake.rule]]\n[service.llm.blue]",
+        "19: service.llm.bake.prometheus: `https://prom` is no URL of plain HTTP, like \"http://prom.example.com:9090\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\n[service.llm.blue]",
+        "20: service.llm.bake.rule.name: is missing: add name = \"errors\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\n[service.llm.blue]",
+        "20: service.llm.bake.rule.promql: is missing: a query, like 'rate(errors_total{colour=\"{colour}\"}[1m])'",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\n[service.llm.blue]",
+        "20: service.llm.bake.rule.max: is missing: what it must not exceed, like 0.01, or add `min`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\nmax = 1\nmin = 2\n[service.llm.blue]",
+        "24: service.llm.bake.rule.min: 2 is more than max",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\nmax = nan\n[service.llm.blue]",
+        "23: service.llm.bake.rule.max: NaN is no number that a figure can reach",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\nmax = 1\nfall = 0\n[service.llm.blue]",
+        "24: service.llm.bake.rule.fall: 0 is not between 1 and 100",
+    ),
+    (
+        "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\nmax = 1\nno_data = \"ok\"\n[service.llm.blue]",
+        "24: service.llm.bake.rule.no_data: unknown variant `ok`, expected one of `inconclusive`, `pass`, `fail`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\nfor = \"5m\"\n[service.llm.blue]",
+        "18: service.llm.canary.percent: is missing: which share of new flows, like 5",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 5\n[service.llm.blue]",
+        "18: service.llm.canary.for: is missing: how long this share is watched, like \"5m\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 0\nfor = \"5m\"\n[service.llm.blue]",
+        "19: service.llm.canary.percent: 0 is not from 0.01 to 100",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 5\nfor = \"500ms\"\n[service.llm.blue]",
+        "20: service.llm.canary.for: `500ms` is not in whole seconds, at least 1s",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 5\nfor = \"5m\"\n[[service.llm.canary]]\npercent = 5.0\nfor = \"5m\"\n[service.llm.blue]",
+        "22: service.llm.canary.percent: 5 % is not more than the 5 % before it",
     ),
     (
         "[service.llm.blue]",
@@ -673,8 +743,43 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm.blue]",
-        "[service.llm.standby]\nafter = [\"scale-down\"]\n[service.llm.blue]",
-        "19: service.llm.standby.after: must begin with the absolute path of a program, like [\"/etc/bgswitch/smoke\"]",
+        "[service.llm.standby]\nafter = [\"/bin/true\"]\n[service.llm.blue]",
+        "19: service.llm.standby.after: unknown field `after`, expected `hold`",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nname = \"a\"\n[service.llm.blue]",
+        "18: service.llm.hook.when: is missing: \"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \"after-standby\" or \"after-rollback\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"later\"\n[service.llm.blue]",
+        "19: service.llm.hook.when: `later` is unknown: \"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \"after-standby\" or \"after-rollback\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"before-canary\"\n[service.llm.blue]",
+        "19: service.llm.hook.when: there is no canary: add [[service.NAME.canary]], or say \"before-flip\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"after-flip\"\nkind = \"http\"\n[service.llm.blue]",
+        "20: service.llm.hook.kind: `http` is no kind of a hook: \"exec\" or \"webhook\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"after-flip\"\nkind = \"exec\"\nname = \"a\"\n[service.llm.blue]",
+        "18: service.llm.hook.command: is missing: a program and its arguments, like [\"/etc/bgswitch/smoke\"]",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"after-flip\"\nkind = \"exec\"\non_failure = \"stop\"\n[service.llm.blue]",
+        "21: service.llm.hook.on_failure: is of no use behind a step: what is done is done",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"before-flip\"\nkind = \"webhook\"\nname = \"a\"\nurl = \"https://ci/\"\n[service.llm.blue]",
+        "22: service.llm.hook.url: `https://ci/` is no URL of plain HTTP, like \"http://ci.example.com:8080/gate\"; for https use kind = \"exec\" with curl",
     ),
     // ---- listeners
     (

@@ -186,19 +186,23 @@ hold = "1h"
 fn a_hold_ends_by_itself_and_its_hook_changes_nothing() {
     let lab = lab(&format!(
         "{SMOKE}[service.llm.bake]\nsignals = false\nduration = \"0s\"\nsettle = \"0s\"\n[service.llm.standby]\nhold = \"1s\"\n\
-         after = [\"/bin/sh\", \"-c\", \"echo $BGSWITCH_COLOUR is down; exit 3\"]\n"
+         [[service.llm.hook]]\nname = \"scale-down\"\nwhen = \"after-standby\"\nkind = \"exec\"\n\
+         command = [\"/bin/sh\", \"-c\", \"echo $BGSWITCH_OLD_COLOUR is down; exit 3\"]\n"
     ));
     lab.ask(&["release", "start", "llm"]).unwrap();
     until("the release is done", || state(&lab) == "STEADY");
     assert_eq!(word(&lab), at("green", 1));
-    let notes = notes(&lab);
+    until("its hook is heard", || {
+        notes(&lab).last().unwrap() == "hook scale-down: fail, exit code 3: blue is down"
+    });
     assert_eq!(
-        notes.last().unwrap(),
-        "standby.after: fail, exit code 3: blue is down"
+        (state(&lab), word(&lab)),
+        ("STEADY".to_owned(), at("green", 1))
     );
-    assert!(notes.contains(
-        &"blue was held for its time, and need not stay up any more; standby.after runs".to_owned()
-    ));
+    assert!(
+        notes(&lab)
+            .contains(&"blue was held for its time, and need not stay up any more".to_owned())
+    );
 }
 
 #[test]

@@ -55,8 +55,8 @@ pub struct ReleaseStatus {
     pub service: String,
     /// The active colour.
     pub active: String,
-    /// `STEADY`, `VALIDATING`, `READY`, `SWITCHING`, `BAKING`, `STANDBY`, `PAUSED`,
-    /// `FAILED`, `ABORTED`, `ROLLED_BACK` or `SUPERSEDED`.
+    /// `STEADY`, `VALIDATING`, `READY`, `CANARY`, `SWITCHING`, `BAKING`, `STANDBY`,
+    /// `PAUSED`, `FAILED`, `ABORTED`, `ROLLED_BACK` or `SUPERSEDED`.
     pub state: String,
     /// The release that runs, or ran last.
     pub release: Option<ReleaseReport>,

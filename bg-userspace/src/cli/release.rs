@@ -39,7 +39,7 @@ pub(super) struct Release {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Begin a release: gates, approval, flip, bake, standby.
+    /// Begin a release: gates, approval, canary, flip, bake, standby.
     Start(Start),
     /// Show where it is, why, since when, what is next and when.
     Status(Look),
@@ -47,7 +47,8 @@ enum Verb {
     Approve(Waiting),
     /// Do not agree: the release ends, nothing was flipped.
     Reject(Decision),
-    /// End a release before its flip. After it, there is `bgswitch rollback`.
+    /// End a release before its flip; a canary is taken back. After it, there is `bgswitch
+    /// rollback`.
     Abort(Decision),
     /// Stop the clock, for as long as approval.expires says.
     Pause(Decision),
@@ -103,8 +104,8 @@ struct Waiting {
 struct Resume {
     #[command(flatten)]
     decision: Decision,
-    /// What is not known counts as good: the gate that could not say, or the rest of the bake; the
-    /// journal keeps it.
+    /// What is not known counts as good: the gate that could not say, or the rest of the canary's
+    /// step, or of the bake; the journal keeps it.
     #[arg(long)]
     force: bool,
     #[command(flatten)]

@@ -21,8 +21,9 @@ use bg_common::abi::Room;
 use serde::Deserialize;
 
 pub use self::release::{
-    ApprovalPlan, BakePlan, GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, OnExpiry, OnTrouble,
-    ParityGate, PromptsGate, ReleasePlan, Share, SignalPlan, StandbyPlan, WarmGate, WebhookGate,
+    ApprovalPlan, BakePlan, CanaryStep, Figure, GateKind, GatePlan, GrpcGate, HookPlan, HttpGate,
+    LoadGate, NoData, OnExpiry, OnFailure, OnTrouble, ParityGate, PrometheusPlan, PromptsGate,
+    ReleasePlan, RulePlan, Share, SignalPlan, StandbyPlan, WarmGate, WebhookGate, When,
 };
 pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};

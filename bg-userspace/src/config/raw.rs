@@ -12,7 +12,9 @@ use super::{
     DrainEnd, FlipMode,
     health::RawHealth,
     release::{
+        canary::RawCanary,
         gates::RawGate,
+        hooks::RawHook,
         rules::{RawApproval, RawBake, RawStandby},
         tables::{RawParity, RawWarm},
     },
@@ -58,8 +60,10 @@ pub(super) struct RawService {
     pub(super) warm: Option<Spanned<RawWarm>>,
     pub(super) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
     pub(super) approval: Option<RawApproval>,
+    pub(super) canary: Option<Spanned<Vec<Spanned<RawCanary>>>>,
     pub(super) bake: Option<RawBake>,
     pub(super) standby: Option<RawStandby>,
+    pub(super) hook: Option<Spanned<Vec<Spanned<RawHook>>>>,
 }
 
 #[derive(Deserialize)]

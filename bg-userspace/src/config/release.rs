@@ -1,9 +1,14 @@
 //! What a release does before and after its flip: `[service.NAME.parity]`,
-//! `[service.NAME.warm]`, `[[service.NAME.gate]]`, `[service.NAME.approval]`, `[service.NAME.bake]` and `[service.NAME.standby]`.
+//! `[service.NAME.warm]`, `[[service.NAME.gate]]`, `[service.NAME.approval]`,
+//! `[[service.NAME.canary]]`, `[service.NAME.bake]`, `[service.NAME.standby]` and
+//! `[[service.NAME.hook]]`.
 
+pub(super) mod canary;
 pub(super) mod gates;
+pub(super) mod hooks;
 mod keys;
 mod kinds;
+pub(super) mod prometheus;
 pub(super) mod rules;
 pub(super) mod tables;
 
@@ -11,10 +16,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::hooks::{HookPlan, OnFailure, When};
 pub use self::kinds::{
     GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, ParityGate, PromptsGate, Share, WarmGate,
     WebhookGate,
 };
+pub use self::prometheus::{Figure, NoData, PrometheusPlan, RulePlan};
 
 /// What a release of a service goes through. A release keeps the plan that it began
 /// with.
@@ -24,10 +31,28 @@ pub struct ReleasePlan {
     pub gates: Vec<GatePlan>,
     /// Who must agree before the flip.
     pub approval: ApprovalPlan,
+    /// Shares of new flows before the flip, rising; none: it flips at once.
+    #[serde(default)]
+    pub canary: Vec<CanaryStep>,
     /// The watched time after the flip.
     pub bake: BakePlan,
+    /// Figures that count while the new colour is watched.
+    #[serde(default)]
+    pub prometheus: Option<PrometheusPlan>,
     /// How long the old colour must stay up.
     pub standby: StandbyPlan,
+    /// What is run before and after its steps.
+    #[serde(default)]
+    pub hooks: Vec<HookPlan>,
+}
+
+/// A share of new flows, and how long it is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CanaryStep {
+    /// So many of the new flows go to the new colour.
+    pub percent: Share,
+    /// For so long; whole seconds.
+    pub time: Duration,
 }
 
 /// Who must agree before the flip.
@@ -90,6 +115,13 @@ pub struct BakePlan {
     /// What the packet path hears of the servers counts, too.
     #[serde(default)]
     pub signals: Option<SignalPlan>,
+}
+
+impl ReleasePlan {
+    /// Something says how the new colour is, beside health checks.
+    pub const fn hears(&self) -> bool {
+        self.bake.signals.is_some() || self.prometheus.is_some()
+    }
 }
 
 impl Default for BakePlan {
@@ -156,33 +188,16 @@ impl OnTrouble {
 }
 
 /// How long the old colour must stay up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StandbyPlan {
     /// From the end of the bake on.
     pub hold: Duration,
-    /// What is run behind it: program and arguments.
-    pub after: Option<Vec<String>>,
-    /// How long that may take, whole seconds.
-    pub after_timeout: Duration,
-}
-
-impl StandbyPlan {
-    /// The command behind the hold, where there is one.
-    pub fn hook(&self) -> Option<GatePlan> {
-        Some(GatePlan {
-            name: "standby.after".to_owned(),
-            timeout: self.after_timeout,
-            kind: GateKind::Exec(self.after.clone()?),
-        })
-    }
 }
 
 impl Default for StandbyPlan {
     fn default() -> Self {
         Self {
             hold: Duration::from_mins(45),
-            after: None,
-            after_timeout: Duration::from_mins(5),
         }
     }
 }

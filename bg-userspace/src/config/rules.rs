@@ -224,8 +224,10 @@ pub(super) fn service(
         warm: raw.warm,
         gate: raw.gate,
         approval: raw.approval,
+        canary: raw.canary,
         bake: raw.bake,
         standby: raw.standby,
+        hook: raw.hook,
     };
     let release = releases::plan(text, release, &key)?;
     let mut versions = [None, None];

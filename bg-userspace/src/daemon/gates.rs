@@ -5,6 +5,7 @@ mod grpc;
 mod http;
 mod load;
 mod parity;
+pub(super) mod prometheus;
 mod prompts;
 mod warm;
 mod webhook;
@@ -21,10 +22,10 @@ use futures_util::{StreamExt as _, stream};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    config::{GateKind, GatePlan},
+    config::{GateKind, GatePlan, When},
     health::tidy_to,
     plan::{BackendPlan, Protocol, ServicePlan},
-    release::{Outcome, Verdict},
+    release::{Outcome, State, Verdict},
 };
 
 /// Characters of what a gate has seen, at most ...
@@ -45,6 +46,21 @@ pub(super) struct Target {
     pub(super) release: String,
     /// Versions by colour.
     pub(super) versions: [Option<String>; 2],
+    /// What a hook is told beside it.
+    pub(super) hook: Option<Moment>,
+}
+
+/// When a hook is run, and who is there.
+#[derive(Clone, Debug)]
+pub(super) struct Moment {
+    /// Its time.
+    pub(super) when: When,
+    /// Where the release is.
+    pub(super) state: State,
+    /// The colour that new flows go to.
+    pub(super) active: Colour,
+    /// Live flows by colour, as far as they can be counted.
+    pub(super) flows: [Option<u64>; 2],
 }
 
 impl Target {
@@ -73,13 +89,34 @@ impl Target {
         let endpoints = self.endpoints_of(colour, None).unwrap_or_default();
         let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
         let version = self.versions[colour as usize].clone();
-        vec![
+        let mut told = vec![
             ("BGSWITCH_SERVICE", self.plan.name.clone()),
             ("BGSWITCH_RELEASE", self.release.clone()),
             ("BGSWITCH_COLOUR", colour.as_str().to_owned()),
             ("BGSWITCH_VERSION", version.unwrap_or_default()),
             ("BGSWITCH_BACKENDS", endpoints.join(" ")),
-        ]
+        ];
+        if let Some(moment) = &self.hook {
+            let old = colour.other();
+            let endpoints = self.endpoints_of(old, None).unwrap_or_default();
+            let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+            let version = self.versions[old as usize].clone();
+            let flows = |colour: Colour| {
+                let count = moment.flows[colour as usize];
+                count.map_or_else(String::new, |count| count.to_string())
+            };
+            told.extend([
+                ("BGSWITCH_WHEN", moment.when.as_str().to_owned()),
+                ("BGSWITCH_STATE", moment.state.as_str().to_owned()),
+                ("BGSWITCH_ACTIVE", moment.active.as_str().to_owned()),
+                ("BGSWITCH_FLOWS", flows(colour)),
+                ("BGSWITCH_OLD_COLOUR", old.as_str().to_owned()),
+                ("BGSWITCH_OLD_VERSION", version.unwrap_or_default()),
+                ("BGSWITCH_OLD_BACKENDS", endpoints.join(" ")),
+                ("BGSWITCH_OLD_FLOWS", flows(old)),
+            ]);
+        }
+        told
     }
 }
 
@@ -191,6 +228,7 @@ mod tests {
             colour: Colour::Green,
             release: "r-1".to_owned(),
             versions: [None, None],
+            hook: None,
         }
     }
 

@@ -245,6 +245,11 @@ fn release(name: &str, plan: &ReleasePlan) -> Vec<String> {
             approval.on_expiry.as_str()
         ));
     }
+    let steps = plan.canary.iter().enumerate();
+    lines.extend(steps.map(|(index, step)| {
+        let (percent, time) = (step.percent, duration(step.time));
+        format!("{name} canary {}: {percent} for {time}", index + 1)
+    }));
     if plan.bake != usual.bake {
         let bake = plan.bake;
         lines.push(format!(
@@ -262,16 +267,28 @@ fn release(name: &str, plan: &ReleasePlan) -> Vec<String> {
             ));
         }
     }
+    if let Some(prometheus) = &plan.prometheus {
+        lines.push(format!("{name} bake prometheus {}", prometheus.url));
+        let rules = prometheus.rules.iter().enumerate();
+        lines.extend(rules.map(|(index, rule)| format!("{name} bake rule {}: {rule}", index + 1)));
+    }
     if plan.standby != usual.standby {
         let standby = &plan.standby;
         lines.push(format!("{name} standby hold {}", duration(standby.hold)));
-        if let Some(hook) = standby.hook() {
-            let timeout = duration(hook.timeout);
-            lines.push(format!(
-                "{name} standby after timeout {timeout}: {}",
-                hook.kind
-            ));
-        }
     }
+    let hooks = plan.hooks.iter().enumerate();
+    lines.extend(hooks.map(|(index, hook)| {
+        let run = &hook.run;
+        format!(
+            "{name} hook {} {} {} {} timeout {} on_failure {}: {}",
+            index + 1,
+            run.name,
+            hook.when.as_str(),
+            run.kind.as_str(),
+            duration(run.timeout),
+            hook.on_failure.as_str(),
+            run.kind
+        )
+    }));
     lines
 }

@@ -23,7 +23,7 @@ impl Service {
             word: Word {
                 active: Colour::Blue,
                 generation: 7,
-                canary: false,
+                canary: 0,
             },
             seconds: 1000,
         };
@@ -92,7 +92,7 @@ impl Service {
         self.word = Word {
             active: self.word.active.other(),
             generation: self.word.generation + 1,
-            canary: false,
+            canary: 0,
         };
         let word = Some(self.word);
         assert_eq!(self.handle(Event::Word { word, by: None }), []);
@@ -157,6 +157,7 @@ fn an_ill_colour_is_left_by_itself_and_it_is_said_why() {
         Command::RollBack {
             leave,
             from_generation,
+            drains: false,
             why,
         },
     ] = &todo[..]
@@ -294,7 +295,7 @@ fn the_old_colour_stays_up_while_a_canary_goes_there() {
     let mut service = Service::baking(bake());
     service.after(100, Health::Well);
     assert_eq!(service.after(10, Health::Well).0, State::Standby);
-    service.word.canary = true;
+    service.word.canary = 655;
     let word = Some(service.word);
     assert_eq!(service.handle(Event::Word { word, by: None }), []);
     let refused = service.handle(Event::Retire(By::default()));
@@ -304,7 +305,7 @@ fn the_old_colour_stays_up_while_a_canary_goes_there() {
         service.why(),
         "a share of new flows goes to blue; blue must stay up"
     );
-    service.word.canary = false;
+    service.word.canary = 0;
     let word = Some(service.word);
     service.handle(Event::Word { word, by: None });
     assert_eq!(service.after(60, Health::Well).0, State::Steady);

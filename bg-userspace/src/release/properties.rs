@@ -14,7 +14,8 @@ use proptest::{
 
 use super::*;
 use crate::config::{
-    ApprovalPlan, BakePlan, GateKind, GatePlan, ReleasePlan, SignalPlan, StandbyPlan,
+    ApprovalPlan, BakePlan, CanaryStep, GateKind, GatePlan, HookPlan, OnFailure, ReleasePlan,
+    Share, SignalPlan, StandbyPlan,
 };
 
 /// What is looked at in a walk.
@@ -26,6 +27,7 @@ enum Law {
     RollbackIsOneStep,
     OneRollbackByItself,
     RefusalChangesNothing,
+    CanaryGoesBack,
 }
 
 /// Where the daemon is killed, and started again.
@@ -68,6 +70,12 @@ enum Step {
     FlipByHand {
         heard: bool,
     },
+    /// Somebody stores a share, or takes it back as `rollback` does.
+    CanaryByHand {
+        share: u16,
+        back: bool,
+        heard: bool,
+    },
     Hear,
     /// The next store does not work.
     Hang,
@@ -101,10 +109,16 @@ struct World {
     /// Of the release with this number:
     number: u64,
     passed: BTreeSet<usize>,
+    /// Hooks that said that all is well, by name.
+    hooked: BTreeSet<String>,
+    /// Runs of hooks that were asked for: run, name.
+    hooks: Vec<(u32, String)>,
     forced: BTreeSet<usize>,
     force_all: bool,
     agreed: BTreeSet<String>,
     ready_until: Option<u64>,
+    /// The share that it stored last.
+    share: u16,
     flips: u32,
     rollbacks: u32,
     /// Of all releases.
@@ -125,7 +139,7 @@ impl World {
             word: Word {
                 active: Colour::Blue,
                 generation: u16::MAX - 3,
-                canary: false,
+                canary: 0,
             },
             now: Now {
                 ms: 1_000_000,
@@ -135,10 +149,13 @@ impl World {
             runs: Vec::new(),
             number: 0,
             passed: BTreeSet::new(),
+            hooked: BTreeSet::new(),
+            hooks: Vec::new(),
             forced: BTreeSet::new(),
             force_all: false,
             agreed: BTreeSet::new(),
             ready_until: None,
+            share: 0,
             flips: 0,
             rollbacks: 0,
             rolled_back_at: None,
@@ -203,6 +220,23 @@ impl World {
             Step::Failing => Event::Failing("it answers 500".to_owned()),
             Step::FlipByHand { heard } => {
                 self.word = flipped(self.word);
+                self.share = 0;
+                if !heard {
+                    return;
+                }
+                self.heard(Some("ben(2)"))
+            }
+            Step::CanaryByHand { share, back, heard } => {
+                self.word = if *back {
+                    taken_back(self.word)
+                } else {
+                    Word {
+                        canary: *share,
+                        ..self.word
+                    }
+                };
+                // What a human stored is his.
+                self.share = 0;
                 if !heard {
                     return;
                 }
@@ -256,6 +290,7 @@ impl World {
     fn restart(&mut self, reboot: bool) {
         self.machine = serde_json::from_str(&self.disk).unwrap();
         self.runs.clear();
+        self.hooks.clear();
         if reboot {
             self.now.ms = 5000;
             // The world counts anew, too.
@@ -283,6 +318,7 @@ impl World {
                 }
                 self.number += 1;
                 self.passed.clear();
+                self.hooked.clear();
                 self.forced.clear();
                 self.agreed.clear();
                 (self.force_all, self.flips, self.rollbacks) = (start.force, 0, 0);
@@ -290,6 +326,12 @@ impl World {
             }
             Event::GateEnded { run, outcome } => {
                 let awaited = before.release.as_ref().and_then(Release::run);
+                let hook = self.hooks.iter().find(|(of, _)| of == run);
+                if let Some((_, name)) = hook.filter(|_| awaited == Some(*run))
+                    && outcome.verdict == Verdict::Pass
+                {
+                    self.hooked.insert(name.clone());
+                }
                 let gate = self.runs.iter().find(|(of, _)| of == run);
                 if let Some((_, gate)) = gate.filter(|_| awaited == Some(*run)) {
                     match outcome.verdict {
@@ -309,11 +351,16 @@ impl World {
             _ => {}
         }
         for command in todo {
-            if let Command::RunGate { run, gate, .. } = command {
+            if let Command::RunGate {
+                run, gate, when, ..
+            } = command
+            {
                 let mut gates = self.plan.gates.iter();
-                // The hook behind the hold is none of them.
                 let index = gates.position(|plan| plan == gate).unwrap_or(usize::MAX);
                 self.runs.push((*run, index));
+                if when.is_some() {
+                    self.hooks.push((*run, gate.name.clone()));
+                }
             }
         }
         let state = self.machine.state();
@@ -331,7 +378,7 @@ impl World {
             Law::EveryWaitEnds => self.every_wait_ends(),
             Law::RollbackIsOneStep => self.rollback_is_one_step(),
             Law::OneAtATime => {
-                let acts = |c: &Command| !matches!(c, Command::Refuse(_));
+                let acts = |c: &Command| !matches!(c, Command::Refuse(_)) && !is_aside(c);
                 let number = |machine: &Machine| machine.release.as_ref().map(|r| r.number);
                 let began = number(before) != number(&self.machine);
                 assert!(
@@ -347,14 +394,33 @@ impl World {
                     assert_eq!((before, todo.len()), (&self.machine, 1));
                 }
             }
+            Law::CanaryGoesBack => self.canary_goes_back(),
             Law::FlipNeedsGates | Law::OneRollbackByItself => {}
         }
+    }
+
+    /// A release that is over has left no share of its own behind.
+    fn canary_goes_back(&self) {
+        let Some(release) = &self.machine.release else {
+            return;
+        };
+        let (State::Aborted | State::RolledBack | State::Failed) = release.state() else {
+            return;
+        };
+        assert_eq!(self.share, 0, "{} % stay: {release:?}", self.share);
     }
 
     fn every_wait_ends(&self) {
         let deadline = self.machine.next_deadline();
         if self.machine.state().is_over() {
-            return assert_eq!(deadline, None, "{:?}", self.machine);
+            let waits = self
+                .machine
+                .release
+                .as_ref()
+                .is_some_and(Release::has_pending);
+            if !waits {
+                return assert_eq!(deadline, None, "{:?}", self.machine);
+            }
         }
         let deadline = deadline.expect("a wait without an end");
         let longest = MAX_DURATION.as_millis() as u64 * 2;
@@ -377,7 +443,7 @@ impl World {
         let ours = Word {
             active: release.to,
             generation: release.generation.wrapping_add(1),
-            canary: false,
+            canary: 0,
         };
         let (word, state) = if release.has_flipped() || self.word == ours {
             (flipped(ours), State::RolledBack)
@@ -385,15 +451,45 @@ impl World {
             (flipped(flipped(ours)), State::Superseded)
         };
         // A flip that was stored, and of which nothing was heard, was somebody's.
-        let unheard = matches!(release.phase, Phase::Validating { .. } | Phase::Ready)
+        let unheard = release.share().is_some()
+            || matches!(
+                release.phase,
+                Phase::Validating { .. }
+                    | Phase::Ready
+                    | Phase::Hook { .. }
+                    | Phase::TakingBack { .. }
+            )
             || matches!(release.phase, Phase::Paused(Held::Gate(_) | Held::Approval));
+        let is_back = word.active == release.from;
+        let wanted = match release.phase {
+            Phase::TakingBack { state, .. } if is_back => state,
+            _ if is_back && release.share().is_some() => State::RolledBack,
+            _ if unheard => State::Superseded,
+            _ => state,
+        };
+        self.ends_with(word, wanted);
+        let before = Word {
+            active: release.from,
+            generation: release.generation,
+            canary: 655,
+        };
+        match release.phase {
+            Phase::TakingBack { state, .. } => self.ends_with(taken_back(before), state),
+            _ if release.share().is_some() => {
+                self.ends_with(taken_back(before), State::RolledBack);
+            }
+            _ => {}
+        }
+    }
+
+    /// With this word the release is over, and nothing is stored any more.
+    fn ends_with(&self, word: Word, wanted: State) {
         let mut after = self.machine.clone();
         let event = Event::Word {
             word: Some(word),
             by: None,
         };
         let mut todo = after.handle(event, self.now);
-        let wanted = if unheard { State::Superseded } else { state };
         assert_eq!(after.state(), wanted, "{:?}", self.machine);
         let now = Now {
             ms: self.now.ms + MAX_DURATION.as_millis() as u64 * 9,
@@ -405,6 +501,8 @@ impl World {
             same_boot: true,
         };
         todo.extend(after.handle(restarted, now));
+        // Hooks behind a rollback run aside.
+        todo.retain(|command| !is_aside(command));
         assert_eq!(todo, [], "{:?}", self.machine);
     }
 
@@ -417,17 +515,35 @@ impl World {
                 ..
             } => {
                 if self.law == Law::FlipNeedsGates {
-                    self.may_flip();
+                    self.may_flip(true);
                 }
                 if hangs || self.word.generation != from_generation || self.word.active == to {
                     let refusal = Refusal::new(Kind::Failed, "hangs");
-                    return vec![self.heard(None), Event::NotFlipped { refusal }];
+                    return vec![self.heard(None), Event::NotStored { refusal }];
                 }
                 self.flips += 1;
                 if self.law == Law::FlipNeedsGates {
                     assert_eq!(self.flips, 1, "flipped twice");
                 }
                 self.word = flipped(self.word);
+                self.share = 0;
+                vec![self.heard(Some("bgswitch"))]
+            }
+            Command::Canary {
+                to,
+                percent,
+                from_generation,
+                ..
+            } => {
+                if self.law == Law::FlipNeedsGates {
+                    self.may_flip(false);
+                }
+                if hangs || self.word.generation != from_generation || self.word.active == to {
+                    let refusal = Refusal::new(Kind::Failed, "hangs");
+                    return vec![self.heard(None), Event::NotStored { refusal }];
+                }
+                self.share = crate::switch::nearest_share(percent.percent());
+                self.word.canary = self.share;
                 vec![self.heard(Some("bgswitch"))]
             }
             Command::RollBack {
@@ -435,11 +551,19 @@ impl World {
                 from_generation,
                 ..
             } => {
-                if self.law == Law::OneRollbackByItself {
+                let is_canary = self.word.active != leave;
+                if self.law == Law::OneRollbackByItself && !is_canary {
                     self.may_roll_back(before);
                 }
-                if hangs || self.word.generation != from_generation || self.word.active != leave {
+                if hangs || self.word.generation != from_generation {
                     return vec![self.heard(None)];
+                }
+                if is_canary {
+                    if self.word.canary > 0 {
+                        self.word = taken_back(self.word);
+                    }
+                    self.share = 0;
+                    return vec![self.heard(Some("bgswitch"))];
                 }
                 self.rollbacks += 1;
                 self.rolled_back_at = Some(self.now.ms);
@@ -450,7 +574,7 @@ impl World {
         }
     }
 
-    fn may_flip(&self) {
+    fn may_flip(&self, is_flip: bool) {
         let release = self.machine.release.as_ref().unwrap();
         for (index, gate) in release.gates.iter().enumerate() {
             let forced = self.force_all || self.forced.contains(&index);
@@ -462,6 +586,16 @@ impl World {
                 "not written down: {release:?}"
             );
         }
+        for hook in &release.plan.hooks {
+            let is_due = matches!(hook.when, When::BeforeGates | When::BeforeFlip);
+            let is_due = is_due && (hook.when == When::BeforeGates || is_flip);
+            let passed = self.hooked.contains(&hook.run.name);
+            let stops = hook.on_failure == OnFailure::Stop;
+            assert!(
+                passed || !is_due || !stops,
+                "a flip without a hook: {release:?}"
+            );
+        }
         let plan = self.plan.approval;
         if plan.required {
             let counts = |by: &String| !plan.not_requester || *by != release.requester;
@@ -469,7 +603,7 @@ impl World {
                 && self.ready_until.is_none_or(|until| self.now.ms >= until);
             let agreed = self.agreed.iter().any(counts);
             assert!(agreed || expired, "a flip without an approval: {release:?}");
-        } else if release.gates.is_empty() {
+        } else if release.gates.is_empty() && release.plan.canary.is_empty() {
             assert!(
                 self.force_all && notes(release, "passed over"),
                 "{release:?}"
@@ -496,11 +630,25 @@ fn notes(release: &Release, what: &str) -> bool {
         .any(|note| note.actor.is_some() && note.text.contains(what))
 }
 
+/// A hook behind a step.
+fn is_aside(command: &Command) -> bool {
+    matches!(command, Command::RunGate { when: Some(when), .. } if !when.is_before())
+}
+
 fn flipped(word: Word) -> Word {
     Word {
         active: word.active.other(),
         generation: word.generation.wrapping_add(1),
-        canary: false,
+        canary: 0,
+    }
+}
+
+/// What a rollback makes of a canary.
+fn taken_back(word: Word) -> Word {
+    Word {
+        generation: word.generation.wrapping_add(1),
+        canary: 0,
+        ..word
     }
 }
 
@@ -532,9 +680,17 @@ fn plans() -> impl Strategy<Value = ReleasePlan> {
     let trouble = || select(vec![OnTrouble::Rollback, OnTrouble::Pause]);
     let seconds = || select(vec![0u64, 30, 600]);
     let bake = (seconds(), seconds(), trouble(), trouble(), seconds());
-    (gates, approval, bake, seconds()).prop_map(
-        |(gates, (required, not_requester, on_expiry), bake, hold)| ReleasePlan {
+    let canary = (0..3u32).prop_map(|steps| {
+        let step = |step: u32| CanaryStep {
+            percent: Share((step + 1) * 50_000),
+            time: Duration::from_mins(1),
+        };
+        (0..steps).map(step).collect()
+    });
+    (gates, canary, approval, bake, seconds()).prop_map(
+        |(gates, canary, (required, not_requester, on_expiry), bake, hold)| ReleasePlan {
             gates,
+            canary,
             approval: ApprovalPlan {
                 required,
                 not_requester,
@@ -549,13 +705,32 @@ fn plans() -> impl Strategy<Value = ReleasePlan> {
                 cooldown: Duration::from_secs(bake.4),
                 signals: (bake.4 == 30).then(SignalPlan::default),
             },
+            prometheus: None,
             standby: StandbyPlan {
                 hold: Duration::from_secs(hold),
-                after: (hold == 30).then(|| vec!["/bin/true".to_owned()]),
-                after_timeout: Duration::from_secs(20),
             },
+            hooks: if hold == 30 { hooks() } else { Vec::new() },
         },
     )
+}
+
+/// One at each time, and one more that only tells.
+fn hooks() -> Vec<HookPlan> {
+    let hook = |(index, when): (usize, When)| HookPlan {
+        when,
+        on_failure: if index == 0 || !when.is_before() {
+            OnFailure::GoOn
+        } else {
+            OnFailure::Stop
+        },
+        run: GatePlan {
+            name: format!("h{index}"),
+            timeout: Duration::from_secs(20),
+            kind: GateKind::Exec(vec!["/bin/true".to_owned()]),
+        },
+    };
+    let first = std::iter::once(When::BeforeGates);
+    first.chain(When::ALL).enumerate().map(hook).collect()
 }
 
 fn steps() -> BoxedStrategy<Step> {
@@ -589,6 +764,8 @@ fn steps() -> BoxedStrategy<Step> {
         6 => health.prop_map(Step::Health),
         1 => Just(Step::Failing),
         1 => any::<bool>().prop_map(|heard| Step::FlipByHand { heard }),
+        1 => (0..9000u16, any::<bool>(), any::<bool>())
+            .prop_map(|(share, back, heard)| Step::CanaryByHand { share, back, heard }),
         1 => Just(Step::Hear),
         1 => Just(Step::Hang),
         3 => any::<bool>().prop_map(|reboot| Step::Restart { reboot }),
@@ -627,7 +804,7 @@ fn holds(law: Law) {
     }
     assert_eq!(
         seen.borrow().len(),
-        11,
+        State::ALL.len(),
         "not everywhere: {:?}",
         seen.borrow()
     );
@@ -651,6 +828,11 @@ fn nothing_leads_to_a_wait_without_an_end() {
 #[test]
 fn nothing_leads_to_a_state_from_which_rollback_is_not_one_step() {
     holds(Law::RollbackIsOneStep);
+}
+
+#[test]
+fn nothing_leads_to_a_share_that_is_left_behind() {
+    holds(Law::CanaryGoesBack);
 }
 
 #[test]

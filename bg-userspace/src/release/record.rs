@@ -5,9 +5,10 @@ use std::time::Duration;
 use bg_common::service::{Colour, CutoverWord};
 use serde::{Deserialize, Serialize};
 
+use super::hooks::Pending;
 use crate::{
     api::{Refusal, exit},
-    config::{GatePlan, ReleasePlan},
+    config::{GatePlan, ReleasePlan, Share, When},
     signals::Baseline,
 };
 
@@ -30,8 +31,8 @@ pub struct Word {
     pub active: Colour,
     /// How often the service has flipped, modulo 65 536.
     pub generation: u16,
-    /// Some of the new flows go to the other colour.
-    pub canary: bool,
+    /// So many of 65 536 new flows go to the other colour.
+    pub canary: u16,
 }
 
 impl From<CutoverWord> for Word {
@@ -39,7 +40,7 @@ impl From<CutoverWord> for Word {
         Self {
             active: word.active(),
             generation: word.generation(),
-            canary: word.canary() != 0,
+            canary: word.canary(),
         }
     }
 }
@@ -107,8 +108,8 @@ pub enum Event {
         /// Who changed it, if that is known.
         by: Option<String>,
     },
-    /// The flip was not stored.
-    NotFlipped {
+    /// The flip, or the share, was not stored.
+    NotStored {
         /// Why not, and the exit code that says so.
         refusal: Refusal,
     },
@@ -164,8 +165,22 @@ pub enum Command {
         gate: GatePlan,
         /// The colour that it is about.
         colour: Colour,
+        /// It is a hook, and this is its time.
+        when: Option<When>,
     },
-    /// Flip the service, and tell [`Event::Word`], then [`Event::NotFlipped`] if that
+    /// Send a share of new flows to the standby, and tell [`Event::Word`], then
+    /// [`Event::NotStored`] if that did not work.
+    Canary {
+        /// To this colour.
+        to: Colour,
+        /// So many of them.
+        percent: Share,
+        /// Only at this generation.
+        from_generation: u16,
+        /// Also when the colour cannot be reached.
+        force: bool,
+    },
+    /// Flip the service, and tell [`Event::Word`], then [`Event::NotStored`] if that
     /// did not work.
     Flip {
         /// To this colour.
@@ -175,12 +190,14 @@ pub enum Command {
         /// Also when the colour cannot be reached.
         force: bool,
     },
-    /// Roll the service back, and tell [`Event::Word`].
+    /// Roll the service back, a canary as well, and tell [`Event::Word`].
     RollBack {
         /// From this colour.
         leave: Colour,
         /// Only from this generation.
         from_generation: u16,
+        /// Its flows live on, as behind a flip; otherwise they are reset.
+        drains: bool,
         /// Why.
         why: String,
     },
@@ -251,6 +268,8 @@ pub enum State {
     Validating,
     /// It waits for an approval.
     Ready,
+    /// A share of new flows goes to the new colour, which is watched.
+    Canary,
     /// A flip, or a rollback by itself, is on its way.
     Switching,
     /// The new colour is watched.
@@ -271,10 +290,11 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Steady,
         Self::Validating,
         Self::Ready,
+        Self::Canary,
         Self::Switching,
         Self::Baking,
         Self::Standby,
@@ -291,6 +311,7 @@ impl State {
             Self::Steady => "STEADY",
             Self::Validating => "VALIDATING",
             Self::Ready => "READY",
+            Self::Canary => "CANARY",
             Self::Switching => "SWITCHING",
             Self::Baking => "BAKING",
             Self::Standby => "STANDBY",
@@ -319,6 +340,8 @@ pub enum Held {
     Gate(usize),
     /// The wait for an approval.
     Approval,
+    /// The step of the canary with this index.
+    Canary(usize),
     /// The bake.
     Bake,
 }
@@ -331,6 +354,18 @@ pub(super) enum Phase {
     Validating { gate: usize, run: u32 },
     /// An approval is waited for.
     Ready,
+    /// A hook runs that the next step waits for; the step of the canary whose share is held.
+    Hook {
+        hook: usize,
+        run: u32,
+        share: Option<usize>,
+    },
+    /// The share of this step of the canary is on its way.
+    Raising { step: usize },
+    /// That share is stored; what goes wrong counts from `settled_ms` on, since the boot.
+    Canary { step: usize, settled_ms: u64 },
+    /// The canary is on its way back to 0; what the release is then.
+    TakingBack { state: State, code: u8 },
     /// The flip is on its way.
     Switching,
     /// What goes wrong counts from `settled_ms` on, since the boot.
@@ -339,8 +374,6 @@ pub(super) enum Phase {
     SwitchingBack,
     /// The old colour is held.
     Standby,
-    /// The hook behind the hold runs.
-    Retiring { run: u32 },
     /// A human must decide.
     Paused(Held),
     /// Nothing follows. The exit code of whoever waited for it.
@@ -397,6 +430,8 @@ pub struct Release {
     pub why: String,
     /// Since when it is there, milliseconds since 1970.
     pub since_unix_ms: i64,
+    /// Hooks behind steps that have no result yet.
+    pub(super) pending: Vec<Pending>,
     pub(super) phase: Phase,
     /// When the wait ends, milliseconds since the boot; nothing is waited for without
     /// an end.
@@ -418,9 +453,9 @@ pub struct Release {
     /// How the old colour was.
     #[serde(skip)]
     pub(super) old: Health,
-    /// Some of the new flows went to the other colour than the active one.
+    /// So many of 65 536 new flows went to the other colour than the active one.
     #[serde(skip)]
-    pub(super) canary: bool,
+    pub(super) canary: u16,
 }
 
 impl Release {
@@ -430,13 +465,19 @@ impl Release {
     }
 
     /// Where it is, as people say it.
-    pub const fn state(&self) -> State {
+    pub fn state(&self) -> State {
         match self.phase {
+            Phase::Hook { hook, .. } => match self.plan.hooks.get(hook).map(|hook| hook.when) {
+                Some(When::BeforeCanary) => State::Canary,
+                Some(When::BeforeFlip) => State::Switching,
+                _ => State::Validating,
+            },
             Phase::Validating { .. } => State::Validating,
             Phase::Ready => State::Ready,
-            Phase::Switching | Phase::SwitchingBack => State::Switching,
+            Phase::Raising { .. } | Phase::Canary { .. } => State::Canary,
+            Phase::Switching | Phase::SwitchingBack | Phase::TakingBack { .. } => State::Switching,
             Phase::Baking { .. } => State::Baking,
-            Phase::Standby | Phase::Retiring { .. } => State::Standby,
+            Phase::Standby => State::Standby,
             Phase::Paused(_) => State::Paused,
             Phase::Over { state, .. } => state,
         }
@@ -459,10 +500,10 @@ impl Release {
         }
     }
 
-    /// The run of a gate, or of the hook, that is waited for.
+    /// The run of a gate, or of a hook, that is waited for.
     pub const fn run(&self) -> Option<u32> {
         match self.phase {
-            Phase::Validating { run, .. } | Phase::Retiring { run } => Some(run),
+            Phase::Validating { run, .. } | Phase::Hook { run, .. } => Some(run),
             _ => None,
         }
     }
@@ -474,28 +515,57 @@ impl Release {
             Phase::Baking { .. }
                 | Phase::SwitchingBack
                 | Phase::Standby
-                | Phase::Retiring { .. }
                 | Phase::Paused(Held::Bake)
         )
+    }
+
+    /// The step of the canary whose share it holds, or is about to hold.
+    pub const fn share(&self) -> Option<usize> {
+        match self.phase {
+            Phase::Raising { step }
+            | Phase::Canary { step, .. }
+            | Phase::Paused(Held::Canary(step)) => Some(step),
+            Phase::Hook { share, .. } => share,
+            _ => None,
+        }
+    }
+
+    /// True while the new colour has to prove itself.
+    pub const fn is_watched(&self) -> bool {
+        matches!(self.phase, Phase::Baking { .. } | Phase::Canary { .. })
+    }
+
+    /// True while it counts how the new colour is.
+    pub const fn is_looked_at(&self) -> bool {
+        self.has_flipped() || self.share().is_some()
     }
 
     /// What happens when the wait ends, if nothing else does before.
     pub fn next(&self) -> &'static str {
         match self.phase {
             Phase::Validating { .. } => "without a result it pauses",
+            Phase::Hook { .. } => "without a result it is as if the hook had failed",
             Phase::Ready if self.plan.approval.on_expiry == crate::config::OnExpiry::Flip => {
-                "without an answer it flips"
+                "without an answer it goes on"
             }
             Phase::Ready => "without an approval it is aborted",
-            Phase::Switching => "without a store it is aborted",
+            Phase::Raising { .. } | Phase::Switching => "without a store it is aborted",
+            Phase::Canary { step, .. } if step + 1 < self.plan.canary.len() => {
+                "the share grows, if all is well"
+            }
+            Phase::Canary { .. } => "it flips, if all is well",
             Phase::Baking { .. } => "the old colour is held",
-            Phase::SwitchingBack => "without a store it tries again",
+            Phase::SwitchingBack | Phase::TakingBack { .. } => "without a store it tries again",
             Phase::Standby => "the release is done",
-            Phase::Retiring { .. } => "the release is done, without a result of its hook",
             Phase::Paused(Held::Bake) => "it rolls back",
             Phase::Paused(_) => "it is aborted",
             Phase::Over { .. } => "nothing",
         }
+    }
+
+    /// True while this run of a hook behind a step has no result.
+    pub fn awaits(&self, run: u32) -> bool {
+        self.run() == Some(run) || self.pending.iter().any(|one| one.run == run)
     }
 
     /// Tells its story on.

@@ -157,7 +157,7 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
         text,
         "[service.{name}.approval]\nrequired = {}\n{}expires = {}\non_expiry = \"{}\"\n\
          [service.{name}.bake]\nduration = {}\nsettle = {}\non_fail = \"{}\"\non_inconclusive = \"{}\"\n\
-         cooldown = {}\n{}[service.{name}.standby]\nhold = {}\nafter_timeout = {}\n",
+         cooldown = {}\n{}[service.{name}.standby]\nhold = {}\n",
         approval.required,
         // Refused where nobody is asked.
         if approval.not_requester {
@@ -181,10 +181,62 @@ fn write_release(text: &mut String, name: &str, plan: &ReleasePlan) {
             ),
         },
         seconds(plan.standby.hold),
-        seconds(plan.standby.after_timeout),
     );
-    if let Some(after) = &plan.standby.after {
-        let _ = writeln!(text, "after = {}", list(after));
+    for hook in &plan.hooks {
+        let (when, kind) = (hook.when.as_str(), hook.run.kind.as_str());
+        let _ = write!(
+            text,
+            "[[service.{name}.hook]]\nname = {}\nwhen = \"{when}\"\nkind = \"{kind}\"\ntimeout = {}\n",
+            quoted(&hook.run.name),
+            seconds(hook.run.timeout)
+        );
+        if hook.when.is_before() {
+            let _ = writeln!(text, "on_failure = \"{}\"", hook.on_failure.as_str());
+        }
+        match &hook.run.kind {
+            GateKind::Exec(command) => {
+                let _ = writeln!(text, "command = {}", list(command));
+            }
+            GateKind::Webhook(webhook) => {
+                let _ = writeln!(text, "url = {}", quoted(&webhook.url));
+                if let Some(file) = &webhook.token_file {
+                    let _ = writeln!(text, "token_file = {}", quoted(&file.to_string_lossy()));
+                }
+            }
+            _ => unreachable!("no kind of a hook"),
+        }
+    }
+    if let Some(prometheus) = &plan.prometheus {
+        // The table of the bake is above.
+        let bake = format!("[service.{name}.bake]\n");
+        let key = format!("{bake}prometheus = {}\n", quoted(&prometheus.url));
+        *text = text.replace(&bake, &key);
+        for rule in &prometheus.rules {
+            let _ = write!(
+                text,
+                "[[service.{name}.bake.rule]]\nname = {}\npromql = {}\nno_data = \"{}\"\ninterval = {}\n\
+                 timeout = {}\nrise = {}\nfall = {}\n",
+                quoted(&rule.name),
+                quoted(&rule.promql),
+                rule.no_data.as_str(),
+                seconds(rule.interval),
+                seconds(rule.timeout),
+                rule.rise,
+                rule.fall
+            );
+            for (key, figure) in [("max", rule.max), ("min", rule.min)] {
+                if let Some(figure) = figure {
+                    let _ = writeln!(text, "{key} = {:?}", figure.0);
+                }
+            }
+        }
+    }
+    for step in &plan.canary {
+        let (percent, time) = (step.percent.percent(), seconds(step.time));
+        let _ = write!(
+            text,
+            "[[service.{name}.canary]]\npercent = {percent:?}\nfor = {time}\n"
+        );
     }
     for gate in &plan.gates {
         let (kind, timeout) = (gate.kind.as_str(), seconds(gate.timeout));
@@ -320,6 +372,12 @@ required = true
 not_requester = true
 expires = "1h"
 on_expiry = "flip"
+[[service.a.canary]]
+percent = 0.5
+for = "5m"
+[[service.a.canary]]
+percent = 25
+for = "10m"
 [service.a.bake]
 duration = "10m"
 settle = "0s"
@@ -328,10 +386,32 @@ on_inconclusive = "rollback"
 cooldown = "1m"
 errors = 0.02
 slower = 3.0
+prometheus = "http://prom.example.com:9090/p"
+[[service.a.bake.rule]]
+name = "errors"
+promql = 'rate(x{c="{colour}"}[1m])'
+max = 0.01
+min = -1.0
+no_data = "pass"
+interval = "10s"
+timeout = "2s"
+rise = 1
+fall = 5
 [service.a.standby]
 hold = "1h"
-after = ["/bin/true"]
-after_timeout = "9s"
+[[service.a.hook]]
+name = "notice"
+when = "before-canary"
+kind = "webhook"
+url = "http://ci.example.com:80/x"
+token_file = "/etc/token"
+on_failure = "go-on"
+[[service.a.hook]]
+name = "scale-down"
+when = "after-standby"
+kind = "exec"
+command = ["/bin/true"]
+timeout = "9s"
 "#;
     let release = SMALL.to_owned() + RELEASE;
     let wrong = [

@@ -39,35 +39,35 @@ pub(super) const CONCURRENCY: RangeInclusive<i64> = 1..=512;
 const FEWEST: u64 = 20;
 const LONGEST: Duration = Duration::from_hours(1);
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawGate {
-    name: Option<Spanned<String>>,
-    kind: Option<Spanned<String>>,
-    timeout: Option<Spanned<String>>,
-    command: Option<Spanned<Vec<String>>>,
-    path: Option<Spanned<String>>,
-    port: Option<Spanned<i64>>,
-    status: Option<Spanned<i64>>,
-    body: Option<Spanned<String>>,
-    json: Option<Spanned<String>>,
-    equals: Option<Spanned<toml::Value>>,
-    method: Option<Spanned<String>>,
-    headers: Option<Spanned<BTreeMap<String, String>>>,
-    rate: Option<Spanned<i64>>,
-    duration: Option<Spanned<String>>,
-    concurrency: Option<Spanned<i64>>,
-    p99: Option<Spanned<String>>,
-    errors: Option<Spanned<f64>>,
-    file: Option<Spanned<PathBuf>>,
-    max_ttft: Option<Spanned<String>>,
-    max_total: Option<Spanned<String>>,
-    compare: Option<Spanned<Vec<String>>>,
-    noise_runs: Option<Spanned<i64>>,
-    tolerance: Option<Spanned<f64>>,
-    service: Option<Spanned<String>>,
-    url: Option<Spanned<String>>,
-    token_file: Option<Spanned<PathBuf>>,
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) kind: Option<Spanned<String>>,
+    pub(super) timeout: Option<Spanned<String>>,
+    pub(super) command: Option<Spanned<Vec<String>>>,
+    pub(super) path: Option<Spanned<String>>,
+    pub(super) port: Option<Spanned<i64>>,
+    pub(super) status: Option<Spanned<i64>>,
+    pub(super) body: Option<Spanned<String>>,
+    pub(super) json: Option<Spanned<String>>,
+    pub(super) equals: Option<Spanned<toml::Value>>,
+    pub(super) method: Option<Spanned<String>>,
+    pub(super) headers: Option<Spanned<BTreeMap<String, String>>>,
+    pub(super) rate: Option<Spanned<i64>>,
+    pub(super) duration: Option<Spanned<String>>,
+    pub(super) concurrency: Option<Spanned<i64>>,
+    pub(super) p99: Option<Spanned<String>>,
+    pub(super) errors: Option<Spanned<f64>>,
+    pub(super) file: Option<Spanned<PathBuf>>,
+    pub(super) max_ttft: Option<Spanned<String>>,
+    pub(super) max_total: Option<Spanned<String>>,
+    pub(super) compare: Option<Spanned<Vec<String>>>,
+    pub(super) noise_runs: Option<Spanned<i64>>,
+    pub(super) tolerance: Option<Spanned<f64>>,
+    pub(super) service: Option<Spanned<String>>,
+    pub(super) url: Option<Spanned<String>>,
+    pub(super) token_file: Option<Spanned<PathBuf>>,
 }
 
 /// The gates of a service, in the order of the file, behind the `first` ones; `table` is
@@ -92,7 +92,8 @@ pub(super) fn gates(
     first.into_iter().map(Ok).chain(gates).collect()
 }
 
-fn gate(
+/// A gate, or what a hook runs, with a name of its own.
+pub(super) fn gate(
     keys: Keys<'_>,
     raw: &RawGate,
     names: &mut BTreeSet<String>,
@@ -101,11 +102,11 @@ fn gate(
         return Err(keys.missing("name", "add name = \"smoke\""));
     };
     if !is_name(name.get_ref()) {
-        let message = "a gate's name has 1 to 63 letters, digits, `-` and `_`";
+        let message = "a name has 1 to 63 letters, digits, `-` and `_`";
         return Err(keys.wrong(name, "name", message));
     }
     if !names.insert(name.get_ref().clone()) {
-        let message = format!("`{}` is the name of another gate", name.get_ref());
+        let message = format!("`{}` is the name of another one", name.get_ref());
         return Err(keys.wrong(name, "name", message));
     }
     let Some(kind) = &raw.kind else {
@@ -328,11 +329,7 @@ fn webhook(keys: Keys<'_>, raw: &RawGate) -> Result<WebhookGate, ConfigError> {
         return Err(keys.missing("url", message));
     };
     let given = url.get_ref();
-    let host = |uri: Uri| uri.host().is_some_and(|host| !host.is_empty());
-    let is_url = given.starts_with("http://")
-        && !given.contains(['#', '@'])
-        && given.parse::<Uri>().is_ok_and(host);
-    if !is_url {
+    if !is_url(given) {
         let message = format!(
             "`{}` is no URL of plain HTTP, like \"http://ci.example.com:8080/gate\"; for https use kind = \
              \"exec\" with curl",
@@ -347,6 +344,14 @@ fn webhook(keys: Keys<'_>, raw: &RawGate) -> Result<WebhookGate, ConfigError> {
             .map(|file| keys.file("token_file", Some(file), "/etc/bgswitch/token"))
             .transpose()?,
     })
+}
+
+/// True for where a server of plain HTTP is.
+pub(super) fn is_url(given: &str) -> bool {
+    let host = |uri: Uri| uri.host().is_some_and(|host| !host.is_empty());
+    given.starts_with("http://")
+        && !given.contains(['#', '@'])
+        && given.parse::<Uri>().is_ok_and(host)
 }
 
 /// What JSON calls a value that is no table, no array and no date.

@@ -347,6 +347,11 @@ impl fmt::Display for WarmGate {
 pub struct Share(pub u32);
 
 impl Share {
+    /// In per cent.
+    pub fn percent(self) -> f64 {
+        f64::from(self.0) / 10_000.0
+    }
+
     /// Whether `part` is more than this share of `whole`.
     pub const fn is_exceeded(self, part: u64, whole: u64) -> bool {
         part as u128 * 1_000_000 > whole as u128 * self.0 as u128
@@ -356,7 +361,7 @@ impl Share {
 impl fmt::Display for Share {
     /// In per cent.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} %", f64::from(self.0) / 10_000.0)
+        write!(f, "{} %", self.percent())
     }
 }
 

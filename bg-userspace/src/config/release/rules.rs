@@ -8,8 +8,10 @@ use toml::Spanned;
 use super::{
     super::{ConfigError, rules::duration, text::Text},
     ApprovalPlan, BakePlan, GatePlan, OnExpiry, OnTrouble, ReleasePlan, SignalPlan, StandbyPlan,
+    canary::{RawCanary, canary},
     gates::{RawGate, gates},
-    keys::Keys,
+    hooks::{RawHook, hooks},
+    prometheus::{RawRule, prometheus},
     tables::{RawParity, RawWarm, parity, warm},
 };
 
@@ -21,8 +23,10 @@ pub(in crate::config) struct RawRelease {
     pub(in crate::config) warm: Option<Spanned<RawWarm>>,
     pub(in crate::config) gate: Option<Spanned<Vec<Spanned<RawGate>>>>,
     pub(in crate::config) approval: Option<RawApproval>,
+    pub(in crate::config) canary: Option<Spanned<Vec<Spanned<RawCanary>>>>,
     pub(in crate::config) bake: Option<RawBake>,
     pub(in crate::config) standby: Option<RawStandby>,
+    pub(in crate::config) hook: Option<Spanned<Vec<Spanned<RawHook>>>>,
 }
 
 #[derive(Deserialize)]
@@ -45,14 +49,14 @@ pub(in crate::config) struct RawBake {
     signals: Option<bool>,
     errors: Option<Spanned<f64>>,
     slower: Option<Spanned<f64>>,
+    prometheus: Option<Spanned<String>>,
+    rule: Option<Spanned<Vec<Spanned<RawRule>>>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct RawStandby {
     hold: Option<Spanned<String>>,
-    after: Option<Spanned<Vec<String>>>,
-    after_timeout: Option<Spanned<String>>,
 }
 
 /// The plan of a service's releases.
@@ -81,9 +85,12 @@ pub(in crate::config) fn plan(
             }
         }
     };
+    let mut figures = None;
     let bake = match raw.bake {
         None => usual.bake,
-        Some(raw) => {
+        Some(mut raw) => {
+            let rules = raw.rule.take();
+            figures = prometheus(text, &key("bake"), raw.prometheus.as_ref(), rules)?;
             let (of, zero) = (usual.bake, Duration::ZERO);
             BakePlan {
                 duration: length(&raw.duration, "bake.duration", of.duration, zero)?,
@@ -98,25 +105,9 @@ pub(in crate::config) fn plan(
     let standby = match raw.standby {
         None => usual.standby,
         Some(raw) => {
-            let of = usual.standby;
-            let table = key("standby");
-            let keys = Keys {
-                text,
-                table: &table,
-                start: 0,
-            };
-            let after = raw.after.as_ref();
+            let (of, zero) = (usual.standby, Duration::ZERO);
             StandbyPlan {
-                hold: length(&raw.hold, "standby.hold", of.hold, Duration::ZERO)?,
-                after: after
-                    .map(|words| keys.command("after", words))
-                    .transpose()?,
-                after_timeout: length(
-                    &raw.after_timeout,
-                    "standby.after_timeout",
-                    of.after_timeout,
-                    SECOND,
-                )?,
+                hold: length(&raw.hold, "standby.hold", of.hold, zero)?,
             }
         }
     };
@@ -130,11 +121,22 @@ pub(in crate::config) fn plan(
         None => first,
         Some(raw) => gates(text, &key("gate"), first, raw)?,
     };
+    let canary = match raw.canary {
+        None => Vec::new(),
+        Some(raw) => canary(text, &key("canary"), raw)?,
+    };
+    let hooks = match raw.hook {
+        None => Vec::new(),
+        Some(raw) => hooks(text, &key("hook"), !canary.is_empty(), raw)?,
+    };
     Ok(ReleasePlan {
         gates,
         approval,
+        canary,
         bake,
+        prometheus: figures,
         standby,
+        hooks,
     })
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bg_common::service::Colour;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use serde::Deserialize;
 use serde_json::json;
@@ -14,7 +15,11 @@ use super::{
     Progress, Target,
     wire::{Answer, Line, Question},
 };
-use crate::{config::WebhookGate, health::tidy_to, release::Verdict};
+use crate::{
+    config::WebhookGate,
+    health::tidy_to,
+    release::{State, Verdict},
+};
 
 /// A longer answer is none.
 const MAX_ANSWER: usize = 64 << 10;
@@ -63,14 +68,7 @@ pub(super) async fn run(
 /// Asks once.
 async fn ask(gate: &WebhookGate, target: &Target) -> Result<Answer, String> {
     let (authority, path) = gate.parts();
-    let mut addresses = lookup_host(&authority)
-        .await
-        .map_err(|error| format!("{authority} is not known: {error}"))?;
-    let address = addresses.next();
-    let address = address.ok_or_else(|| format!("{authority} has no address"))?;
     let mut question = Question::new("POST", path, [], Some(&body(target)));
-    let host = HeaderValue::from_str(&authority).map_err(|error| error.to_string())?;
-    question.headers.insert(HOST, host);
     let json = HeaderValue::from_static("application/json");
     question.headers.insert(CONTENT_TYPE, json);
     if let Some(file) = &gate.token_file {
@@ -81,23 +79,51 @@ async fn ask(gate: &WebhookGate, target: &Target) -> Result<Answer, String> {
         bearer.set_sensitive(true);
         question.headers.insert(AUTHORIZATION, bearer);
     }
-    let answer = Line::to(address).ask(&question, Some(MAX_ANSWER)).await;
+    ask_at(&authority, question, MAX_ANSWER).await
+}
+
+/// Asks a host and port, by whatever address that has; keeps `most` bytes of the answer.
+pub(super) async fn ask_at(
+    authority: &str,
+    mut question: Question,
+    most: usize,
+) -> Result<Answer, String> {
+    let addresses = lookup_host(authority).await;
+    let mut addresses = addresses.map_err(|error| format!("is not known: {error}"))?;
+    let address = addresses.next().ok_or("has no address")?;
+    let host = HeaderValue::from_str(authority).map_err(|error| error.to_string())?;
+    question.headers.insert(HOST, host);
+    let answer = Line::to(address).ask(&question, Some(most)).await;
     answer.map_err(|trouble| trouble.to_string())
 }
 
 /// What it is told.
 fn body(target: &Target) -> String {
-    let colour = target.colour;
-    let backends = target.endpoints(None).unwrap_or_default();
-    let backends: Vec<String> = backends.iter().map(ToString::to_string).collect();
-    let told = json!({
-        "service": target.plan.name,
-        "release": target.release,
-        "state": "VALIDATING",
-        "colour": colour.as_str(),
-        "version": target.versions[colour as usize],
-        "backends": backends,
-    });
+    let of = |colour: Colour| {
+        let backends = target.endpoints_of(colour, None).unwrap_or_default();
+        let backends: Vec<String> = backends.iter().map(ToString::to_string).collect();
+        json!({
+            "colour": colour.as_str(),
+            "version": target.versions[colour as usize],
+            "backends": backends,
+        })
+    };
+    let state = target
+        .hook
+        .as_ref()
+        .map_or(State::Validating, |of| of.state);
+    let mut told = of(target.colour);
+    told["service"] = json!(target.plan.name);
+    told["release"] = json!(target.release);
+    told["state"] = json!(state.as_str());
+    if let Some(moment) = &target.hook {
+        let old = target.colour.other();
+        told["when"] = json!(moment.when.as_str());
+        told["active"] = json!(moment.active.as_str());
+        told["flows"] = json!(moment.flows[target.colour as usize]);
+        told["old"] = of(old);
+        told["old"]["flows"] = json!(moment.flows[old as usize]);
+    }
     told.to_string()
 }
 

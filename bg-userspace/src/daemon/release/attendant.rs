@@ -1,7 +1,7 @@
 //! The task of a service's releases: hears, keeps, acts.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,21 +9,22 @@ use std::{
 use bg_common::service::Colour;
 use tokio::{sync::mpsc, task::AbortHandle};
 
-use super::{Desk, Kept, Post, file_of, locked};
+use super::{Desk, Kept, Post, file_of, locked, rules::Rules};
 use crate::{
-    api::{FlipRequest, Kind, Refusal, RollbackRequest},
-    config::GatePlan,
+    api::{CanaryRequest, FlipRequest, Kind, Refusal, RollbackRequest},
+    config::{FlipMode, GatePlan, When},
     daemon::{
         Daemon,
         change::Order,
-        gates::{self, Progress, Target},
+        gates::{self, Moment, Progress, Target},
         metrics::Trigger,
         monitor::Told,
     },
     datapath::now_ns,
+    figures::Standing,
     journal::Entry,
     keeper::RESULT_WAIT,
-    release::{Command, Event, Health, Machine, Note, Now, Release, Word},
+    release::{Command, Event, Health, Machine, Note, Now, Release, State, Word},
     signals::{Hearing, Listener},
     time,
 };
@@ -47,8 +48,13 @@ pub(super) struct Attendant {
     progress: Progress,
     /// The gate that runs: its run, and how to stop it.
     gate: Option<(u32, AbortHandle)>,
-    /// Listens to the new colour of the release with this number.
-    ear: Option<(u64, Listener)>,
+    /// Hooks behind steps that run, by their run.
+    hooks: BTreeMap<u32, AbortHandle>,
+    /// Listens to the new colour of the release with this number, since the step of its
+    /// canary or, without one, since its flip.
+    ear: Option<(u64, Option<usize>, Listener)>,
+    /// Asks for figures of that colour.
+    rules: Option<Rules>,
 }
 
 impl Attendant {
@@ -63,7 +69,9 @@ impl Attendant {
             shown: Arc::clone(&desk.shown),
             progress: desk.progress.clone(),
             gate: None,
+            hooks: BTreeMap::new(),
             ear: None,
+            rules: None,
         }
     }
 
@@ -131,29 +139,47 @@ impl Attendant {
             for command in todo {
                 match command {
                     Command::Refuse(refusal) => refused = Err(refusal),
-                    Command::RunGate { run, gate, colour } => self.run_gate(run, gate, colour),
+                    Command::RunGate {
+                        run,
+                        gate,
+                        colour,
+                        when,
+                    } => self.run_gate(run, gate, colour, when),
                     Command::Flip {
                         to,
                         from_generation,
                         force,
                     } => {
-                        if let Some(baseline) = self.daemon.baseline(&self.service, to.other()) {
-                            // Nothing is to be done about it.
-                            let _ = self.machine.handle(Event::Baseline(baseline), now());
-                        }
-                        // What happens right behind the flip counts, too.
-                        let _ = self.hear();
+                        self.listen(to.other());
                         let flip = self.flip(to, from_generation, force, unkept.as_deref());
                         let done = flip.await;
                         events.push_back(self.look(None));
-                        events.extend(done.err().map(|refusal| Event::NotFlipped { refusal }));
+                        events.extend(done.err().map(|refusal| Event::NotStored { refusal }));
+                    }
+                    Command::Canary {
+                        to,
+                        percent,
+                        from_generation,
+                        force,
+                    } => {
+                        self.listen(to.other());
+                        let request = CanaryRequest {
+                            percent: Some(percent.percent()),
+                            if_generation: Some(from_generation),
+                            force,
+                            ..CanaryRequest::default()
+                        };
+                        let done = self.raise(to, request, unkept.as_deref()).await;
+                        events.push_back(self.look(None));
+                        events.extend(done.err().map(|refusal| Event::NotStored { refusal }));
                     }
                     Command::RollBack {
                         leave,
                         from_generation,
+                        drains,
                         why,
                     } => {
-                        self.roll_back(leave, from_generation, why).await;
+                        self.roll_back(leave, from_generation, drains, why).await;
                         events.push_back(self.look(None));
                     }
                 }
@@ -179,19 +205,23 @@ impl Attendant {
         let _ = self.step(self.look(None)).await;
         let health = |colour| self.daemon.colour_health(&self.service, colour);
         let release = self.machine.release.as_ref();
-        let Some(release) = release.filter(|release| release.has_flipped()) else {
+        let Some(release) = release.filter(|release| release.is_looked_at()) else {
             let _ = self.step(Event::Tick).await;
             return;
         };
         let (old, new) = (health(release.from), health(release.to));
         let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
-        let event = match (new, self.hear()) {
-            (_, Some(Hearing::Failing(why))) => Event::Failing(why),
-            (Some(Health::Ill(why)), _) | (_, Some(Hearing::Slow(why))) => {
-                Event::Health(Health::Ill(why))
+        let event = match (new, self.hear(), self.figures()) {
+            (_, Some(Hearing::Failing(why)), _) => Event::Failing(why),
+            (Some(Health::Ill(why)), ..)
+            | (_, Some(Hearing::Slow(why)), _)
+            | (.., Some(Standing::Broken(why))) => Event::Health(Health::Ill(why)),
+            // Each rule must be known to hold.
+            (.., Some(Standing::Unknown)) => Event::Health(Health::Unknown),
+            (None, Some(Hearing::Well), _) | (None, _, Some(Standing::Holds)) => {
+                Event::Health(Health::Well)
             }
-            (None, Some(Hearing::Well)) => Event::Health(Health::Well),
-            (health, _) => Event::Health(health.unwrap_or_default()),
+            (health, ..) => Event::Health(health.unwrap_or_default()),
         };
         let _ = self.step(event).await;
     }
@@ -203,12 +233,40 @@ impl Attendant {
         let plan = release.plan.bake.signals?;
         let heard = self.daemon.datapath.heard(&self.service)?;
         let heard = &heard[release.to as usize];
-        let number = release.number;
-        if self.ear.as_ref().is_none_or(|(of, _)| *of != number) {
+        let (number, step) = (release.number, release.share());
+        let is_other = |(of, at, _): &(u64, Option<usize>, _)| (*of, *at) != (number, step);
+        if self.ear.as_ref().is_none_or(is_other) {
             let baseline = release.baseline.unwrap_or_default();
-            self.ear = Some((number, Listener::new(plan, baseline, *heard)));
+            self.ear = Some((number, step, Listener::new(plan, baseline, *heard)));
         }
-        self.ear.as_mut().map(|(_, listener)| listener.look(heard))
+        let ear = self.ear.as_mut();
+        ear.map(|(_, _, listener)| listener.look(heard))
+    }
+
+    /// What the figures say of the new colour, if there are rules. Begins anew with each
+    /// step.
+    fn figures(&mut self) -> Option<Standing> {
+        let release = self.machine.release.as_ref()?;
+        let plan = release.plan.prometheus.as_ref()?;
+        let rules = self.rules.as_ref();
+        if rules.is_none_or(|rules| !rules.are_of(release)) {
+            self.rules = Some(Rules::new(&self.service, release, plan));
+        }
+        let rules = self.rules.as_ref()?;
+        if release.is_watched() {
+            self.progress.say(rules.said());
+        }
+        Some(rules.standing())
+    }
+
+    /// Begins to listen before a store: what happens right behind it counts, too. How the
+    /// old colour was is taken before any new flow goes to the other one.
+    fn listen(&mut self, old: Colour) {
+        if let Some(baseline) = self.daemon.baseline(&self.service, old) {
+            // Nothing is to be done about it.
+            let _ = self.machine.handle(Event::Baseline(baseline), now());
+        }
+        let _ = self.hear();
     }
 
     /// Keeps the machine on the disk, and tells what is new. Returns what did not
@@ -286,23 +344,48 @@ impl Attendant {
             gate.abort();
             self.gate = None;
         }
+        let release = self.machine.release.as_ref();
+        if !release.is_some_and(Release::is_looked_at) {
+            self.rules = None;
+        }
+        self.hooks.retain(|run, hook| {
+            let is_awaited = release.is_some_and(|release| release.awaits(*run));
+            if !is_awaited {
+                hook.abort();
+            }
+            is_awaited
+        });
     }
 
-    fn run_gate(&mut self, run: u32, gate: GatePlan, colour: Colour) {
-        let (Some(target), mailbox) = (self.target(colour), self.mailbox.clone()) else {
+    /// Runs a gate, or a hook: one behind a step runs aside.
+    fn run_gate(&mut self, run: u32, gate: GatePlan, colour: Colour, when: Option<When>) {
+        let (Some(mut target), mailbox) = (self.target(colour), self.mailbox.clone()) else {
             // The word's look says that the service is gone.
             return;
         };
-        self.progress.say(String::new());
-        let progress = self.progress.clone();
+        let is_aside = when.is_some_and(|when| !when.is_before());
+        let progress = if is_aside {
+            Progress::default()
+        } else {
+            self.progress.say(String::new());
+            self.progress.clone()
+        };
+        let state = self.machine.state();
         let (daemon, service) = (Arc::clone(&self.daemon), self.service.clone());
         let gate = tokio::spawn(async move {
+            if let Some(when) = when {
+                target.hook = daemon.moment(&service, when, state).await;
+            }
             let outcome = gates::run(&gate, &target, &progress).await;
             daemon.metrics.gate(&service, &gate.name, &outcome);
             // At the daemon's end, nobody waits for it.
             let _ = mailbox.send(Post::Event(Event::GateEnded { run, outcome }));
         });
-        self.gate = Some((run, gate.abort_handle()));
+        if is_aside {
+            self.hooks.insert(run, gate.abort_handle());
+        } else {
+            self.gate = Some((run, gate.abort_handle()));
+        }
     }
 
     /// What gates run against: the colour as it is configured now.
@@ -316,6 +399,7 @@ impl Attendant {
             colour,
             release: release.id(),
             versions,
+            hook: None,
         })
     }
 
@@ -330,11 +414,55 @@ impl Attendant {
         let Some(release) = &self.machine.release else {
             return Ok(());
         };
+        // No reload may come between this look and the flip.
+        let _still = self.daemon.reloading.lock().await;
+        self.may_store(release, to, force, unkept)?;
+        let request = FlipRequest {
+            to: Some(to.as_str().to_owned()),
+            if_generation: Some(from_generation),
+            force,
+            why: Some(why(release)),
+            ..FlipRequest::default()
+        };
+        let order = self.order(release);
+        let flipped = self.daemon.counted_flip(order, request).await?;
+        self.warn(&flipped.warnings);
+        Ok(())
+    }
+
+    /// Stores a share as `bgswitch canary` does, in the same name.
+    async fn raise(
+        &self,
+        to: Colour,
+        request: CanaryRequest,
+        unkept: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let Some(release) = &self.machine.release else {
+            return Ok(());
+        };
+        let _still = self.daemon.reloading.lock().await;
+        self.may_store(release, to, request.force, unkept)?;
+        let request = CanaryRequest {
+            why: Some(why(release)),
+            ..request
+        };
+        let order = self.order(release);
+        let raised = Arc::clone(&self.daemon).canary(order, request).await?;
+        self.warn(&raised.warnings);
+        Ok(())
+    }
+
+    /// Refuses what was not kept, and what its gates have not seen.
+    fn may_store(
+        &self,
+        release: &Release,
+        to: Colour,
+        force: bool,
+        unkept: Option<&str>,
+    ) -> Result<(), Refusal> {
         if let Some(warning) = unkept.filter(|_| !force) {
             return Err(Refusal::new(Kind::Failed, warning));
         }
-        // No reload may come between this look and the flip.
-        let _still = self.daemon.reloading.lock().await;
         if self.daemon.tested(&self.service, to) != release.tested {
             let message = format!(
                 "{}'s backends have changed since the release began, or listeners or its version: begin \
@@ -343,30 +471,28 @@ impl Attendant {
             );
             return Err(Refusal::new(Kind::Conflict, message));
         }
-        let version = release.version.as_deref().unwrap_or("no version named");
-        let order = Order {
+        Ok(())
+    }
+
+    /// In the name of who agreed to the flip.
+    fn order<'a>(&'a self, release: &'a Release) -> Order<'a> {
+        Order {
             actor: release.approved_by.as_ref().unwrap_or(&release.requester),
             trigger: Trigger::Release,
             service: &self.service,
             deadline_ns: Some(now_ns().saturating_add(FLIP_WITHIN_NS)),
-        };
-        let request = FlipRequest {
-            to: Some(to.as_str().to_owned()),
-            if_generation: Some(from_generation),
-            force,
-            why: Some(format!("release {} ({version})", release.id())),
-            ..FlipRequest::default()
-        };
-        let flipped = self.daemon.counted_flip(order, request).await?;
-        self.warn(&flipped.warnings);
-        Ok(())
+        }
     }
 
     /// Rolls back as `bgswitch rollback` does. What went wrong shows in the word.
-    async fn roll_back(&self, leave: Colour, from_generation: u16, why: String) {
+    async fn roll_back(&self, leave: Colour, from_generation: u16, drains: bool, why: String) {
         let order = Order {
             actor: "bgswitch",
-            trigger: Trigger::Automatic,
+            trigger: if drains {
+                Trigger::Release
+            } else {
+                Trigger::Automatic
+            },
             service: &self.service,
             deadline_ns: None,
         };
@@ -374,7 +500,7 @@ impl Attendant {
             leave: Some(leave.as_str().to_owned()),
             if_generation: Some(from_generation),
             why: Some(why),
-            mode: None,
+            mode: drains.then_some(FlipMode::Drain),
         };
         match self.daemon.counted_rollback(order, request).await {
             Ok(flipped) => self.warn(&flipped.warnings),
@@ -386,6 +512,28 @@ impl Attendant {
         for warning in warnings {
             tracing::warn!("{}: {warning}", self.service);
         }
+    }
+}
+
+/// Why a word is stored, for the journal.
+fn why(release: &Release) -> String {
+    let version = release.version.as_deref().unwrap_or("no version named");
+    format!("release {} ({version})", release.id())
+}
+
+impl Daemon {
+    /// What a hook is told of this moment.
+    async fn moment(self: &Arc<Self>, service: &str, when: When, state: State) -> Option<Moment> {
+        let active = self.datapath.word(service)?.active();
+        let flows = Colour::ALL.map(|colour| self.count_flows(service, colour));
+        let [blue, green] = flows;
+        let (blue, green) = tokio::join!(blue, green);
+        Some(Moment {
+            when,
+            state,
+            active,
+            flows: [blue, green],
+        })
     }
 }
 

@@ -1,0 +1,62 @@
+//! Asks a Prometheus server, over HTTP without TLS.
+
+use std::{fmt::Write as _, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{webhook::ask_at, wire::Question};
+use crate::{
+    config::PrometheusPlan,
+    figures::{Sample, read},
+};
+
+/// A longer answer is none.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// Asks once.
+pub(in crate::daemon) async fn ask(plan: &PrometheusPlan, query: &str, limit: Duration) -> Sample {
+    let (authority, path) = plan.parts();
+    let path = format!("{path}/api/v1/query?query={}", escaped(query));
+    let question = Question::new("GET", &path, [], None);
+    let Ok(answer) = timeout(limit, ask_at(&authority, question, MAX_ANSWER)).await else {
+        let limit = humantime::format_duration(limit);
+        return Sample::Trouble(format!("{authority} did not answer within {limit}"));
+    };
+    match answer {
+        Err(trouble) => Sample::Trouble(format!("{authority} {trouble}")),
+        // Errors are told in the body, too.
+        Ok(answer) => match read(&answer.body) {
+            Sample::Trouble(trouble) => {
+                let status = answer.status.as_u16();
+                Sample::Trouble(format!("{authority} answered {status}: {trouble}"))
+            }
+            sample => sample,
+        },
+    }
+}
+
+/// In a query of a URL (RFC 3986, section 2.3).
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_escaped() {
+        assert_eq!(
+            escaped("rate(a{b=\"ü\"}[1m])"),
+            "rate%28a%7Bb%3D%22%C3%BC%22%7D%5B1m%5D%29"
+        );
+    }
+}

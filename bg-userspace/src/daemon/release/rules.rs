@@ -1,0 +1,74 @@
+//! Asks for the figures of a release's rules, while its new colour is watched.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    config::PrometheusPlan,
+    daemon::gates::prometheus::ask,
+    figures::{Standing, Watch, together},
+    release::Release,
+};
+
+/// The rules of a release, at a step of its canary or, without one, behind its flip.
+pub(super) struct Rules {
+    /// Of which release, and at which step.
+    of: (u64, Option<usize>),
+    watches: Arc<Mutex<Vec<Watch>>>,
+    /// Ended with it.
+    _asking: JoinSet<()>,
+}
+
+impl Rules {
+    /// Begins to ask.
+    pub(super) fn new(service: &str, release: &Release, plan: &PrometheusPlan) -> Self {
+        let watches = plan.rules.iter().cloned().map(Watch::new).collect();
+        let watches = Arc::new(Mutex::new(watches));
+        let mut asking = JoinSet::new();
+        for (index, rule) in plan.rules.iter().enumerate() {
+            let version = release.version.as_deref().unwrap_or_default();
+            let query = rule.query(service, release.to, version);
+            let (plan, rule, watches) = (plan.clone(), rule.clone(), Arc::clone(&watches));
+            asking.spawn(async move {
+                let mut next = Instant::now();
+                loop {
+                    let sample = ask(&plan, &query, rule.timeout).await;
+                    if let Some(watch) = locked(&watches).get_mut(index) {
+                        watch.hear(&sample);
+                    }
+                    next = (next + rule.interval).max(Instant::now());
+                    sleep_until(next).await;
+                }
+            });
+        }
+        Self {
+            of: (release.number, release.share()),
+            watches,
+            _asking: asking,
+        }
+    }
+
+    /// True when it is of this release, where that is now.
+    pub(super) fn are_of(&self, release: &Release) -> bool {
+        self.of == (release.number, release.share())
+    }
+
+    /// How they are, all together.
+    pub(super) fn standing(&self) -> Standing {
+        together(locked(&self.watches).iter())
+    }
+
+    /// What their last samples said.
+    pub(super) fn said(&self) -> String {
+        let said: Vec<String> = locked(&self.watches).iter().map(Watch::said).collect();
+        said.join("; ")
+    }
+}
+
+fn locked(watches: &Mutex<Vec<Watch>>) -> MutexGuard<'_, Vec<Watch>> {
+    watches.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,331 @@
+//! What becomes of a canary, by the health of the new colour, and by what humans store.
+
+use std::time::Duration;
+
+use bg_common::service::Colour;
+
+use super::*;
+use crate::{
+    config::{BakePlan, CanaryStep, ReleasePlan, Share, SignalPlan},
+    switch::nearest_share,
+};
+
+/// A service whose releases go by 5 % for 60 s, then 50 % for 120 s; it settles for
+/// 10 s. The clock is in seconds.
+struct Service {
+    machine: Machine,
+    word: Word,
+    seconds: u64,
+}
+
+impl Service {
+    fn with(bake: BakePlan) -> Self {
+        let step = |percent: u32, seconds| CanaryStep {
+            percent: Share(percent * 10_000),
+            time: Duration::from_secs(seconds),
+        };
+        let mut service = Self {
+            machine: Machine::default(),
+            word: Word {
+                active: Colour::Blue,
+                generation: 7,
+                canary: 0,
+            },
+            seconds: 1000,
+        };
+        let start = Start {
+            by: By::default(),
+            to: Colour::Green,
+            version: None,
+            tested: Vec::new(),
+            plan: ReleasePlan {
+                canary: vec![step(5, 60), step(50, 120)],
+                bake,
+                ..ReleasePlan::default()
+            },
+            watched: true,
+            force: false,
+            word: service.word,
+        };
+        let todo = service.handle(Event::Start(Box::new(start)));
+        service.stores(5, &todo);
+        service
+    }
+
+    fn new() -> Self {
+        Self::with(bake())
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Command> {
+        let now = Now {
+            ms: self.seconds * 1000,
+            unix_ms: 0,
+        };
+        self.machine.handle(event, now)
+    }
+
+    /// The share is asked for, and stored.
+    fn stores(&mut self, percent: u32, todo: &[Command]) {
+        let command = Command::Canary {
+            to: Colour::Green,
+            percent: Share(percent * 10_000),
+            from_generation: 7,
+            force: false,
+        };
+        assert_eq!(todo, [command]);
+        assert_eq!(self.machine.state(), State::Canary);
+        self.word.canary = nearest_share(f64::from(percent));
+        assert_eq!(self.look(), []);
+        assert_eq!(self.machine.state(), State::Canary);
+    }
+
+    fn look(&mut self) -> Vec<Command> {
+        let word = Some(self.word);
+        self.handle(Event::Word { word, by: None })
+    }
+
+    /// The canary is asked back, and goes.
+    fn goes_back(&mut self, drains: bool, todo: &[Command]) {
+        let [
+            Command::RollBack {
+                leave,
+                from_generation,
+                drains: asked,
+                ..
+            },
+        ] = todo
+        else {
+            panic!("it stays: {todo:?}");
+        };
+        let is = (*leave, *from_generation, *asked);
+        assert_eq!(is, (Colour::Green, 7, drains));
+        assert_eq!(self.machine.state(), State::Switching);
+        self.word.generation += 1;
+        self.word.canary = 0;
+        assert_eq!(self.look(), []);
+    }
+
+    /// Time goes by, and then the new colour is like this.
+    fn after(&mut self, seconds: u64, health: Health) -> (State, Vec<Command>) {
+        self.seconds += seconds;
+        let todo = self.handle(Event::Health(health));
+        (self.machine.state(), todo)
+    }
+
+    fn ended(&self) -> (State, u8, &str) {
+        let release = self.machine.release.as_ref().unwrap();
+        (release.state(), release.code(), &release.why)
+    }
+}
+
+fn bake() -> BakePlan {
+    BakePlan {
+        settle: Duration::from_secs(10),
+        ..BakePlan::default()
+    }
+}
+
+fn ill() -> Health {
+    Health::Ill("it is wedged".to_owned())
+}
+
+#[test]
+fn shares_rise_step_by_step_and_then_all_of_it_flips() {
+    let mut service = Service::new();
+    let (_, _, why) = service.ended();
+    assert_eq!(why, "5 % of new flows go to green, step 1 of 2");
+    assert_eq!(service.after(59, Health::Well), (State::Canary, vec![]));
+    let (_, todo) = service.after(1, Health::Well);
+    service.stores(50, &todo);
+    assert_eq!(service.after(119, Health::Well), (State::Canary, vec![]));
+    let (state, todo) = service.after(1, Health::Well);
+    assert_eq!(state, State::Switching);
+    assert!(
+        matches!(
+            todo[..],
+            [Command::Flip {
+                from_generation: 7,
+                ..
+            }]
+        ),
+        "{todo:?}"
+    );
+    service.word = Word {
+        active: Colour::Green,
+        generation: 8,
+        canary: 0,
+    };
+    assert_eq!(service.look(), []);
+    assert_eq!(service.machine.state(), State::Baking);
+}
+
+#[test]
+fn an_ill_colour_loses_its_share_by_itself_and_it_is_said_why() {
+    let mut service = Service::new();
+    // Caches are cold.
+    assert_eq!(service.after(9, ill()), (State::Canary, vec![]));
+    let (_, todo) = service.after(1, ill());
+    service.goes_back(false, &todo);
+    let why = "green is ill: it is wedged; new flows go to blue";
+    assert_eq!(service.ended(), (State::RolledBack, exit::ROLLED_BACK, why));
+}
+
+#[test]
+fn requests_that_fail_count_at_once_in_every_step() {
+    let mut service = Service::new();
+    let (_, todo) = service.after(60, Health::Well);
+    service.stores(50, &todo);
+    let todo = service.handle(Event::Failing("50 of 500 answers".to_owned()));
+    service.goes_back(false, &todo);
+    assert_eq!(service.machine.state(), State::RolledBack);
+}
+
+#[test]
+fn not_to_know_is_no_reason_for_a_larger_share() {
+    let mut service = Service::new();
+    assert_eq!(service.after(60, Health::Unknown), (State::Paused, vec![]));
+    let release = service.machine.release.as_ref().unwrap();
+    assert_eq!(
+        (release.code(), release.share()),
+        (exit::INCONCLUSIVE, Some(0))
+    );
+    // The share stays; a human lets it grow, and it is written down.
+    let todo = service.handle(Event::Resume {
+        by: By::default(),
+        force: true,
+    });
+    service.stores(50, &todo);
+    // Or waits for too long.
+    assert_eq!(service.after(120, Health::Unknown).0, State::Paused);
+    service.seconds += 4 * 3600;
+    let todo = service.handle(Event::Tick);
+    service.goes_back(true, &todo);
+    let (state, code, _) = service.ended();
+    assert_eq!((state, code), (State::Aborted, exit::TIMED_OUT));
+}
+
+#[test]
+fn a_pause_keeps_the_share_and_the_step_begins_anew() {
+    let mut service = Service::new();
+    service.seconds += 50;
+    assert_eq!(service.handle(Event::Pause(By::default())), []);
+    assert_eq!(service.after(3600, ill()), (State::Paused, vec![]));
+    let by = By::default();
+    assert_eq!(service.handle(Event::Resume { by, force: false }), []);
+    assert_eq!(service.after(59, Health::Well), (State::Canary, vec![]));
+    let (_, todo) = service.after(1, Health::Well);
+    service.stores(50, &todo);
+}
+
+#[test]
+fn an_abort_takes_the_share_back_and_lets_its_flows_end() {
+    for is_paused in [false, true] {
+        let mut service = Service::new();
+        if is_paused {
+            service.handle(Event::Pause(By::default()));
+        }
+        let todo = service.handle(Event::Abort(By::default()));
+        service.goes_back(true, &todo);
+        let (state, code, why) = service.ended();
+        assert_eq!((state, code), (State::Aborted, exit::FAILED));
+        assert_eq!(why, "it was aborted; new flows go to blue");
+    }
+}
+
+#[test]
+fn it_is_taken_back_until_it_is_back() {
+    let mut service = Service::new();
+    let todo = service.handle(Event::Abort(By::default()));
+    for _ in 0..3 {
+        assert_eq!(service.look(), []);
+        assert_eq!(service.machine.state(), State::Switching);
+        service.seconds += 30;
+        assert_eq!(service.handle(Event::Tick), todo);
+    }
+    service.goes_back(true, &todo);
+    assert_eq!(service.machine.state(), State::Aborted);
+}
+
+#[test]
+fn what_humans_store_meanwhile_ends_it() {
+    let ended_by = |word| {
+        let mut service = Service::new();
+        service.word = word;
+        assert_eq!(service.look(), []);
+        let (state, code, _) = service.ended();
+        (state, code)
+    };
+    let word = |active, generation, percent| Word {
+        active,
+        generation,
+        canary: nearest_share(percent),
+    };
+    let rolled_back = (State::RolledBack, exit::FAILED);
+    assert_eq!(ended_by(word(Colour::Blue, 8, 0.0)), rolled_back);
+    assert_eq!(ended_by(word(Colour::Blue, 7, 0.0)), rolled_back);
+    let superseded = (State::Superseded, exit::CONFLICT);
+    assert_eq!(ended_by(word(Colour::Blue, 7, 10.0)), superseded);
+    assert_eq!(ended_by(word(Colour::Green, 8, 0.0)), superseded);
+}
+
+#[test]
+fn the_flip_behind_a_canary_takes_it_back_when_it_is_refused() {
+    let mut service = Service::new();
+    let (_, todo) = service.after(60, Health::Well);
+    service.stores(50, &todo);
+    let (_, todo) = service.after(120, Health::Well);
+    assert!(matches!(todo[..], [Command::Flip { .. }]), "{todo:?}");
+    let refusal = Refusal::new(Kind::Unhealthy, "nobody is there");
+    let todo = service.handle(Event::NotStored { refusal });
+    service.goes_back(true, &todo);
+    let (state, code, _) = service.ended();
+    assert_eq!((state, code), (State::Aborted, exit::UNHEALTHY));
+}
+
+#[test]
+fn a_share_that_is_refused_leaves_none_behind() {
+    let mut service = Service::new();
+    let (_, todo) = service.after(60, Health::Well);
+    assert!(matches!(todo[..], [Command::Canary { .. }]), "{todo:?}");
+    let refusal = Refusal::new(Kind::Unhealthy, "nobody is there");
+    let todo = service.handle(Event::NotStored { refusal });
+    service.goes_back(true, &todo);
+    assert_eq!(service.machine.state(), State::Aborted);
+}
+
+#[test]
+fn what_nobody_looks_at_is_no_canary_to_release_by() {
+    let mut service = Service::new();
+    service.handle(Event::Abort(By::default()));
+    service.word.generation += 1;
+    service.word.canary = 0;
+    service.look();
+    let release = service.machine.release.clone().unwrap();
+    let start = |watched, signals| {
+        let mut plan = release.plan.clone();
+        plan.bake.signals = signals;
+        let start = Start {
+            by: By::default(),
+            to: Colour::Green,
+            version: None,
+            tested: Vec::new(),
+            plan,
+            watched,
+            force: false,
+            word: service.word,
+        };
+        let mut machine = service.machine.clone();
+        machine.handle(Event::Start(Box::new(start)), Now::default())
+    };
+    let todo = start(false, None);
+    assert!(matches!(todo[..], [Command::Refuse(_)]), "{todo:?}");
+    let todo = start(false, Some(SignalPlan::default()));
+    assert!(matches!(todo[..], [Command::Canary { .. }]), "{todo:?}");
+}
+
+#[test]
+fn both_colours_ill_is_a_humans_business() {
+    let mut service = Service::new();
+    service.handle(Event::OldHealth(ill()));
+    assert_eq!(service.after(20, ill()), (State::Paused, vec![]));
+}

@@ -1,0 +1,268 @@
+//! What becomes of a release by what its hooks say.
+
+use std::time::Duration;
+
+use bg_common::service::Colour;
+
+use super::*;
+use crate::config::{
+    BakePlan, CanaryStep, GateKind, GatePlan, HookPlan, OnFailure, ReleasePlan, Share,
+};
+
+/// A service with a canary of 5 % for a minute, and hooks; seconds on its clock.
+struct Service {
+    machine: Machine,
+    word: Word,
+    seconds: u64,
+}
+
+fn hook(when: When, name: &str, on_failure: OnFailure) -> HookPlan {
+    HookPlan {
+        when,
+        on_failure,
+        run: GatePlan {
+            name: name.to_owned(),
+            timeout: Duration::from_mins(1),
+            kind: GateKind::Exec(vec!["/bin/true".to_owned()]),
+        },
+    }
+}
+
+fn stops(when: When) -> HookPlan {
+    hook(when, when.as_str(), OnFailure::Stop)
+}
+
+fn aside(when: When) -> HookPlan {
+    hook(when, when.as_str(), OnFailure::GoOn)
+}
+
+impl Service {
+    /// Begins a release; what it asks for first.
+    fn begins(hooks: Vec<HookPlan>) -> (Self, Vec<Command>) {
+        let mut service = Self {
+            machine: Machine::default(),
+            word: Word {
+                active: Colour::Blue,
+                generation: 7,
+                canary: 0,
+            },
+            seconds: 1000,
+        };
+        let start = Start {
+            by: By::default(),
+            to: Colour::Green,
+            version: None,
+            tested: Vec::new(),
+            plan: ReleasePlan {
+                canary: vec![CanaryStep {
+                    percent: Share(50_000),
+                    time: Duration::from_mins(1),
+                }],
+                bake: BakePlan {
+                    settle: Duration::ZERO,
+                    ..BakePlan::default()
+                },
+                hooks,
+                ..ReleasePlan::default()
+            },
+            watched: true,
+            force: false,
+            word: service.word,
+        };
+        let todo = service.handle(Event::Start(Box::new(start)));
+        (service, todo)
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Command> {
+        let now = Now {
+            ms: self.seconds * 1000,
+            unix_ms: 0,
+        };
+        self.machine.handle(event, now)
+    }
+
+    /// The hooks that are asked for, say so.
+    fn say(&mut self, todo: &[Command], names: &[&str], verdict: Verdict) -> Vec<Command> {
+        assert_eq!(asked(todo), names);
+        let runs = todo.iter().filter_map(|command| match command {
+            Command::RunGate { run, .. } => Some(*run),
+            _ => None,
+        });
+        let outcome = Outcome {
+            verdict,
+            evidence: "said so".to_owned(),
+            took_ms: 1,
+        };
+        let runs: Vec<u32> = runs.collect();
+        let said = runs.into_iter().flat_map(|run| {
+            self.handle(Event::GateEnded {
+                run,
+                outcome: outcome.clone(),
+            })
+        });
+        said.collect()
+    }
+
+    fn stored(&mut self, active: Colour, generation: u16, canary: u16) -> Vec<Command> {
+        self.word = Word {
+            active,
+            generation,
+            canary,
+        };
+        let word = Some(self.word);
+        self.handle(Event::Word { word, by: None })
+    }
+
+    /// Its share is asked for, and stored, and its time goes by.
+    fn has_its_canary(&mut self, todo: &[Command]) -> Vec<Command> {
+        assert!(matches!(todo, [Command::Canary { .. }]), "{todo:?}");
+        assert_eq!(self.stored(Colour::Blue, 7, 3277), []);
+        self.seconds += 60;
+        self.handle(Event::Health(Health::Well))
+    }
+
+    fn ended(&self) -> (State, u8) {
+        let release = self.machine.release.as_ref().unwrap();
+        (release.state(), release.code())
+    }
+
+    fn last(&self) -> &str {
+        let release = self.machine.release.as_ref().unwrap();
+        &release.notes.last().unwrap().text
+    }
+}
+
+/// Names of the hooks that are asked for.
+fn asked(todo: &[Command]) -> Vec<&str> {
+    let asked = todo.iter().filter_map(|command| match command {
+        Command::RunGate {
+            gate,
+            when: Some(_),
+            ..
+        } => Some(gate.name.as_str()),
+        _ => None,
+    });
+    asked.collect()
+}
+
+#[test]
+fn each_step_waits_for_the_hooks_before_it_and_for_none_behind_it() {
+    use When::*;
+    let hooks = vec![
+        stops(BeforeFlip),
+        stops(BeforeCanary),
+        stops(BeforeGates),
+        hook(BeforeGates, "second", OnFailure::Stop),
+        aside(AfterFlip),
+        aside(AfterBake),
+        aside(AfterStandby),
+    ];
+    let (mut service, todo) = Service::begins(hooks);
+    let todo = service.say(&todo, &["before-gates"], Verdict::Pass);
+    let todo = service.say(&todo, &["second"], Verdict::Pass);
+    assert_eq!(service.machine.state(), State::Canary);
+    let release = service.machine.release.as_ref().unwrap();
+    let notes = release.notes.iter();
+    let said = notes.filter(|note| note.text.starts_with("hook "));
+    assert_eq!(said.count(), 2, "{:?}", release.notes);
+    let todo = service.say(&todo, &["before-canary"], Verdict::Pass);
+    let todo = service.has_its_canary(&todo);
+    assert_eq!(service.machine.state(), State::Switching);
+    let todo = service.say(&todo, &["before-flip"], Verdict::Pass);
+    assert!(matches!(todo[..], [Command::Flip { .. }]), "{todo:?}");
+    let flipped = service.stored(Colour::Green, 8, 0);
+    assert_eq!(service.machine.state(), State::Baking);
+    // Those behind a step say it when they can, and change nothing.
+    assert_eq!(service.say(&flipped, &["after-flip"], Verdict::Fail), []);
+    assert_eq!(service.machine.state(), State::Baking);
+    assert_eq!(service.last(), "hook after-flip: fail, said so");
+    service.seconds += 30 * 60;
+    let baked = service.handle(Event::Health(Health::Well));
+    assert_eq!(service.machine.state(), State::Standby);
+    assert_eq!(asked(&baked), ["after-bake"]);
+    let retired = service.handle(Event::Retire(By::default()));
+    assert_eq!(service.ended(), (State::Steady, 0));
+    assert_eq!(service.say(&retired, &["after-standby"], Verdict::Pass), []);
+    // Nobody waits for one that hangs.
+    service.seconds += 65;
+    assert_eq!(service.handle(Event::Tick), []);
+    assert_eq!(service.last(), "hook after-bake: no result, it was ended");
+    assert_eq!(service.machine.next_deadline(), None);
+}
+
+#[test]
+fn a_hook_that_fails_or_hangs_before_a_step_stops_it_unless_it_is_told_to_go_on() {
+    for (on_failure, wanted) in [
+        (OnFailure::Stop, (State::Failed, exit::GATE)),
+        (OnFailure::GoOn, (State::Canary, 0)),
+    ] {
+        let hooks = || vec![hook(When::BeforeCanary, "notice", on_failure)];
+        for verdict in [Verdict::Fail, Verdict::Inconclusive] {
+            let (mut service, todo) = Service::begins(hooks());
+            service.say(&todo, &["notice"], verdict);
+            assert_eq!(service.ended(), wanted);
+        }
+        let (mut service, _) = Service::begins(hooks());
+        service.seconds += 65;
+        service.handle(Event::Tick);
+        assert_eq!(service.ended(), wanted);
+    }
+}
+
+#[test]
+fn a_hook_that_stops_the_flip_takes_the_canary_back() {
+    let (mut service, todo) = Service::begins(vec![stops(When::BeforeFlip)]);
+    let todo = service.has_its_canary(&todo);
+    let todo = service.say(&todo, &["before-flip"], Verdict::Fail);
+    assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
+    assert_eq!(service.stored(Colour::Blue, 8, 0), []);
+    assert_eq!(service.ended(), (State::Failed, exit::GATE));
+}
+
+#[test]
+fn a_canary_is_watched_also_while_a_hook_before_the_flip_runs() {
+    let (mut service, todo) =
+        Service::begins(vec![stops(When::BeforeFlip), aside(When::AfterRollback)]);
+    service.has_its_canary(&todo);
+    let todo = service.handle(Event::Failing("half of the answers".to_owned()));
+    assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
+    let todo = service.stored(Colour::Blue, 8, 0);
+    assert_eq!(service.ended(), (State::RolledBack, exit::ROLLED_BACK));
+    assert_eq!(asked(&todo), ["after-rollback"]);
+}
+
+/// Law 5.
+#[test]
+fn a_rollback_waits_for_no_hook() {
+    let hooks = vec![stops(When::BeforeFlip), aside(When::AfterRollback)];
+    let (mut service, todo) = Service::begins(hooks);
+    service.has_its_canary(&todo);
+    let todo = service.stored(Colour::Blue, 8, 0);
+    assert_eq!(service.ended(), (State::RolledBack, exit::FAILED));
+    assert_eq!(asked(&todo), ["after-rollback"]);
+}
+
+#[test]
+fn what_a_killed_daemon_had_begun_is_run_again() {
+    let (mut service, todo) =
+        Service::begins(vec![stops(When::BeforeCanary), aside(When::AfterRollback)]);
+    let again = |service: &mut Service| {
+        let kept = serde_json::to_string(&service.machine).unwrap();
+        service.machine = serde_json::from_str(&kept).unwrap();
+        let word = Some(service.word);
+        service.handle(Event::Restarted {
+            word,
+            same_boot: true,
+        })
+    };
+    assert_eq!(asked(&todo), ["before-canary"]);
+    let todo = again(&mut service);
+    let todo = service.say(&todo, &["before-canary"], Verdict::Pass);
+    assert!(matches!(todo[..], [Command::Canary { .. }]), "{todo:?}");
+    service.stored(Colour::Blue, 7, 3277);
+    let todo = service.stored(Colour::Blue, 8, 0);
+    assert_eq!(asked(&todo), ["after-rollback"]);
+    let todo = again(&mut service);
+    assert_eq!(service.say(&todo, &["after-rollback"], Verdict::Pass), []);
+    assert_eq!(again(&mut service), []);
+}
