@@ -2,11 +2,14 @@
 
 mod canary;
 mod check;
+mod completions;
 mod detach;
+mod doctor;
 mod explain;
 mod flip;
 mod flows;
 mod history;
+mod man;
 mod monitor;
 mod release;
 mod reload;
@@ -61,6 +64,7 @@ Examples:
   bgswitch canary llm 5                               5 % of new flows to the standby
   bgswitch release start llm --wait                   the same with gates, a bake, a held standby
   bgswitch monitor --service llm                      its packets, and what becomes of them
+  bgswitch doctor                                     what keeps XDP from working here
   bgswitch status -o json | jq '.services[].active'   for scripts
 
 With -o json, what went wrong is a JSON object too, the last line on stderr.
@@ -119,10 +123,16 @@ enum Command {
     Monitor(monitor::Monitor),
     /// Say what would become of a client's packets, and why; changes nothing.
     Explain(explain::Explain),
+    /// Say what on this host would keep XDP from working, and what mends it.
+    Doctor(doctor::Doctor),
     /// Apply the configuration file: whole, or not at all.
     Reload(reload::Reload),
     /// Remove everything from the kernel: forwarding stops, all flows are forgotten.
     Detach(detach::Detach),
+    /// Print what a shell needs to complete these commands.
+    Completions(completions::Completions),
+    /// Print the manual page, for man(1).
+    Man(man::Man),
 }
 
 /// A duration like `20m`, 30 days at most.
@@ -153,8 +163,11 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::History(history) => history.run(&common),
         Command::Monitor(monitor) => monitor.run(&common),
         Command::Explain(explain) => explain.run(&common),
+        Command::Doctor(doctor) => doctor.run(&common),
         Command::Reload(reload) => reload.run(&common),
         Command::Detach(detach) => detach.run(&common),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(_) => man::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
