@@ -57,6 +57,7 @@ fn help_explains_every_command_and_option() {
         "doctor",
         "completions",
         "man",
+        "top",
     ];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
@@ -112,8 +113,8 @@ fn usage_errors_end_with_2_and_say_so_on_stderr() {
         &["standby", "extend", "llm", "0s"],
         &["completions", "cmd"],
         &["history", "--since", "soon"],
-        // Of the contract, but not of this version: unknown, not pretended.
-        &["top"],
+        &["top", "-o", "json"],
+        &["top", "--sort", "age"],
     ] {
         let (code, out, err) = run(words);
         assert_eq!((code, out.as_str()), (2, ""), "{words:?}: {err}");

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use bg_common::service::{Colour, ColourStats};
+use bg_common::{
+    service::{Colour, ColourStats},
+    signals::Signals,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::DescriptorEncoder,
@@ -23,6 +26,8 @@ use crate::{
 pub(super) struct Figures {
     status: Status,
     stats: BTreeMap<String, [ColourStats; 2]>,
+    /// Of the services that are listened to.
+    pub(super) heard: BTreeMap<String, [Signals; 2]>,
     /// By service, seconds since 1970.
     expiries: BTreeMap<String, f64>,
 }
@@ -33,10 +38,17 @@ impl Figures {
         let status = daemon.status()?;
         let mut stats = BTreeMap::new();
         let mut expiries = BTreeMap::new();
+        let mut heard = BTreeMap::new();
         for ServiceStatus { name, .. } in &status.services {
             let read = daemon.datapath.stats(name);
             let read = read.map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))?;
             stats.insert(name.clone(), read);
+            heard.extend(
+                daemon
+                    .datapath
+                    .heard(name)
+                    .map(|heard| (name.clone(), heard)),
+            );
             let machine = daemon.releases.shown(name);
             let standby = machine.state() == State::Standby;
             let release = machine.release.filter(|_| standby);
@@ -47,6 +59,7 @@ impl Figures {
         Ok(Self {
             status,
             stats,
+            heard,
             expiries,
         })
     }
@@ -227,11 +240,12 @@ impl Collector for Figures {
         };
         self.of_host(&mut page)?;
         self.of_services(&mut page)?;
-        self.of_traffic(&mut page)
+        self.of_traffic(&mut page)?;
+        self.of_servers(&mut page)
     }
 }
 
-type Label<'a> = (&'a str, &'a str);
+pub(super) type Label<'a> = (&'a str, &'a str);
 
 /// Adds the direction to a figure's labels.
 fn in_direction<'a>(
@@ -243,8 +257,8 @@ fn in_direction<'a>(
 const NO_EXEMPLAR: Option<&Exemplar<[Label<'_>; 0], u64>> = None;
 
 /// Where families are written to, each with all its samples.
-struct Page<'a, 'b> {
-    encoder: &'a mut DescriptorEncoder<'b>,
+pub(super) struct Page<'a, 'b> {
+    pub(super) encoder: &'a mut DescriptorEncoder<'b>,
 }
 
 impl Page<'_, '_> {
@@ -267,7 +281,7 @@ impl Page<'_, '_> {
         Ok(())
     }
 
-    fn counters<'l, const N: usize>(
+    pub(super) fn counters<'l, const N: usize>(
         &mut self,
         (name, unit): (&str, Option<Unit>),
         help: &str,
