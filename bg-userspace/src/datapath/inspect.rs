@@ -3,18 +3,20 @@
 
 use std::{net::IpAddr, path::Path};
 
+use futures_util::TryStreamExt as _;
 use nix::{
     errno::Errno,
     net::if_::if_indextoname,
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
+use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo};
 
 use super::{
     AttachMode, Error, Features, Settings, attach,
     forwarding::{self, Setting},
     load,
     netdev::{XdpFeatures, xdp_features},
-    netlink::{self, Failure, Neighbour, Requests},
+    netlink::{self, Failure, Neighbour, Requests, in_time},
     offloads::{Offloads, offloads},
     pins::Pins,
 };
@@ -37,6 +39,8 @@ pub struct Seen {
     pub mtu: u32,
     /// It is up, and has a carrier.
     pub running: bool,
+    /// It has an XDP program.
+    pub has_program: bool,
     /// There are VLANs above it.
     pub has_vlans: bool,
     /// `None` where the kernel cannot say.
@@ -104,10 +108,40 @@ pub fn interface(name: &str) -> Result<Option<Seen>, Error> {
         is_ethernet: attach::interface_of(name, &link).is_ok(),
         mtu: link.mtu,
         running: link.running,
+        has_program: link.xdp.is_some(),
         has_vlans: !attach::vlans(&[ifindex].into())?.is_empty(),
         features: xdp_features(ifindex),
         offloads: offloads(name).ok(),
     }))
+}
+
+impl Requests {
+    /// Of a link: what kind of device it is, and the index of what it is a port of.
+    async fn device(&self, ifindex: u32) -> Result<Option<(Option<String>, Option<u32>)>, Failure> {
+        let what = "asking for a link";
+        let mut links = self.handle.link().get().match_index(ifindex).execute();
+        let link = in_time(what, links.try_next()).await?;
+        Ok(link.map(|link| {
+            let kind = link
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    }),
+                    _ => None,
+                });
+            let port_of = link
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    LinkAttribute::Controller(index) => Some(*index),
+                    _ => None,
+                });
+            (kind, port_of)
+        }))
+    }
 }
 
 /// The settings of the host's own stack that keep a plan from working.
@@ -128,10 +162,7 @@ pub fn settings(interfaces: &[String], plan: &Plan) -> Vec<Setting> {
 /// Whoever else has one of these addresses, as the neighbour table knows: the address,
 /// and the interface.
 pub fn held_by_others(addresses: &[IpAddr]) -> Result<Vec<(IpAddr, String)>, Error> {
-    let neighbours = netlink::block_on(|| async {
-        let requests = Requests::open()?;
-        Ok::<_, Failure>(requests.neighbours().await?).map_err(Error::from)
-    })?;
+    let neighbours = netlink::block_on(|| async { Ok(Requests::open()?.neighbours().await?) })?;
     let held = neighbours
         .into_iter()
         .filter_map(|((ifindex, address), neighbour)| {

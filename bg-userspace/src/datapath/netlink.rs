@@ -142,36 +142,6 @@ impl Requests {
         Ok(link.as_ref().map(link_of))
     }
 
-    /// Of a link: what kind of device it is, and the index of what it is a port of.
-    pub async fn device(
-        &self,
-        ifindex: u32,
-    ) -> Result<Option<(Option<String>, Option<u32>)>, Failure> {
-        let what = "asking for a link";
-        let mut links = self.handle.link().get().match_index(ifindex).execute();
-        let link = in_time(what, links.try_next()).await?;
-        Ok(link.map(|link| {
-            let kind = link
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    LinkAttribute::LinkInfo(infos) => infos.iter().find_map(|info| match info {
-                        LinkInfo::Kind(kind) => Some(kind.to_string()),
-                        _ => None,
-                    }),
-                    _ => None,
-                });
-            let port_of = link
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    LinkAttribute::Controller(index) => Some(*index),
-                    _ => None,
-                });
-            (kind, port_of)
-        }))
-    }
-
     /// All links.
     pub async fn links(&self) -> Result<Vec<Link>, Failure> {
         let what = "reading the links";

@@ -122,7 +122,9 @@ impl Interface<'_> {
             let message = format!("no native XDP: {why}");
             return findings.trouble(name, message, mends);
         }
-        if self.several && !features.takes_redirected() {
+        // Some drivers say so only while they have a program themselves.
+        let is_told = veth || seen.has_program;
+        if self.several && is_told && !features.takes_redirected() {
             let (why, mends) = if veth {
                 (
                     "its other end has neither GRO nor an XDP program",
@@ -135,8 +137,8 @@ impl Interface<'_> {
                 format!("packets from other interfaces are lost on the way out here: {why}");
             findings.trouble(name, message, mends);
         }
-        let fits = inspect::fits_one_page(seen.mtu);
-        if !fits && !(self.large_frames && features.takes_large_frames()) {
+        let takes_large = self.large_frames && features.takes_large_frames();
+        if !takes_large && !inspect::fits_one_page(seen.mtu) {
             self.too_large(findings);
         }
     }

@@ -1,5 +1,7 @@
 //! The screen: drawn anew from what the API told, at whatever size there is.
 
+use std::fmt::Write as _;
+
 use ratatui::{
     Frame, Terminal,
     backend::TestBackend,
@@ -231,7 +233,8 @@ fn colour_line(
         rate(packets)
     );
     if let Some(heard) = screen.heard(service, name) {
-        text += &format!(
+        let _ = write!(
+            text,
             "  refused {}/s  reset {}/s  5xx {} of {}/s",
             rate(heard.refused),
             rate(heard.reset),
@@ -243,7 +246,7 @@ fn colour_line(
             .as_ref()
             .and_then(|heard| heard.answer.p90_us);
         if let Some(p90) = p90 {
-            text += &format!("  p90 {}", measured(p90 * 1000));
+            let _ = write!(text, "  p90 {}", measured(p90 * 1000));
         }
     }
     let all_down = if colour.all_down { "  ALL DOWN" } else { "" };

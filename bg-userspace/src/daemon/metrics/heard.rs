@@ -19,6 +19,7 @@ const ENDS: [u32; 10] = [6, 8, 10, 12, 14, 16, 18, 20, 22, 24];
 const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 type Count = fn(&Signals) -> u64;
+type Timed = fn(&Signals) -> &Times;
 
 /// Name, help, and what is counted.
 const COUNTS: [(&str, &str, Count); 8] = [
@@ -65,7 +66,7 @@ const COUNTS: [(&str, &str, Count); 8] = [
 ];
 
 /// Name, help, and what is timed.
-const TIMES: [(&str, &str, fn(&Signals) -> &Times); 2] = [
+const TIMES: [(&str, &str, Timed); 2] = [
     (
         "bgswitch_handshake",
         "From a client's first SYN to the server's SYN-ACK, as they pass by",
