@@ -90,11 +90,14 @@ fn a_service_is_chosen_and_all_are_sorted() {
     };
     assert_eq!(names(&screen), ["web", "llm"]);
     let chosen = |screen: &Screen| screen.chosen().unwrap().name.clone();
+    // It was the first one before packets came, and stays chosen.
+    assert_eq!(chosen(&screen), "llm");
+    screen.down();
+    assert_eq!(chosen(&screen), "llm");
+    screen.up();
     assert_eq!(chosen(&screen), "web");
     screen.up();
     assert_eq!(chosen(&screen), "web");
-    screen.down();
-    assert_eq!(chosen(&screen), "llm");
     screen.down();
     assert_eq!(chosen(&screen), "llm");
     for sort in [Sort::Name, Sort::Flows, Sort::NewFlows] {
