@@ -19,7 +19,10 @@ pub use self::{
     },
     signals::{Quantiles, SignalStatus},
 };
-use crate::config::FlipMode;
+use crate::{
+    config::FlipMode,
+    journal::{Entry, Last},
+};
 
 /// The schema number of every answer.
 pub const SCHEMA: u32 = 1;
@@ -403,8 +406,21 @@ pub struct Flows {
 pub struct History {
     /// [`SCHEMA`].
     pub schema: u32,
-    /// Oldest first.
-    pub entries: Vec<crate::journal::Entry>,
+    /// The newest ones that were asked for, oldest first.
+    pub entries: Vec<Entry>,
+    /// True when there are older ones that were asked for.
+    #[serde(default)]
+    pub more: bool,
+}
+
+impl From<Last> for History {
+    fn from(Last { entries, more }: Last) -> Self {
+        Self {
+            schema: SCHEMA,
+            entries,
+            more,
+        }
+    }
 }
 
 /// `bgswitch reload`.

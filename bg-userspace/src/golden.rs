@@ -1,19 +1,13 @@
 //! Files of prompts, as JSON lines: what is asked, and what the answer must be.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, Read as _},
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use hyper::{Method, http::uri::PathAndQuery};
 use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{config::ConfigError, health::http::same};
+use crate::{config::ConfigError, file, health::http::same};
 
 /// A larger file is no list of prompts.
 const MAX_BYTES: u64 = 8 << 20;
@@ -99,16 +93,7 @@ pub fn read(file: &Path) -> Result<Vec<Prompt>, ConfigError> {
         key: String::new(),
         message,
     };
-    let mut text = String::new();
-    let size = fs::File::open(file)
-        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::InvalidData => wrong(None, "is not UTF-8 text".to_owned()),
-            _ => wrong(None, format!("cannot be read: {error}")),
-        })?;
-    if size as u64 > MAX_BYTES {
-        return Err(wrong(None, "is larger than 8 MiB".to_owned()));
-    }
+    let text = file::text(file, MAX_BYTES).map_err(|trouble| wrong(None, trouble.to_string()))?;
     let lines = (1..).zip(text.lines());
     let lines = lines.filter(|(_, line)| !line.trim().is_empty());
     let prompts: Result<Vec<Prompt>, ConfigError> = lines
@@ -229,6 +214,8 @@ fn time(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

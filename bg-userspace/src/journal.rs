@@ -1,11 +1,13 @@
 //! The journal: who did what to which service, why, and what came of it. JSON
 //! lines, appended and synced before (intent) and after (result) each change.
 
+mod backwards;
 mod rotation;
 
 use std::{
     fs,
     io::{self, Read as _, Seek as _, Write as _},
+    ops::ControlFlow,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
@@ -139,57 +141,139 @@ impl Journal {
         Ok(())
     }
 
-    /// All entries, oldest first. A line that was torn by a crash is passed over.
-    pub fn read(&self) -> io::Result<Vec<Entry>> {
-        self.read_all().map_err(|error| {
+    /// The newest entries that are wanted, oldest first. A line that was torn by a crash
+    /// is passed over. Reads from the end, and no further than it must.
+    pub fn last(&self, wanted: &Wanted) -> io::Result<Last> {
+        let mut last = Last::default();
+        let mut bytes = 0;
+        let read = self.backwards(|line| {
+            let Ok(entry) = serde_json::from_slice::<Entry>(line) else {
+                return ControlFlow::Continue(());
+            };
+            match wanted.is(&entry) {
+                Is::Wanted if last.entries.len() == wanted.limit || bytes > MAX_BYTES => {
+                    last.more = true;
+                    return ControlFlow::Break(());
+                }
+                Is::Wanted => {
+                    bytes += line.len();
+                    last.entries.push(entry);
+                }
+                Is::Other => {}
+                Is::TooOld => return ControlFlow::Break(()),
+            }
+            ControlFlow::Continue(())
+        });
+        read.map_err(|error| {
             let file = self.file.display();
             let message = format!("the journal {file} cannot be read: {error}");
             io::Error::new(error.kind(), message)
-        })
+        })?;
+        last.entries.reverse();
+        Ok(last)
     }
 
-    fn read_all(&self) -> io::Result<Vec<Entry>> {
-        let mut entries = Vec::new();
+    /// Reads the lines of all files, the newest first.
+    fn backwards(&self, mut take: impl FnMut(&[u8]) -> ControlFlow<()>) -> io::Result<()> {
         // First of all, so that it is not missed when it is put aside meanwhile.
         let newest = if_there(fs::File::open(&self.file))?;
         let its_inode = match &newest {
             Some(newest) => Some(newest.metadata()?.ino()),
             None => None,
         };
-        for (_, path) in if_there(rotation::aside(&self.file))?.unwrap_or_default() {
+        if let Some(newest) = newest
+            && backwards::lines(&newest, &mut take)?.is_break()
+        {
+            return Ok(());
+        }
+        let aside = if_there(rotation::aside(&self.file))?.unwrap_or_default();
+        for (_, path) in aside.into_iter().rev() {
             if let Some(file) = if_there(fs::File::open(path))?
                 && Some(file.metadata()?.ino()) != its_inode
+                && backwards::lines(&file, &mut take)?.is_break()
             {
-                read_into(&mut entries, file)?;
+                return Ok(());
             }
         }
-        if let Some(newest) = newest {
-            read_into(&mut entries, newest)?;
-        }
-        Ok(entries)
+        Ok(())
     }
 
     /// What was done beside the daemon since one of them ran last, as far as the end of
-    /// the newest file tells.
+    /// the newest file tells; oldest first.
     pub fn while_away(&self) -> Vec<Entry> {
-        let mut newest = self.tail().unwrap_or_default();
-        let daemons = |entry: &Entry| matches!(entry.action.as_str(), "start" | "stop");
-        let since = newest.iter().rposition(daemons).map_or(0, |last| last + 1);
-        newest.split_off(since)
-    }
-
-    fn tail(&self) -> io::Result<Vec<Entry>> {
-        let mut file = fs::File::open(&self.file)?;
-        let length = file.metadata()?.len();
-        file.seek(io::SeekFrom::Start(length.saturating_sub(TAIL)))?;
-        let mut entries = Vec::new();
-        read_into(&mut entries, file)?;
-        Ok(entries)
+        let mut found = Vec::new();
+        let mut bytes = 0;
+        let mut take = |line: &[u8]| {
+            bytes += line.len();
+            match serde_json::from_slice::<Entry>(line) {
+                Ok(entry) if matches!(entry.action.as_str(), "start" | "stop") => {
+                    return ControlFlow::Break(());
+                }
+                Ok(entry) => found.push(entry),
+                Err(_) => {}
+            }
+            if bytes > TAIL {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        // Where it cannot be read, nothing is known.
+        let _ = fs::File::open(&self.file).and_then(|file| backwards::lines(&file, &mut take));
+        found.reverse();
+        found
     }
 }
 
-/// What is read of the end of a journal: hundreds of lines.
-const TAIL: u64 = 1 << 18;
+/// What is read of the end of a journal for that, bytes: hundreds of lines.
+const TAIL: usize = 1 << 18;
+
+/// More than this is not told at once, bytes.
+const MAX_BYTES: usize = 64 << 20;
+
+/// A clock may have been set back, by less than this: only what is so much too old has
+/// nothing wanted before it.
+const SET_BACK_MS: i64 = 3_600_000;
+
+/// Which entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// So many at most.
+    pub limit: usize,
+    /// Not older than this, milliseconds since 1970.
+    pub since_ms: Option<i64>,
+    /// Of this service, and what concerns all.
+    pub service: Option<String>,
+}
+
+enum Is {
+    Wanted,
+    Other,
+    TooOld,
+}
+
+impl Wanted {
+    fn is(&self, entry: &Entry) -> Is {
+        let time = time::unix_ms_of(&entry.time);
+        let age = self.since_ms.zip(time).map_or(0, |(since, at)| since - at);
+        let of = self.service.as_ref();
+        match age {
+            SET_BACK_MS.. => Is::TooOld,
+            1.. => Is::Other,
+            _ if entry.service == "*" || of.is_none_or(|of| *of == entry.service) => Is::Wanted,
+            _ => Is::Other,
+        }
+    }
+}
+
+/// The newest entries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Last {
+    /// Oldest first.
+    pub entries: Vec<Entry>,
+    /// There are older ones that are wanted.
+    pub more: bool,
+}
 
 /// `None` where there is no such file.
 fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
@@ -198,15 +282,6 @@ fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Adds the entries of a file.
-fn read_into(entries: &mut Vec<Entry>, mut file: fs::File) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    let lines = bytes.split(|byte| *byte == b'\n');
-    entries.extend(lines.filter_map(|line| serde_json::from_slice::<Entry>(line).ok()));
-    Ok(())
 }
 
 /// False when the last line was torn by a crash.
@@ -218,6 +293,16 @@ fn ends_a_line(file: &mut fs::File) -> io::Result<bool> {
     file.seek(io::SeekFrom::End(-1))?;
     file.read_exact(&mut last)?;
     Ok(last == *b"\n")
+}
+
+/// All entries.
+#[cfg(test)]
+pub(crate) fn all(journal: &Journal) -> Vec<Entry> {
+    let wanted = Wanted {
+        limit: usize::MAX,
+        ..Wanted::default()
+    };
+    journal.last(&wanted).unwrap().entries
 }
 
 #[cfg(test)]
@@ -242,9 +327,57 @@ mod tests {
         let mut bytes = fs::read(&file).unwrap();
         bytes.extend(b"{\"time\":\"2026-");
         fs::write(&file, &bytes).unwrap();
-        assert_eq!(journal.read().unwrap(), std::slice::from_ref(&entry));
+        assert_eq!(all(&journal), std::slice::from_ref(&entry));
         journal.append(&entry).unwrap();
-        assert_eq!(journal.read().unwrap(), [entry.clone(), entry]);
+        assert_eq!(all(&journal), [entry.clone(), entry]);
         fs::remove_dir_all(directory).unwrap();
+    }
+
+    /// Entries of every minute since a time, in files that have been put aside, too.
+    #[test]
+    fn the_newest_ones_are_told_and_nothing_before_them_is_read() {
+        let name = format!("bgswitch-last-{}", std::process::id());
+        let directory = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&directory);
+        let journal = Journal::new(&directory);
+        let write = |hour: usize, minute: usize| {
+            let service = ["llm", "web", "*"][minute % 3];
+            let mut entry = Entry::new("root(0)", service, "flip", "result", 0, String::new());
+            entry.time = format!("2026-11-21T{hour:02}:{minute:02}:00.000Z");
+            entry.detail = format!("{hour}:{minute}");
+            journal.append(&entry).unwrap();
+        };
+        let file = directory.join("journal.jsonl");
+        for (hour, aside) in [(1, "2"), (2, "9"), (3, "10"), (4, "")] {
+            (0..60).for_each(|minute| write(hour, minute));
+            if !aside.is_empty() {
+                fs::rename(&file, directory.join(format!("journal.jsonl.{aside}"))).unwrap();
+            }
+        }
+        let last = |limit, since: Option<&str>, service: Option<&str>| {
+            let wanted = Wanted {
+                limit,
+                since_ms: since.and_then(time::unix_ms_of),
+                service: service.map(str::to_owned),
+            };
+            let last = journal.last(&wanted).unwrap();
+            let ends = [last.entries.first(), last.entries.last()];
+            let ends = ends.map(|entry| entry.map_or("", |entry| &entry.detail).to_owned());
+            (last.entries.len(), ends.join(" "), last.more)
+        };
+        let is = |count, ends: &str, more| (count, ends.to_owned(), more);
+        assert_eq!(last(3, None, None), is(3, "4:57 4:59", true));
+        assert_eq!(last(61, None, None), is(61, "3:59 4:59", true));
+        assert_eq!(last(240, None, None), is(240, "1:0 4:59", false));
+        assert_eq!(last(40, None, Some("llm")), is(40, "4:0 4:59", true));
+        let since = Some("2026-11-21T03:30:00Z");
+        assert_eq!(last(1000, since, None), is(90, "3:30 4:59", false));
+        assert_eq!(last(0, None, None), is(0, " ", true));
+        // What is too old is not even opened: the oldest file is a directory.
+        fs::remove_file(directory.join("journal.jsonl.2")).unwrap();
+        fs::create_dir(directory.join("journal.jsonl.2")).unwrap();
+        assert_eq!(last(1000, since, None).0, 90);
+        assert_eq!(last(120, None, None), is(120, "3:0 4:59", true));
+        fs::remove_dir_all(&directory).unwrap();
     }
 }

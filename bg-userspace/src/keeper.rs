@@ -283,7 +283,7 @@ mod tests {
         while locked(&keeper.backlog).dropped > 0 || !file.exists() {
             thread::yield_now();
         }
-        let entries = journal.read().unwrap();
+        let entries = crate::journal::all(&journal);
         let of = |action: &str| -> Vec<&str> {
             let of = entries.iter().filter(|entry| entry.action == action);
             of.map(|entry| entry.detail.as_str()).collect()

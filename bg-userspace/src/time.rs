@@ -94,9 +94,20 @@ pub fn rfc3339_at_unix_ms(unix_ms: i64) -> String {
 
 /// Whole seconds from now to an RFC 3339 time; 0 when that has passed.
 pub fn seconds_until(rfc3339: &str) -> Option<u64> {
-    let then = rfc3339.parse::<Timestamp>().ok()?;
-    let left = then.as_millisecond() - unix_ms();
+    let left = unix_ms_of(rfc3339)? - unix_ms();
     Some(u64::try_from(left).unwrap_or(0) / 1000)
+}
+
+/// The same to the millisecond.
+pub fn rfc3339_ms(unix_ms: i64) -> String {
+    let time = Timestamp::from_millisecond(unix_ms);
+    format!("{:.3}", time.unwrap_or(Timestamp::MIN))
+}
+
+/// An RFC 3339 time in milliseconds since 1970.
+pub fn unix_ms_of(rfc3339: &str) -> Option<i64> {
+    let time = rfc3339.parse::<Timestamp>().ok()?;
+    Some(time.as_millisecond())
 }
 
 /// What the kernel calls this boot.

@@ -40,8 +40,24 @@ fn help_explains_every_command_and_option() {
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, 0);
     let commands = [
-        "run", "check", "status", "flip", "rollback", "canary", "flows", "history", "monitor",
-        "explain", "reload", "detach", "release", "standby",
+        "run",
+        "check",
+        "status",
+        "flip",
+        "rollback",
+        "canary",
+        "flows",
+        "history",
+        "monitor",
+        "explain",
+        "reload",
+        "detach",
+        "release",
+        "standby",
+        "doctor",
+        "completions",
+        "man",
+        "top",
     ];
     for command in commands {
         assert!(help.contains(&format!("\n  {command} ")), "{command}");
@@ -95,8 +111,10 @@ fn usage_errors_end_with_2_and_say_so_on_stderr() {
         &["standby", "extend", "llm"],
         &["standby", "extend", "llm", "1500ms"],
         &["standby", "extend", "llm", "0s"],
-        // Of the contract, but not of this version: unknown, not pretended.
-        &["doctor"],
+        &["completions", "cmd"],
+        &["history", "--since", "soon"],
+        &["top", "-o", "json"],
+        &["top", "--sort", "age"],
     ] {
         let (code, out, err) = run(words);
         assert_eq!((code, out.as_str()), (2, ""), "{words:?}: {err}");

@@ -18,6 +18,8 @@ use nix::{
 };
 use serde_json::{Value, json};
 
+/// All of the journal.
+const ALL: [&str; 3] = ["history", "--limit", "1000000"];
 /// A file of the smallest journal is put aside at this size.
 const AT: u64 = (1 << 20) / 8;
 
@@ -41,7 +43,7 @@ fn fill(lab: &Lab) {
         .append(true)
         .open(&file)
         .unwrap();
-    let line = json!({"time": "2026-11-21T15:02:10.000Z", "actor": "filler", "service": "*",
+    let line = json!({"time": "2020-11-21T15:02:10.000Z", "actor": "filler", "service": "*",
         "action": "reload", "phase": "result", "generation": 0, "detail": "x".repeat(800)});
     while fs::metadata(&file).unwrap().len() < AT - 3000 {
         writeln!(journal, "{line}").unwrap();
@@ -60,7 +62,8 @@ fn aside(lab: &Lab) -> Vec<u64> {
 
 /// The reasons of the canaries whose results are in the journal.
 fn told(lab: &Lab) -> Vec<String> {
-    let history = lab.ask(&["history"]).unwrap();
+    let history = lab.ask(&ALL).unwrap();
+    assert_eq!(history["more"], false);
     let entries = history["entries"].as_array().unwrap().iter();
     entries
         .filter(|entry| entry["action"] == "canary" && entry["phase"] == "result")
@@ -108,7 +111,7 @@ fn a_daemon_that_is_killed_while_its_journal_rotates_loses_no_line() {
         lab.end_daemon(Signal::SIGKILL).unwrap();
     }
     // Without the daemon, and with it.
-    let (code, out, _) = lab.tell(&["-o", "json", "history"]).unwrap();
+    let (code, out, _) = lab.tell(&[&["-o", "json"], &ALL[..]].concat()).unwrap();
     assert_eq!(code, 0);
     let alone: Value = serde_json::from_str(&out).unwrap();
     lab.start().unwrap();
@@ -119,7 +122,7 @@ fn a_daemon_that_is_killed_while_its_journal_rotates_loses_no_line() {
     }
     let numbers: Vec<usize> = told.iter().map(|why| why.parse().unwrap()).collect();
     assert!(numbers.is_sorted(), "{numbers:?}");
-    let with = lab.ask(&["history"]).unwrap();
+    let with = lab.ask(&ALL).unwrap();
     let both = alone["entries"].as_array().unwrap();
     let with = with["entries"].as_array().unwrap();
     assert_eq!(both[..], with[..both.len()], "the same without the daemon");
@@ -224,4 +227,72 @@ fn a_full_disk_stops_flips_and_no_rollback() {
         (&json!("flip"), &json!("result"))
     );
     drop(disk);
+}
+
+/// However much the journal has, no more of it is read than is asked for, with the daemon
+/// and without it.
+#[test]
+fn the_end_of_a_large_journal_is_told_without_reading_the_rest() {
+    let mut lab = lab();
+    fs::create_dir_all(state(&lab)).unwrap();
+    // A file that nobody could have in memory, put aside: 1 TiB of a hole.
+    let hole = fs::File::create(state(&lab).join("journal.jsonl.1")).unwrap();
+    hole.set_len(1 << 40).unwrap();
+    fill(&lab);
+    let full = state(&lab).join("journal.jsonl");
+    fs::rename(full, state(&lab).join("journal.jsonl.2")).unwrap();
+    fill(&lab);
+    lab.start().unwrap();
+    for number in 0..20 {
+        canary(&lab, number).unwrap();
+    }
+    let last = |words: &[&str]| {
+        let history = lab.ask(&[&["history"], words].concat()).unwrap();
+        let entries = history["entries"].as_array().unwrap().clone();
+        (entries, history["more"].clone())
+    };
+    let is_result = |entry: &Value, why: &str| entry["why"] == why && entry["phase"] == "result";
+    let (three, more) = last(&["--limit", "3"]);
+    assert_eq!((three.len(), more), (3, json!(true)));
+    assert!(
+        is_result(&three[0], "18") && is_result(&three[2], "19"),
+        "{three:?}"
+    );
+    let (usual, more) = last(&[]);
+    assert!(
+        usual.len() <= 200 && usual.ends_with(&three),
+        "{}",
+        usual.len()
+    );
+    assert_eq!(more, json!(true));
+    // Fillers are years old: what came before them, the hole, is not looked at.
+    let (hour, more) = last(&["--since", "1h", "--limit", "100000"]);
+    assert_eq!(
+        (hour.len(), more),
+        (42, json!(false)),
+        "a start, and twenty canaries"
+    );
+    let since = hour[40]["time"].as_str().unwrap();
+    let (rest, _) = last(&["--since", since]);
+    assert!(
+        hour.ends_with(&rest) && (2..6).contains(&rest.len()),
+        "{rest:?}"
+    );
+    let (_, out, _) = lab.tell(&["history", "--limit", "4"]).unwrap();
+    assert!(
+        out.starts_with("(older ones are not shown: --limit, --since)\n"),
+        "{out}"
+    );
+    assert_eq!(out.lines().count(), 3, "{out}");
+    for wrong in ["soon", "2026-13-01T00:00:00Z"] {
+        let (code, _, err) = lab.tell(&["history", "--since", wrong]).unwrap();
+        assert_eq!(code, 2);
+        assert!(err.contains("no duration like 2h"), "{err}");
+    }
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    let (code, out, _) = lab
+        .tell(&["-o", "json", "history", "--limit", "3"])
+        .unwrap();
+    let alone: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, &alone["entries"]), (0, &json!(three)));
 }

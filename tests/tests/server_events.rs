@@ -268,11 +268,31 @@ fn a_slow_listener_is_cut_and_slows_nobody() {
     let refused = try_call(&lab, "GET", "/v1/events", "", "").unwrap();
     assert_eq!((refused.status, &refused.body["code"]), (409, &json!(5)));
     drop(all);
-    until("there is room", || {
-        send(&lab, "GET", "/v1/events", "", "").is_ok_and(|stream| {
-            let mut line = String::new();
-            let read = BufReader::new(stream).read_line(&mut line);
-            read.is_ok() && line.starts_with("HTTP/1.1 200 ")
-        })
-    });
+    until("there is room", || listens(&lab));
+}
+
+/// Whether one more may listen.
+fn listens(lab: &Lab) -> bool {
+    send(lab, "GET", "/v1/events", "", "").is_ok_and(|stream| {
+        let mut line = String::new();
+        let read = BufReader::new(stream).read_line(&mut line);
+        read.is_ok() && line.starts_with("HTTP/1.1 200 ")
+    })
+}
+
+/// Whoever stops to read, while nothing happens, too, leaves its place to others.
+#[test]
+fn a_reader_that_stops_is_cut_and_makes_room() {
+    let lab = lab("");
+    let stopped: Vec<Listener> = (0..64)
+        .map(|_| Listener::open(&lab, "/v1/events", None))
+        .collect();
+    let refused = try_call(&lab, "GET", "/v1/events", "", "").unwrap();
+    assert_eq!(refused.status, 409);
+    until("those who do not read are cut", || listens(&lab));
+    // Others are not: this one reads, and hears of what happens.
+    let mut reads = Listener::open(&lab, "/v1/events", None);
+    lab.ask(&["flip", "llm"]).unwrap();
+    assert_eq!(names(&reads.until(|event| event.name == "flip")), ["flip"]);
+    drop(stopped);
 }

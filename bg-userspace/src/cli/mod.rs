@@ -2,11 +2,14 @@
 
 mod canary;
 mod check;
+mod completions;
 mod detach;
+mod doctor;
 mod explain;
 mod flip;
 mod flows;
 mod history;
+mod man;
 mod monitor;
 mod release;
 mod reload;
@@ -15,6 +18,7 @@ mod run;
 mod standby;
 mod status;
 mod text;
+mod top;
 
 use std::{
     ffi::OsString,
@@ -61,6 +65,8 @@ Examples:
   bgswitch canary llm 5                               5 % of new flows to the standby
   bgswitch release start llm --wait                   the same with gates, a bake, a held standby
   bgswitch monitor --service llm                      its packets, and what becomes of them
+  bgswitch top                                        live, on the whole terminal
+  bgswitch doctor                                     what keeps XDP from working here
   bgswitch status -o json | jq '.services[].active'   for scripts
 
 With -o json, what went wrong is a JSON object too, the last line on stderr.
@@ -70,7 +76,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
 8 target unreachable or unhealthy, 9 timed out, 10 rolled back by itself,
 11 packet path.";
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Everywhere")]
 struct Common {
     /// How to print the answer: for people or for scripts.
@@ -115,14 +121,22 @@ enum Command {
     Flows(flows::Flows),
     /// Show who changed what, when and why.
     History(history::History),
+    /// Watch services live: colours, releases, flows, backends, and what was not forwarded.
+    Top(top::Top),
     /// Show packets and their verdicts as they come, and flips between them.
     Monitor(monitor::Monitor),
     /// Say what would become of a client's packets, and why; changes nothing.
     Explain(explain::Explain),
+    /// Say what on this host would keep XDP from working, and what mends it.
+    Doctor(doctor::Doctor),
     /// Apply the configuration file: whole, or not at all.
     Reload(reload::Reload),
     /// Remove everything from the kernel: forwarding stops, all flows are forgotten.
     Detach(detach::Detach),
+    /// Print what a shell needs to complete these commands.
+    Completions(completions::Completions),
+    /// Print the manual page, for man(1).
+    Man(man::Man),
 }
 
 /// A duration like `20m`, 30 days at most.
@@ -151,10 +165,14 @@ pub fn run(arguments: Arguments) -> ExitCode {
         Command::Standby(standby) => standby.run(&common),
         Command::Flows(flows) => flows.run(&common),
         Command::History(history) => history.run(&common),
+        Command::Top(top) => top.run(&common),
         Command::Monitor(monitor) => monitor.run(&common),
         Command::Explain(explain) => explain.run(&common),
+        Command::Doctor(doctor) => doctor.run(&common),
         Command::Reload(reload) => reload.run(&common),
         Command::Detach(detach) => detach.run(&common),
+        Command::Completions(completions) => completions.run(),
+        Command::Man(_) => man::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,7 +11,6 @@ mod text;
 use std::{
     collections::BTreeMap,
     fmt, fs, io,
-    io::Read as _,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -29,6 +28,7 @@ pub(crate) use self::rules::is_name;
 use self::{raw::Raw, text::Text};
 use crate::{
     datapath::AttachMode,
+    file::{self, Trouble},
     health::HealthPlan,
     plan::{Plan, ServicePlan, Standing},
 };
@@ -325,20 +325,14 @@ fn read(file: &Path) -> Result<String, ConfigError> {
         key: String::new(),
         message,
     };
-    let mut text = String::new();
-    let size = fs::File::open(file)
-        .and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text))
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => {
-                wrong("there is no such file: name one with --config".to_owned())
-            }
-            io::ErrorKind::InvalidData => wrong("is not UTF-8 text".to_owned()),
-            _ => wrong(format!("cannot be read: {error}")),
-        })?;
-    if size as u64 > MAX_BYTES {
-        return Err(wrong("is larger than 16 MiB: no configuration".to_owned()));
-    }
-    Ok(text)
+    // Also of a pipe: `bgswitch check /dev/stdin`.
+    file::text_of_any(file, MAX_BYTES).map_err(|trouble| match trouble {
+        Trouble::Io(error) if error.kind() == io::ErrorKind::NotFound => {
+            wrong("there is no such file: name one with --config".to_owned())
+        }
+        trouble @ Trouble::TooLarge(_) => wrong(format!("{trouble}: no configuration")),
+        trouble => wrong(trouble.to_string()),
+    })
 }
 
 #[cfg(test)]

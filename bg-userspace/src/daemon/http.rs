@@ -3,6 +3,7 @@
 mod events;
 #[cfg(test)]
 mod openapi;
+mod patience;
 mod release;
 
 use std::{convert::Infallible, io, sync::Arc};
@@ -23,6 +24,7 @@ use nix::unistd::Uid;
 use serde::Serialize;
 use tokio::net::UnixListener;
 
+use self::patience::Patient;
 use super::{
     Daemon,
     change::Order,
@@ -30,8 +32,8 @@ use super::{
     metrics::Trigger,
     monitor::Filter,
     requests::{
-        ExplainQuery, FlowsQuery, MonitorQuery, ReloadQuery, body, condition, deadline, query,
-        reasons,
+        ExplainQuery, FlowsQuery, HistoryQuery, MonitorQuery, ReloadQuery, body, condition,
+        deadline, query, reasons,
     },
 };
 use crate::{
@@ -49,8 +51,8 @@ const FLOW_LINES: usize = 1000;
 #[derive(Clone, Debug)]
 struct Peer(String);
 
-impl Connected<IncomingStream<'_, UnixListener>> for Peer {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+impl Connected<IncomingStream<'_, Patient>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, Patient>) -> Self {
         Self(stream.io().peer_cred().map_or_else(
             |error| format!("unknown ({error})"),
             |credentials| journal::actor(Uid::from_raw(credentials.uid())),
@@ -85,7 +87,7 @@ pub(super) async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Re
         .method_not_allowed_fallback(other_method)
         .with_state(daemon);
     axum::serve(
-        listener,
+        Patient(listener),
         router.into_make_service_with_connect_info::<Peer>(),
     )
     .await
@@ -236,14 +238,15 @@ async fn flows(
         .map(|flows| Json(flows).into_response())
 }
 
-async fn history(State(daemon): State<Arc<Daemon>>) -> Result<Response, Refusal> {
+async fn history(
+    State(daemon): State<Arc<Daemon>>,
+    asked: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Result<Response, Refusal> {
+    let wanted = query(asked)?.wanted()?;
     beside(move || {
-        let entries = daemon.journal.read();
-        let entries = entries.map_err(|error| Refusal::new(Kind::Failed, error.to_string()))?;
-        Ok(History {
-            schema: SCHEMA,
-            entries,
-        })
+        let last = daemon.journal.last(&wanted);
+        last.map(History::from)
+            .map_err(|error| Refusal::new(Kind::Failed, error.to_string()))
     })
     .await
     .map(|history| Json(history).into_response())

@@ -2,6 +2,7 @@
 //! looked up when somebody asks, once a second at most.
 
 mod figures;
+mod heard;
 mod server;
 
 use std::{

@@ -26,7 +26,7 @@ use crate::{
 type Counts = BTreeMap<(u32, Colour, Option<IpAddr>), Count>;
 
 /// What is looked up once for all services.
-struct Moment {
+struct Snapshot {
     words: BTreeMap<u32, CutoverWord>,
     counts: Counts,
     statistics: Statistics,
@@ -59,7 +59,7 @@ impl Count {
 
 impl Daemon {
     /// Blocks for as long as it takes to count the flows.
-    fn moment(&self, config: &Config) -> Result<(Moment, u64), Error> {
+    fn snapshot(&self, config: &Config) -> Result<(Snapshot, u64), Error> {
         let words: BTreeMap<u32, CutoverWord> = config
             .services
             .keys()
@@ -74,7 +74,7 @@ impl Daemon {
                 counts.entry(key).or_default().add(flow, *word);
             }
         });
-        let moment = Moment {
+        let snapshot = Snapshot {
             words,
             counts,
             statistics: self.datapath.statistics()?,
@@ -82,7 +82,7 @@ impl Daemon {
             health: self.health_now(),
             announced: self.datapath.announced(),
         };
-        Ok((moment, entries))
+        Ok((snapshot, entries))
     }
 
     /// One service's part of `status`; `None` if there is no such service.
@@ -92,19 +92,19 @@ impl Daemon {
             return Ok(None);
         };
         let status = self
-            .moment(&config)
-            .and_then(|(moment, _)| self.service_status(service, &moment));
+            .snapshot(&config)
+            .and_then(|(snapshot, _)| self.service_status(service, &snapshot));
         Ok(Some(status.map_err(failed)?))
     }
 
     /// Blocks for as long as it takes to count the flows.
     pub(super) fn status(&self) -> Result<Status, Refusal> {
         let config = self.config().clone();
-        let (moment, entries) = self.moment(&config).map_err(failed)?;
+        let (snapshot, entries) = self.snapshot(&config).map_err(failed)?;
         let services = config
             .services
             .values()
-            .map(|service| self.service_status(service, &moment))
+            .map(|service| self.service_status(service, &snapshot))
             .collect::<Result<_, _>>()
             .map_err(failed)?;
         let reasons = self.datapath.reasons().map_err(failed)?;
@@ -142,18 +142,22 @@ impl Daemon {
         })
     }
 
-    fn service_status(&self, service: &Service, moment: &Moment) -> Result<ServiceStatus, Error> {
+    fn service_status(
+        &self,
+        service: &Service,
+        snapshot: &Snapshot,
+    ) -> Result<ServiceStatus, Error> {
         let name = &service.plan.name;
         let unknown = || Error::UnknownService(name.clone());
         let id = self.datapath.service_id(name).ok_or_else(unknown)?;
-        let Moment {
+        let Snapshot {
             words,
             counts,
             statistics,
             unresolved,
             health,
             announced,
-        } = moment;
+        } = snapshot;
         let word = *words.get(&id).ok_or_else(unknown)?;
         let stats = statistics.of(id)?;
         let state = self.state();

@@ -8,7 +8,14 @@ use axum::{
 use bg_common::reason::Reason;
 use serde::{Deserialize, de::DeserializeOwned};
 
-use crate::api::{DEADLINE, Kind, Refusal};
+use crate::{
+    api::{DEADLINE, Kind, Refusal},
+    journal::Wanted,
+    time,
+};
+
+/// Entries of `GET /v1/history` without a `limit`.
+const HISTORY_ENTRIES: usize = 1000;
 
 /// Decodes a body; without one, everything is at its default.
 pub fn body<T: DeserializeOwned + Default>(bytes: &[u8]) -> Result<T, Refusal> {
@@ -85,6 +92,34 @@ pub struct ReloadQuery {
     /// Say what would change, change nothing.
     #[serde(default)]
     pub dry_run: bool,
+}
+
+/// The query of `GET /v1/history`.
+#[derive(Debug, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct HistoryQuery {
+    /// Entries at most, the newest ones: 1000 if absent.
+    pub limit: Option<usize>,
+    /// Not older than this, RFC 3339.
+    pub since: Option<String>,
+    /// Of this service only, and what concerns all.
+    pub service: Option<String>,
+}
+
+impl HistoryQuery {
+    /// Which entries are asked for.
+    pub fn wanted(self) -> Result<Wanted, Refusal> {
+        let since_ms = self.since.map(|since| {
+            let wrong = || format!("since: `{}` is no RFC 3339 time", since.escape_debug());
+            time::unix_ms_of(&since).ok_or_else(|| Refusal::new(Kind::Usage, wrong()))
+        });
+        Ok(Wanted {
+            limit: self.limit.unwrap_or(HISTORY_ENTRIES),
+            since_ms: since_ms.transpose()?,
+            service: self.service,
+        })
+    }
 }
 
 /// The query of `GET /v1/events`.

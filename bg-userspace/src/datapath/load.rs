@@ -74,7 +74,7 @@ impl Features {
 }
 
 /// The running kernel's release: its first two numbers.
-fn release() -> (u32, u32) {
+pub fn release() -> (u32, u32) {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = text
         .split(|c: char| !c.is_ascii_digit())

@@ -15,6 +15,7 @@ mod forwarding;
 mod hops;
 mod host_addresses;
 mod ids;
+pub mod inspect;
 mod interfaces;
 mod layout;
 mod lines;
@@ -23,7 +24,9 @@ mod made;
 mod maps;
 mod mmap;
 mod naming;
+mod netdev;
 mod netlink;
+mod offloads;
 mod packet_socket;
 mod pins;
 mod pools;
@@ -62,6 +65,7 @@ pub use self::{
     error::{Error, StoreError},
     explain::{Explanation, Fate, Target},
     flows::FlowRecord,
+    forwarding::Setting,
     load::{Features, Loaded},
     made::Made,
     maps::{Block, block_of},
@@ -83,7 +87,7 @@ use self::{
     pins::{Pins, make_room},
     signals::Ear,
 };
-use crate::plan::{ForwardMode, Plan, ServicePlan};
+use crate::plan::Plan;
 
 /// How long a change waits for the next hops of its new backends.
 const FIRST_RESOLVE: Duration = Duration::from_secs(2);
@@ -360,21 +364,8 @@ impl Datapath {
 
     /// Says loudly which settings of the host keep the plan from working (law 6).
     pub fn warn_of_settings(&self, plan: &Plan) {
-        self.warn_of_no_forwarding(plan);
-        warn_of_own_ports(plan);
-    }
-
-    fn warn_of_no_forwarding(&self, plan: &Plan) {
-        let uses = |v4| {
-            let mut listeners = plan.services.iter().flat_map(|service| &service.listeners);
-            listeners.any(|listener| listener.address.is_ipv4() == v4)
-        };
-        let sysctls = Path::new("/proc/sys");
-        let interfaces = self.interfaces.names();
-        for off in forwarding::off(sysctls, interfaces, uses(true), uses(false)) {
-            tracing::warn!(
-                "{off}: as long as a backend's next hop is not known, the host drops its packets"
-            );
+        for Setting { what, mends } in inspect::settings(self.interfaces.names(), plan) {
+            tracing::warn!("{what} (`{mends}`)");
         }
     }
 
@@ -526,21 +517,6 @@ fn keeps_its_size(key: &str, wanted: u32, tables: &str, held: u32) {
         "gateway.{key} is {wanted}, but the pinned {tables} hold {held}: they keep that size until \
          `bgswitch detach`"
     );
-}
-
-/// Says so when the host's own connections may take ports that `snat` lends.
-fn warn_of_own_ports(plan: &Plan) {
-    let snat = |service: &ServicePlan| service.forward == ForwardMode::Snat;
-    if !plan.services.iter().any(snat) {
-        return;
-    }
-    if let Some(first) = forwarding::own_ports_from(Path::new("/proc/sys")) {
-        tracing::warn!(
-            "net.ipv4.ip_local_port_range begins at {first}: replies to the host's own connections \
-             to a backend may be taken for a client's, where snat has lent the same port \
-             (`sysctl -w net.ipv4.ip_local_port_range=\"32768 60999\"`)"
-        );
-    }
 }
 
 /// `CLOCK_MONOTONIC` in nanoseconds: the clock of [`FirstFlow`].

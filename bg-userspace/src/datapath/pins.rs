@@ -20,12 +20,9 @@ use bg_common::{
     service::{Backend, ColourStats, Fragment, Interface},
     snat::Source,
 };
-use nix::{
-    fcntl::{Flock, FlockArg},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
-};
+use nix::fcntl::{Flock, FlockArg};
 
-use super::error::Error;
+use super::{error::Error, inspect::is_on_bpffs};
 
 /// The directories of one gateway's pins.
 #[derive(Clone, Debug)]
@@ -92,13 +89,7 @@ impl Pins {
 
     /// Makes the root directory and locks it against a second daemon.
     pub fn lock(&self) -> Result<Lock, Error> {
-        let on_bpffs = self
-            .root
-            .ancestors()
-            .find(|ancestor| ancestor.exists())
-            .and_then(|ancestor| statfs(ancestor).ok())
-            .is_some_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
-        if !on_bpffs {
+        if is_on_bpffs(&self.root) != Ok(true) {
             return Err(Error::NoBpffs {
                 path: self.root.clone(),
             });

@@ -10,6 +10,7 @@ use hyper::{
 use serde_json::{Value, json};
 
 use super::{Outcome, http, tidy};
+use crate::file;
 
 /// `kind = "openai"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,12 +45,7 @@ pub async fn probe(endpoint: SocketAddr, probe: &OpenAiProbe) -> Outcome {
         .method(Method::POST)
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(file) = &probe.token_file {
-        let token = tokio::fs::read_to_string(file)
-            .await
-            .map_err(|error| tidy(&format!("{}: {error}", file.display())))?;
-        let bearer = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
-        let mut bearer = bearer.map_err(|_| format!("{} holds no token", file.display()))?;
-        bearer.set_sensitive(true);
+        let bearer = file::bearer(file).await.map_err(|error| tidy(&error))?;
         request = request.header(AUTHORIZATION, bearer);
     }
     let mut body =

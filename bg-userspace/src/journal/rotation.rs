@@ -82,7 +82,7 @@ mod tests {
     use std::{collections::BTreeSet, thread};
 
     use super::*;
-    use crate::journal::{Entry, Journal};
+    use crate::journal::{Entry, Journal, all};
 
     fn directory(name: &str) -> PathBuf {
         let name = format!("bgswitch-rotation-{name}-{}", std::process::id());
@@ -97,7 +97,7 @@ mod tests {
     }
 
     fn details(journal: &Journal) -> Vec<String> {
-        let entries = journal.read().unwrap().into_iter();
+        let entries = all(journal).into_iter();
         entries.map(|entry| entry.detail).collect()
     }
 

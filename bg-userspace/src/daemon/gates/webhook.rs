@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     config::WebhookGate,
+    file,
     health::tidy_to,
     release::{State, Verdict},
 };
@@ -72,11 +73,7 @@ async fn ask(gate: &WebhookGate, target: &Target) -> Result<Answer, String> {
     let json = HeaderValue::from_static("application/json");
     question.headers.insert(CONTENT_TYPE, json);
     if let Some(file) = &gate.token_file {
-        let token = tokio::fs::read_to_string(file).await;
-        let token = token.map_err(|error| format!("{}: {error}", file.display()))?;
-        let bearer = HeaderValue::from_str(&format!("Bearer {}", token.trim()));
-        let mut bearer = bearer.map_err(|_| format!("{} holds no token", file.display()))?;
-        bearer.set_sensitive(true);
+        let bearer = file::bearer(file).await?;
         question.headers.insert(AUTHORIZATION, bearer);
     }
     ask_at(&authority, question, MAX_ANSWER).await

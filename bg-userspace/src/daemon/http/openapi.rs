@@ -15,7 +15,9 @@ use crate::{
     },
     daemon::{
         events::Lost,
-        requests::{EventsQuery, ExplainQuery, FlowsQuery, MonitorQuery, ReloadQuery},
+        requests::{
+            EventsQuery, ExplainQuery, FlowsQuery, HistoryQuery, MonitorQuery, ReloadQuery,
+        },
     },
 };
 
@@ -197,11 +199,14 @@ fn operations(schemas: &mut Schemas) -> Vec<Operation> {
                 schemas.answered::<Flows>(),
             )
         },
-        Operation::get(
-            "/v1/history",
-            "The journal, oldest first",
-            schemas.answered::<History>(),
-        ),
+        Operation {
+            query: schemas.query::<HistoryQuery>(),
+            ..Operation::get(
+                "/v1/history",
+                "The newest entries of the journal, oldest first",
+                schemas.answered::<History>(),
+            )
+        },
         Operation {
             query: schemas.query::<EventsQuery>(),
             answer: (

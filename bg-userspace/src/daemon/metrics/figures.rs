@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use bg_common::service::{Colour, ColourStats};
+use bg_common::{
+    service::{Colour, ColourStats},
+    signals::Signals,
+};
 use prometheus_client::{
     collector::Collector,
     encoding::DescriptorEncoder,
@@ -23,6 +26,8 @@ use crate::{
 pub(super) struct Figures {
     status: Status,
     stats: BTreeMap<String, [ColourStats; 2]>,
+    /// Of the services that are listened to.
+    pub(super) heard: BTreeMap<String, [Signals; 2]>,
     /// By service, seconds since 1970.
     expiries: BTreeMap<String, f64>,
 }
@@ -35,12 +40,19 @@ impl Figures {
         let statistics = daemon.datapath.statistics().map_err(failed)?;
         let mut stats = BTreeMap::new();
         let mut expiries = BTreeMap::new();
+        let mut heard = BTreeMap::new();
         for ServiceStatus { name, .. } in &status.services {
             // A reload may have taken the service away since.
             let Some(id) = daemon.datapath.service_id(name) else {
                 continue;
             };
             stats.insert(name.clone(), statistics.of(id).map_err(failed)?);
+            heard.extend(
+                daemon
+                    .datapath
+                    .heard(name)
+                    .map(|heard| (name.clone(), heard)),
+            );
             let machine = daemon.releases.shown(name);
             let standby = machine.state() == State::Standby;
             let release = machine.release.filter(|_| standby);
@@ -51,6 +63,7 @@ impl Figures {
         Ok(Self {
             status,
             stats,
+            heard,
             expiries,
         })
     }
@@ -231,11 +244,12 @@ impl Collector for Figures {
         };
         self.of_host(&mut page)?;
         self.of_services(&mut page)?;
-        self.of_traffic(&mut page)
+        self.of_traffic(&mut page)?;
+        self.of_servers(&mut page)
     }
 }
 
-type Label<'a> = (&'a str, &'a str);
+pub(super) type Label<'a> = (&'a str, &'a str);
 
 /// Adds the direction to a figure's labels.
 fn in_direction<'a>(
@@ -247,8 +261,8 @@ fn in_direction<'a>(
 const NO_EXEMPLAR: Option<&Exemplar<[Label<'_>; 0], u64>> = None;
 
 /// Where families are written to, each with all its samples.
-struct Page<'a, 'b> {
-    encoder: &'a mut DescriptorEncoder<'b>,
+pub(super) struct Page<'a, 'b> {
+    pub(super) encoder: &'a mut DescriptorEncoder<'b>,
 }
 
 impl Page<'_, '_> {
@@ -271,7 +285,7 @@ impl Page<'_, '_> {
         Ok(())
     }
 
-    fn counters<'l, const N: usize>(
+    pub(super) fn counters<'l, const N: usize>(
         &mut self,
         (name, unit): (&str, Option<Unit>),
         help: &str,
