@@ -457,7 +457,7 @@ fn rules(prometheus: &str, bake: &str, rule: &str) -> String {
 #[test]
 fn figures_of_prometheus_decide_over_a_bake_and_a_canary() {
     let prometheus = "http://10.0.1.10:9090/p/";
-    let (mut lab, _) = lab(&rules(prometheus, "duration = \"6s\"", ""));
+    let (mut lab, _) = lab(&rules(prometheus, "duration = \"20s\"", ""));
     let mut command = lab.command(Place::Blue, "python3").unwrap();
     command.args(["-c", PROMETHEUS]).arg(lab.directory());
     lab.spawn(command).unwrap();
@@ -505,7 +505,7 @@ fn figures_of_prometheus_decide_over_a_bake_and_a_canary() {
 
     // No data is inconclusive, unless it is said to be a pass; nobody there never is one.
     figure("");
-    let cooled = "duration = \"4s\"\ncooldown = \"0s\"";
+    let cooled = "duration = \"15s\"\ncooldown = \"0s\"";
     for (prometheus, no_data, wanted) in [
         (prometheus, "inconclusive", 7),
         (prometheus, "pass", 0),
