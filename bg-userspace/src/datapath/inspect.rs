@@ -28,6 +28,7 @@ const ONE_PAGE: u32 = 3500;
 
 /// An interface, as it is now.
 #[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Seen {
     /// What kind of device it is, like `veth`; `None` for a card.
     pub kind: Option<String>,
