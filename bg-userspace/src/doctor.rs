@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use crate::{
     api::SCHEMA,
-    config::{Config, Paths},
+    config::{Config, ConfigError, Paths},
+    golden,
 };
 
 /// What was found of one thing.
@@ -101,6 +102,38 @@ impl Findings {
     }
 }
 
+/// Reads the files of prompts that a configuration names: what is wrong in a line is an
+/// error, one that cannot be read is told.
+pub fn unread_files(config: &Config) -> Result<Vec<String>, ConfigError> {
+    let gates = config
+        .services
+        .values()
+        .flat_map(|service| &service.release.gates);
+    let mut unread = Vec::new();
+    for file in gates.filter_map(|gate| gate.kind.prompts()) {
+        match golden::read(file) {
+            Ok(_) => {}
+            Err(error) if error.line.is_some() => return Err(error),
+            Err(error) => unread.push(error.to_string()),
+        }
+    }
+    Ok(unread)
+}
+
+/// What the files of prompts say that a valid configuration names.
+fn prompts(findings: &mut Findings, file: &Path, config: &Config) {
+    match unread_files(config) {
+        Err(error) => findings.trouble("configuration", error.to_string(), None),
+        Ok(unread) => {
+            findings.ok("configuration", format!("{} is valid", file.display()));
+            for error in unread {
+                let message = format!("{error}; its gate needs it");
+                findings.note("configuration", message, None);
+            }
+        }
+    }
+}
+
 /// Looks at everything that the configuration in `file` is about. `socket` takes the
 /// place of the configured one.
 pub fn look(file: &Path, socket: Option<&Path>, timeout: std::time::Duration) -> Report {
@@ -111,7 +144,7 @@ pub fn look(file: &Path, socket: Option<&Path>, timeout: std::time::Duration) ->
     }
     let config = match Config::load(file) {
         Ok(config) => {
-            findings.ok("configuration", format!("{} is valid", file.display()));
+            prompts(&mut findings, file, &config);
             Some(config)
         }
         Err(error) => {

@@ -33,9 +33,12 @@ pub enum Standing {
 pub struct Watch {
     plan: RulePlan,
     standing: Standing,
+    /// Good ones in a row, ...
     good: u32,
+    /// ... bad ones since the last good one, ...
     bad: u32,
-    unknown: u32,
+    /// ... and all since then, also those that say nothing.
+    since_good: u32,
     /// What the last one said.
     said: String,
 }
@@ -48,7 +51,7 @@ impl Watch {
             standing: Standing::Unknown,
             good: 0,
             bad: 0,
-            unknown: 0,
+            since_good: 0,
             said: String::new(),
         }
     }
@@ -67,11 +70,11 @@ impl Watch {
     pub fn hear(&mut self, sample: &Sample) {
         let (is_good, said) = self.judge(sample);
         self.said = said;
-        let before = (self.good, self.bad, self.unknown);
-        (self.good, self.bad, self.unknown) = match is_good {
-            Some(true) => (before.0 + 1, 0, 0),
-            Some(false) => (0, before.1 + 1, 0),
-            None => (0, 0, before.2 + 1),
+        (self.good, self.bad, self.since_good) = match is_good {
+            Some(true) => (self.good + 1, 0, 0),
+            Some(false) => (0, self.bad + 1, self.since_good + 1),
+            // A server that is too busy to answer has not become better.
+            None => (0, self.bad, self.since_good + 1),
         };
         if self.good >= self.plan.rise {
             self.standing = Standing::Holds;
@@ -80,7 +83,7 @@ impl Watch {
             let interval = humantime::format_duration(self.plan.interval);
             let why = format!("rule {name}: {said}, {fall} times in a row, one every {interval}");
             self.standing = Standing::Broken(why);
-        } else if self.unknown >= self.plan.fall {
+        } else if self.since_good >= self.plan.fall {
             self.standing = Standing::Unknown;
         }
     }
@@ -241,6 +244,23 @@ mod tests {
                 &mut watch,
                 &[figure(-2.0), figure(-2.0), figure(f64::NEG_INFINITY)]
             ),
+            Standing::Broken(_)
+        ));
+    }
+
+    #[test]
+    fn a_rule_does_not_hold_for_ever_by_a_good_sample_of_long_ago() {
+        let (good, bad) = (figure(0.005), figure(0.034));
+        let trouble = Sample::Trouble("it is too busy".to_owned());
+        let mut watch = watch(NoData::Inconclusive);
+        assert_eq!(
+            after(&mut watch, &[good.clone(), good.clone()]),
+            Standing::Holds
+        );
+        let flapping = [bad.clone(), trouble.clone(), bad.clone()];
+        assert_eq!(after(&mut watch, &flapping), Standing::Unknown);
+        assert!(matches!(
+            after(&mut watch, &[trouble, bad]),
             Standing::Broken(_)
         ));
     }

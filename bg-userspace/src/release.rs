@@ -29,6 +29,7 @@ pub use self::record::{
 use crate::{
     api::{Kind, Refusal, exit},
     config::{MAX_DURATION, OnExpiry, OnTrouble, When},
+    signals::{Baseline, FEW},
 };
 
 /// A gate that overran its own time by so much is not heard of any more.
@@ -45,7 +46,33 @@ pub struct Machine {
     pub release: Option<Release>,
 }
 
+/// What a rollback by hand means while a release is known, and new flows do not go to its
+/// colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unflipped {
+    /// It was about to send them there: it must not.
+    Running,
+    /// It has taken them back already.
+    RolledBack,
+}
+
 impl Machine {
+    /// Whether a rollback has nothing to roll back, by this word. To go to the colour that
+    /// is being tested, or was just left, is never the way back.
+    pub fn unflipped(&self, word: Word) -> Option<Unflipped> {
+        let release = self.release.as_ref()?;
+        if word.active != release.from || word.canary != 0 {
+            return None;
+        }
+        let flips = word.generation.wrapping_sub(release.generation);
+        match release.state() {
+            // There and back.
+            State::RolledBack if flips <= 2 => Some(Unflipped::RolledBack),
+            state if !state.is_over() && !release.has_flipped() => Some(Unflipped::Running),
+            _ => None,
+        }
+    }
+
     /// Takes an event in, and says what is to be done.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Command> {
         let mut todo = Vec::new();
@@ -220,7 +247,7 @@ impl Release {
             Event::Health(health) => self.hear(health, now, todo),
             Event::OldHealth(health) => self.old = health,
             Event::Failing(why) => self.failing(why, now, todo),
-            Event::Baseline(baseline) => self.baseline = Some(baseline),
+            Event::Baseline(baseline) => self.compare_with(baseline),
             Event::Extend { by, more } => return self.extend(&by, more, now),
             Event::Retire(by) => return self.retire(&by, now),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
@@ -357,13 +384,25 @@ impl Release {
         }
     }
 
+    /// How the old colour was. What was heard before a canary stays, where the old colour
+    /// has hardly been heard since.
+    fn compare_with(&mut self, baseline: Baseline) {
+        let is_less = |before: &Baseline| {
+            (baseline.answers < FEW && before.answers >= FEW)
+                || (baseline.connections < FEW && before.connections >= FEW)
+        };
+        if !self.baseline.as_ref().is_some_and(is_less) {
+            self.baseline = Some(baseline);
+        }
+    }
+
     fn not_stored(&mut self, refusal: &Refusal, now: Now, todo: &mut Vec<Command>) {
         let why = match self.phase {
             Phase::Switching => format!("it was not flipped: {refusal}"),
             Phase::Raising { .. } => format!("its share was not stored: {refusal}"),
             _ => return,
         };
-        if self.canary > 0 {
+        if self.holds_share() {
             return self.take_back(State::Aborted, refusal.code, why, None, now, todo);
         }
         self.over(State::Aborted, refusal.code, why, None, now);
@@ -801,7 +840,7 @@ impl Release {
             }
             Phase::Switching => {
                 let why = format!("the flip was not stored within {waited}");
-                if self.canary > 0 {
+                if self.holds_share() {
                     self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
                 } else {
                     self.over(State::Aborted, exit::TIMED_OUT, why, None, now);

@@ -14,7 +14,7 @@ const WINDOWS: [usize; 3] = [6, 20, 60];
 /// Fewer bad cases than this in a window say nothing.
 const FEW_BAD: u64 = 5;
 /// Fewer answers, or connections, than this in a window say nothing.
-const FEW: u64 = 20;
+pub const FEW: u64 = 20;
 /// Where there is nothing to compare with, and where a client's way may be at fault as
 /// well: such a part.
 const MOST: f64 = 0.5;

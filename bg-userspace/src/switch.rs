@@ -153,6 +153,12 @@ pub fn rollback(
     (!has_left).then(|| Switch::new(word, leave.other(), mode, drain))
 }
 
+/// A rollback of what has not flipped yet: new flows stay where they are, under a new
+/// generation, so that whoever was about to flip finds another word than he knew.
+pub fn stay(word: CutoverWord, mode: Option<FlipMode>, drain: DrainPlan) -> Switch {
+    Switch::new(word, word.active(), mode.unwrap_or(FlipMode::Drain), drain)
+}
+
 /// Percent of new flows that a canary share of a word stands for.
 pub fn percent(share: u16) -> f64 {
     f64::from(share) / 655.36

@@ -214,6 +214,15 @@ fn programs_of_others_and_the_other_mode_are_found() {
         said(&report(&lab), "trouble", "blue").is_empty(),
         "our own is none"
     );
+    // Pinned tables keep their size.
+    let text = fs::read_to_string(lab.config()).unwrap();
+    let larger = text.replacen("interfaces =", "max_services = 2048\ninterfaces =", 1);
+    fs::write(lab.config(), larger).unwrap();
+    let notes = said(&report(&lab), "note", "pins");
+    assert!(
+        notes.len() == 1 && notes[0].contains("room for 1024 services, not for 2048"),
+        "{notes:?}"
+    );
 }
 
 #[test]
@@ -271,6 +280,24 @@ fn settings_and_addresses_that_are_in_the_way_are_found() {
         &format!("{SERVICE} is another host's on clients"),
         "ip neigh show",
     );
+    // It may be gone since.
+    let stale = format!("neigh change {SERVICE} dev clients nud stale");
+    lab.ip(Place::Gateway, &stale).unwrap();
+    let findings = report(&lab);
+    assert!(said(&findings, "trouble", "addresses").is_empty());
+    let notes = said(&findings, "note", "addresses");
+    assert!(
+        notes.len() == 1 && notes[0].contains("was another host's on clients"),
+        "{notes:?}"
+    );
+    // What the gateway has itself is no other host's.
+    lab.ip(
+        Place::Gateway,
+        &format!("addr add {SERVICE}/32 dev clients"),
+    )
+    .unwrap();
+    let findings = report(&lab);
+    assert_eq!(said(&findings, "ok", "addresses").len(), 1, "{findings:#?}");
 }
 
 #[test]
@@ -307,11 +334,8 @@ fn files_that_are_in_the_way_are_found() {
     assert_eq!(said(&report(&lab), "ok", "bpffs").len(), 1);
 }
 
-/// Whoever is not root hears what could not be seen, and nothing that is not so.
-#[test]
-fn without_rights_it_says_what_it_could_not_see() {
-    let lab = lab();
-    lab.configure(&default_service()).unwrap();
+/// What somebody without any rights is told, which must be no trouble.
+fn told_to_nobody(lab: &Lab) -> Vec<Value> {
     // Where everybody may go.
     let open = lab.directory().join("bgswitch");
     fs::copy(binary().unwrap(), &open).unwrap();
@@ -338,14 +362,34 @@ fn without_rights_it_says_what_it_could_not_see() {
     }
     let output = command.output().unwrap();
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let findings = report["findings"].as_array().unwrap();
+    let findings = report["findings"].as_array().unwrap().clone();
     assert_eq!(report["well"], true, "{findings:#?}");
     assert_eq!(output.status.code(), Some(0));
-    let rights = said(findings, "unseen", "rights");
+    findings
+}
+
+/// Whoever is not root hears what could not be seen, and nothing that is not so.
+#[test]
+fn without_rights_it_says_what_it_could_not_see() {
+    let mut lab = lab();
+    lab.configure(&default_service()).unwrap();
+    let findings = told_to_nobody(&lab);
+    let rights = said(&findings, "unseen", "rights");
     assert!(
         rights[0].contains("lacks CAP_NET_ADMIN and CAP_BPF"),
         "{rights:?}"
     );
-    assert_eq!(said(findings, "unseen", "bpf").len(), 1);
-    assert_eq!(said(findings, "ok", "blue").len(), 1, "{findings:#?}");
+    assert_eq!(said(&findings, "unseen", "bpf").len(), 1);
+    assert_eq!(said(&findings, "ok", "blue").len(), 1, "{findings:#?}");
+
+    // Our own program is nobody else's, and pins that cannot be seen are not none.
+    lab.start().unwrap();
+    let findings = told_to_nobody(&lab);
+    for about in ["pins", "clients", "blue", "green"] {
+        assert_eq!(
+            said(&findings, "unseen", about).len(),
+            1,
+            "{about}: {findings:#?}"
+        );
+    }
 }

@@ -176,6 +176,10 @@ fn what_is_stored_by_hand_ends_a_canary() {
     lab.ask(&["rollback", "llm"]).unwrap();
     assert_eq!(word(&lab), at("blue", 1, 0));
     ends(&lab, "ROLLED_BACK", 1);
+    // Once more goes nowhere: least of all to the colour that was just left.
+    let again = lab.ask(&["rollback", "llm"]).unwrap();
+    assert_eq!(again["already"], true);
+    assert_eq!(word(&lab), at("blue", 1, 0));
 
     begin(&lab);
     lab.ask(&["canary", "llm", "0"]).unwrap();
@@ -396,6 +400,14 @@ fn a_hook_before_a_step_stops_it_and_a_rollback_waits_for_none() {
         (state(&lab), word(&lab)),
         ("ABORTED".to_owned(), at("blue", 2, 0))
     );
+
+    // Nor does a rollback go to the colour that was never flipped to: it ends the release.
+    lab.ask(&["release", "start", "llm", "--force"]).unwrap();
+    until("it runs", || state(&lab) == "SWITCHING");
+    lab.ask(&["rollback", "llm"]).unwrap();
+    until("the release hears of it", || state(&lab) == "SUPERSEDED");
+    assert_eq!(word(&lab), at("blue", 3, 0));
+    assert_eq!(load::once(client(&lab), listener(8000)).unwrap(), "blue");
 }
 
 /// A hook that ran when the daemon was killed is run again.

@@ -4,11 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Common;
-use crate::{
-    api::SCHEMA,
-    config::{Config, ConfigError},
-    golden,
-};
+use crate::{api::SCHEMA, config::Config, doctor::unread_files};
 
 const NOTE: &str = "\
 Every error names the file, the line, the key and what would be right. Exit code
@@ -33,24 +29,6 @@ struct Checked {
     services: Vec<String>,
     missing_interfaces: Vec<String>,
     unread_files: Vec<String>,
-}
-
-/// Reads the files of prompts: what is wrong in a line is an error, one that cannot be
-/// read is told.
-fn unread_files(config: &Config) -> Result<Vec<String>, ConfigError> {
-    let gates = config
-        .services
-        .values()
-        .flat_map(|service| &service.release.gates);
-    let mut unread = Vec::new();
-    for file in gates.filter_map(|gate| gate.kind.prompts()) {
-        match golden::read(file) {
-            Ok(_) => {}
-            Err(error) if error.line.is_some() => return Err(error),
-            Err(error) => unread.push(error.to_string()),
-        }
-    }
-    Ok(unread)
 }
 
 impl Check {

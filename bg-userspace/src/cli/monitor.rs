@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::{Common, Output, say, text};
 use crate::{
-    api::{Kind, MonitorEvent, MonitorLine, PacketSeen, Refusal},
+    api::{Kind, MonitorEvent, MonitorLine, PacketSeen, Refusal, Status},
     client::End,
     config::is_name,
     time::local_micros,
@@ -32,6 +32,9 @@ drains, reloads, backends that fall or rise, and flows that had to give way stan
 the packets, by the time of their store. Packets are chosen in the kernel; who does not watch pays nothing. A
 processor tells of some 15 000 packets a second at most: what goes beyond is counted, and
 said. Ctrl-C ends it, with a summary.";
+
+/// The daemon cuts no reader before that (`daemon/http/patience.rs`).
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// `bgswitch monitor`.
 #[derive(Debug, Args)]
@@ -72,6 +75,13 @@ impl Monitor {
         let end = common.stream(&path, |lines| watched.take(lines))?;
         say(&watched.summary());
         if end == End::Closed {
+            if let Ok(status) = common.get::<Status>("/v1/status")
+                && watched.was_cut(&status)
+            {
+                let message = "the daemon cut the connection, because nothing was read of it for 30 s: \
+                               watch again";
+                return Err(Refusal::new(Kind::Failed, message).into());
+            }
             let message =
                 "the daemon stopped: nobody tells of packets now; forwarding goes on as it is";
             return Err(Refusal::new(Kind::NoDaemon, message).into());
@@ -162,6 +172,13 @@ impl Watched {
             out.push('\n');
         }
         Ok(())
+    }
+
+    /// Whether the daemon that told, and tells no more, still runs: then nothing was read
+    /// for too long. One that began after the watching has taken the other's place.
+    fn was_cut(&self, status: &Status) -> bool {
+        let watched = self.began.elapsed();
+        watched >= PATIENCE && status.daemon.uptime_s >= watched.as_secs()
     }
 
     fn summary(&self) -> String {

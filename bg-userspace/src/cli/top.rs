@@ -8,6 +8,7 @@ mod view;
 use std::{
     collections::BTreeMap,
     io::{self, IsTerminal as _},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,15 +19,21 @@ use std::{
 };
 
 use clap::Args;
+use hyper::Method;
 use ratatui::{
     DefaultTerminal,
     crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers},
 };
+use serde::de::DeserializeOwned;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::model::{Sample, Screen, Sort};
 use super::{Common, Output};
-use crate::api::{History, Kind, Refusal, ReleaseStatus, ServiceStatus, Status};
+use crate::{
+    api::{History, Kind, Refusal, ReleaseStatus, Status},
+    client,
+    release::State,
+};
 
 const NOTE: &str = "\
 Keys: up and down (or k and j) choose a service, s sorts by the next column (name,
@@ -63,7 +70,14 @@ impl Top {
             let message = "top is for people: `bgswitch status --watch -o json` is for scripts";
             return Err(Refusal::new(Kind::Usage, message).into());
         }
-        let first = sample(common)?;
+        let mut asked = Asked {
+            socket: PathBuf::new(),
+            timeout: common.timeout,
+        };
+        let first = common.at_the_socket(|socket| {
+            socket.clone_into(&mut asked.socket);
+            asked.sample()
+        })?;
         let mut screen = Screen::new(first, self.sort);
         if let Some(service) = &self.service {
             screen.choose(service)?;
@@ -71,13 +85,16 @@ impl Top {
         if self.once || !io::stdout().is_terminal() || !io::stdin().is_terminal() {
             // Rates want two looks.
             thread::sleep(EVERY);
-            screen.take(sample(common)?);
+            screen.take(asked.sample()?);
             return common.print(&(), |()| view::text(&screen));
         }
-        let samples = keep_sampling(common.clone());
+        let samples = keep_sampling(asked);
         let told_to_end = on_signals()?;
         // It restores the terminal before a panic is told, too.
-        let mut terminal = ratatui::try_init()?;
+        let mut terminal = ratatui::try_init().inspect_err(|_| {
+            // It may be half done; why it failed is said below.
+            let _ = ratatui::try_restore();
+        })?;
         let shown = show(&mut terminal, &mut screen, &samples, &told_to_end);
         ratatui::try_restore()?;
         shown
@@ -126,25 +143,40 @@ fn obey(screen: &mut Screen, key: KeyEvent) -> bool {
     true
 }
 
-/// Asks for everything that is shown.
-fn sample(common: &Common) -> Result<Sample, Refusal> {
-    let status: Status = common.get("/v1/status")?;
-    let mut releases = BTreeMap::new();
-    for ServiceStatus { name, .. } in &status.services {
-        let release: ReleaseStatus = common.get(&format!("/v1/services/{name}/release"))?;
-        releases.extend(release.release.map(|release| (name.clone(), release)));
+/// Where is asked, found once: the configuration is not read each second.
+struct Asked {
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+impl Asked {
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Refusal> {
+        client::call(&self.socket, self.timeout, Method::GET, path, &())
     }
-    let history: History = common.get(&format!("/v1/history?limit={ENTRIES}"))?;
-    Ok(Sample::new(status, releases, history.entries))
+
+    /// Asks for everything that is shown: of releases only where one is not at its good
+    /// end, or none.
+    fn sample(&self) -> Result<Sample, Refusal> {
+        let status: Status = self.get("/v1/status")?;
+        let mut releases = BTreeMap::new();
+        let steady = State::Steady.as_str();
+        for service in status.services.iter().filter(|s| s.state != steady) {
+            let name = &service.name;
+            let release: ReleaseStatus = self.get(&format!("/v1/services/{name}/release"))?;
+            releases.extend(release.release.map(|release| (name.clone(), release)));
+        }
+        let history: History = self.get(&format!("/v1/history?limit={ENTRIES}"))?;
+        Ok(Sample::new(status, releases, history.entries))
+    }
 }
 
 /// Asks again and again, so that no key waits for an answer.
-fn keep_sampling(common: Common) -> Receiver<Result<Sample, Refusal>> {
+fn keep_sampling(asked: Asked) -> Receiver<Result<Sample, Refusal>> {
     let (sender, receiver) = channel();
     thread::spawn(move || {
         loop {
             thread::sleep(EVERY);
-            if sender.send(sample(&common)).is_err() {
+            if sender.send(asked.sample()).is_err() {
                 return;
             }
         }

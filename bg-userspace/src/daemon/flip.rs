@@ -13,6 +13,7 @@ use super::{
 use crate::{
     api::{FlipRequest, Flipped, Refusal, RollbackRequest},
     config::FlipMode,
+    release::Unflipped,
     switch::{self, Switch, describe},
 };
 
@@ -92,8 +93,17 @@ impl Daemon {
             .ok_or_else(|| self.unknown(service))?;
         switch::at_generation(service, word, request.if_generation)?;
         let leave = request.leave.as_deref().map(switch::colour).transpose()?;
+        let unflipped = match leave {
+            None => self.releases.shown(service).unflipped(word.into()),
+            Some(_) => None,
+        };
         let leave = leave.unwrap_or_else(|| switch::bad_colour(word));
-        let Some(switch) = switch::rollback(word, leave, request.mode, drain) else {
+        let switch = match unflipped {
+            Some(Unflipped::RolledBack) => None,
+            Some(Unflipped::Running) => Some(switch::stay(word, request.mode, drain)),
+            None => switch::rollback(word, leave, request.mode, drain),
+        };
+        let Some(switch) = switch else {
             return Ok(switch::has_left(service, word));
         };
         let doomed = self.doomed_flows(service, &switch);

@@ -106,9 +106,15 @@ impl Daemon {
         let usage = |trouble: &dyn Display| refused(Kind::Usage, trouble);
         let new = Config::load(&self.file).map_err(|e| usage(&e))?;
         if let Some(keys) = restart_keys(&self.config().gateway, &new.gateway) {
+            let pinned = if keys.contains("gateway.max_") {
+                ". Tables that are pinned keep their size until `bgswitch detach`, which ends forwarding until \
+                 the next start"
+            } else {
+                ""
+            };
             return Err(usage(&format!(
                 "{}: {keys} changed, which is read at the start only: restart the daemon (forwarding goes \
-                 on), or take the change back",
+                 on), or take the change back{pinned}",
                 self.file.display()
             )));
         }

@@ -94,21 +94,22 @@ impl Daemon {
         let status = self
             .snapshot(&config)
             .and_then(|(snapshot, _)| self.service_status(service, &snapshot));
-        Ok(Some(status.map_err(failed)?))
+        Ok(Some(status.map_err(|error| failed(&error))?))
     }
 
     /// Blocks for as long as it takes to count the flows.
     pub(super) fn status(&self) -> Result<Status, Refusal> {
         let config = self.config().clone();
-        let (snapshot, entries) = self.snapshot(&config).map_err(failed)?;
+        let (snapshot, entries) = self.snapshot(&config).map_err(|error| failed(&error))?;
         let services = config
             .services
             .values()
             .map(|service| self.service_status(service, &snapshot))
             .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        let reasons = self.datapath.reasons().map_err(failed)?;
-        let [established, half_open, udp] = self.datapath.pressure().map_err(failed)?;
+            .map_err(|error| failed(&error))?;
+        let reasons = self.datapath.reasons().map_err(|error| failed(&error))?;
+        let [established, half_open, udp] =
+            self.datapath.pressure().map_err(|error| failed(&error))?;
         Ok(Status {
             schema: SCHEMA,
             daemon: DaemonStatus {
@@ -303,7 +304,7 @@ impl Daemon {
     }
 }
 
-fn failed(error: Error) -> Refusal {
+fn failed(error: &Error) -> Refusal {
     Refusal::new(Kind::Datapath, error.to_string())
 }
 

@@ -55,15 +55,16 @@ impl InterfaceStatus {
     }
 }
 
-/// Refuses, before any change, interfaces that are not there or not free.
+/// Refuses, before any change, interfaces that are not there or not free; with
+/// [`Error::NotPermitted`] where whose a program is may not be asked.
 pub fn check(settings: &Settings, pins: &Pins) -> Result<(), Error> {
     exist(&settings.interfaces)?;
     for interface in &settings.interfaces {
         let Some((mode, id)) = attached(interface)? else {
             continue;
         };
-        let ours =
-            FdLinkOf::pinned(&pins.link(interface)).is_some_and(|link| link.program_id == id);
+        let pinned = FdLinkOf::pinned(&pins.link(interface))?;
+        let ours = pinned.is_some_and(|link| link.program_id == id);
         if !ours {
             return Err(Error::ForeignProgram {
                 interface: interface.clone(),
@@ -314,11 +315,18 @@ struct FdLinkOf {
 }
 
 impl FdLinkOf {
-    fn pinned(pin: &Path) -> Option<Self> {
-        let link = FdLink::from(PinnedLink::from_pin(pin).ok()?);
-        Some(Self {
-            program_id: link.info().ok()?.program_id(),
-        })
+    /// The link behind a pin; `None` if there is none, an error if it may not be seen.
+    fn pinned(pin: &Path) -> Result<Option<Self>, Error> {
+        let info = PinnedLink::from_pin(pin).and_then(|link| FdLink::from(link).info());
+        match info {
+            Ok(info) => Ok(Some(Self {
+                program_id: info.program_id(),
+            })),
+            Err(error) => match Error::bpf(format!("reading {}", pin.display()), &error) {
+                error @ Error::NotPermitted { .. } => Err(error),
+                _ => Ok(None),
+            },
+        }
     }
 }
 

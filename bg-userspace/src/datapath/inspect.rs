@@ -1,7 +1,7 @@
 //! What `bgswitch doctor` looks at: the same facts, and the same checks, that a start
 //! goes by, and nothing that a look changes.
 
-use std::{net::IpAddr, path::Path};
+use std::{collections::BTreeSet, fs, io, net::IpAddr, path::Path};
 
 use futures_util::TryStreamExt as _;
 use nix::{
@@ -9,14 +9,17 @@ use nix::{
     net::if_::if_indextoname,
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
-use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo};
+use rtnetlink::packet_route::{
+    link::{LinkAttribute, LinkInfo},
+    neighbour::NeighbourState,
+};
 
 use super::{
     AttachMode, Error, Features, Settings, attach,
     forwarding::{self, Setting},
     load,
     netdev::{XdpFeatures, xdp_features},
-    netlink::{self, Failure, Neighbour, Requests, in_time},
+    netlink::{self, Failure, Neighbour, Requests, in_time, neighbour_of},
     offloads::{Offloads, offloads},
     pins::Pins,
 };
@@ -73,13 +76,35 @@ pub fn is_on_bpffs(path: &Path) -> Result<bool, Errno> {
     Ok(found.filesystem_type() == BPF_FS_MAGIC)
 }
 
-/// Refuses, as a start does, pins of another version, and interfaces with a program of
-/// somebody else.
+/// Refuses, as a start does, pins of another version, or of another shape; with
+/// [`Error::NotPermitted`] where they may not be seen.
 pub fn check_pins(bpffs: &Path) -> Result<(), Error> {
+    for layout in entries(bpffs)? {
+        entries(&layout.path().join("maps"))?;
+    }
     Pins::new(bpffs).check()
 }
 
-/// The same, of one interface.
+/// What is in a directory; nothing where there is none.
+fn entries(directory: &Path) -> Result<Vec<fs::DirEntry>, Error> {
+    let found = fs::read_dir(directory).and_then(Iterator::collect);
+    match found {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let what = format!("reading {}", directory.display());
+            Err(Error::io(what)(error))
+        }
+        found => Ok(found.unwrap_or_default()),
+    }
+}
+
+/// Services that fit into the pinned tables; `None` without any, or where they may not
+/// be seen.
+pub fn pinned_services(bpffs: &Path) -> Option<u32> {
+    Pins::new(bpffs).room().map(|room| room.services)
+}
+
+/// Refuses, as a start does, an interface with a program of somebody else, or in
+/// another mode.
 pub fn check_interface(bpffs: &Path, interface: &str, mode: AttachMode) -> Result<(), Error> {
     let settings = Settings {
         interfaces: vec![interface.to_owned()],
@@ -161,17 +186,49 @@ pub fn settings(interfaces: &[String], plan: &Plan) -> Vec<Setting> {
     found
 }
 
-/// Whoever else has one of these addresses, as the neighbour table knows: the address,
-/// and the interface.
-pub fn held_by_others(addresses: &[IpAddr]) -> Result<Vec<(IpAddr, String)>, Error> {
-    let neighbours = netlink::block_on(|| async { Ok(Requests::open()?.neighbours().await?) })?;
-    let held = neighbours
-        .into_iter()
-        .filter_map(|((ifindex, address), neighbour)| {
-            let is_held =
-                matches!(neighbour, Neighbour::Usable(..)) && addresses.contains(&address);
-            let name = if_indextoname(ifindex).ok().filter(|_| is_held)?;
-            Some((address, name.to_string_lossy().into_owned()))
-        });
-    Ok(held.collect())
+/// Another host that has an address, as the neighbour table knows.
+#[derive(Debug)]
+pub struct HeldByOther {
+    /// The address.
+    pub address: IpAddr,
+    /// The interface behind which the host is.
+    pub interface: String,
+    /// It answered of late (`NUD_REACHABLE`); else it has once.
+    pub reachable: bool,
+}
+
+/// Whoever else has one of these addresses.
+pub fn held_by_others(addresses: &[IpAddr]) -> Result<Vec<HeldByOther>, Error> {
+    netlink::block_on(|| async { Ok(Requests::open()?.held_by_others(addresses).await?) })
+}
+
+impl Requests {
+    async fn held_by_others(&self, addresses: &[IpAddr]) -> Result<Vec<HeldByOther>, Failure> {
+        let own = self.addresses().await?;
+        let own: BTreeSet<IpAddr> = own.into_iter().map(|held| held.address).collect();
+        let mut held = Vec::new();
+        let mut messages = self.handle.neighbours().get().execute();
+        while let Some(message) = in_time("reading neighbours", messages.try_next()).await? {
+            let state = message.header.state;
+            let Some(((ifindex, address), Neighbour::Usable(mac, _))) = neighbour_of(&message)
+            else {
+                continue;
+            };
+            // The kernel has such entries for what is behind no Ethernet: on the loopback
+            // device also for the host's own addresses.
+            let is_host = state != NeighbourState::Noarp && mac != [0; 6];
+            if !is_host || own.contains(&address) || !addresses.contains(&address) {
+                continue;
+            }
+            let Ok(name) = if_indextoname(ifindex) else {
+                continue;
+            };
+            held.push(HeldByOther {
+                address,
+                interface: name.to_string_lossy().into_owned(),
+                reachable: state == NeighbourState::Reachable,
+            });
+        }
+        Ok(held)
+    }
 }

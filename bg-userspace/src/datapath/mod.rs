@@ -229,6 +229,17 @@ impl Datapath {
         if room != wanted_room {
             let wanted = wanted_room.services;
             keeps_its_size("max_services", wanted, "tables of services", room.services);
+            let services = plan.services.len();
+            if services > room.services as usize {
+                return Err(Error::step(
+                    format!("gateway.max_services is {wanted}, but the pinned tables"),
+                    format!(
+                        "have room for {} services, and {services} are configured: they keep their size \
+                         until `bgswitch detach`, which ends forwarding until the next start",
+                        room.services
+                    ),
+                ));
+            }
         }
         pins.make()?;
         let announcer = Announcer::default();

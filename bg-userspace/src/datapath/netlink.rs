@@ -260,7 +260,8 @@ fn route_of(to: IpAddr, attributes: &[RouteAttribute]) -> Option<Route> {
     })
 }
 
-fn neighbour_of(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
+/// The neighbour that a message is about; `None` where it says no address.
+pub(super) fn neighbour_of(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {

@@ -176,9 +176,13 @@ impl Pins {
 
     /// Room for services in the pinned tables, if there are any.
     pub fn room(&self) -> Option<Room> {
-        let words = MapInfo::from_pin(self.map(map::WORDS)).ok()?;
-        Some(Room {
-            services: words.max_entries(),
+        // The first one that can be ours says it: a start may have been killed before it
+        // made all of them.
+        Room::LEAST.maps().into_iter().find_map(|(name, least)| {
+            let info = MapInfo::from_pin(self.map(name)).ok()?;
+            let services = info.max_entries() / (least / Room::LEAST.services);
+            let can_be = Room::LEAST.services..=Room::MOST.services;
+            can_be.contains(&services).then_some(Room { services })
         })
     }
 

@@ -27,6 +27,31 @@ pub(super) fn look(findings: &mut Findings, config: &Config) {
         findings.ok("sysctl", "the host forwards, and keeps its own ports apart");
     }
     addresses(findings, &plan);
+    room(findings, config);
+}
+
+/// Whether the pinned tables are as large as the configuration wants them.
+fn room(findings: &mut Findings, config: &Config) {
+    let Some(room) = inspect::pinned_services(&config.gateway.paths.bpffs) else {
+        return;
+    };
+    let (wanted, services) = (config.gateway.max_services, config.services.len());
+    let mends = "systemctl stop bgswitch && bgswitch detach && systemctl start bgswitch";
+    let mends = Some(mends.to_owned());
+    if services > room as usize {
+        let message = format!(
+            "the pinned tables have room for {room} services, and {services} are configured. Made \
+             again they are larger; that stops forwarding, and forgets all flows"
+        );
+        findings.trouble("pins", message, mends);
+    } else if wanted != room {
+        let message = format!(
+            "the pinned tables have room for {room} services, not for {wanted} (gateway.max_services): \
+             they keep their size until they are made again, which stops forwarding, and forgets all \
+             flows"
+        );
+        findings.note("pins", message, mends);
+    }
 }
 
 /// Strict reverse path filtering, which the stack goes by for what XDP leaves to it.
@@ -64,13 +89,22 @@ fn addresses(findings: &mut Findings, plan: &Plan) {
             );
         }
         Ok(held) => {
-            for (address, interface) in held {
-                let message = format!(
-                    "{address} is another host's on {interface}: clients there reach that one. Take it \
-                     away there, or stop the other gateway"
-                );
+            for one in held {
+                let (address, interface) = (one.address, one.interface);
                 let mends = Some(format!("ip neigh show {address} dev {interface}"));
-                findings.trouble("addresses", message, mends);
+                if one.reachable {
+                    let message = format!(
+                        "{address} is another host's on {interface}: clients there reach that one. Take it \
+                         away there, or stop the other gateway"
+                    );
+                    findings.trouble("addresses", message, mends);
+                } else {
+                    let message = format!(
+                        "{address} was another host's on {interface}; whether it still is, nobody has \
+                         asked of late"
+                    );
+                    findings.note("addresses", message, mends);
+                }
             }
         }
     }
@@ -80,21 +114,22 @@ fn addresses(findings: &mut Findings, plan: &Plan) {
 pub(super) fn daemon(findings: &mut Findings, paths: &Paths, timeout: Duration) {
     let own = env!("CARGO_PKG_VERSION");
     match client::call::<Status>(&paths.socket, timeout, Method::GET, "/v1/status", &()) {
-        Ok(status) if status.daemon.version == own => {
+        Ok(status) => {
             let (version, pid) = (&status.daemon.version, status.daemon.pid);
-            findings.ok("daemon", format!("version {version} runs, process {pid}"));
+            if version == own {
+                findings.ok("daemon", format!("version {version} runs, process {pid}"));
+            } else {
+                let message = format!(
+                    "version {version} runs, this is {own}: a restart puts this one in its place, and \
+                     loses no packet"
+                );
+                let mends = Some("systemctl restart bgswitch".to_owned());
+                findings.note("daemon", message, mends);
+            }
             for interface in status.interfaces.iter().filter(|i| i.program_id == 0) {
                 let message = "the daemon has no program there: nothing is forwarded";
                 findings.trouble(&interface.name, message, None);
             }
-        }
-        Ok(status) => {
-            let message = format!(
-                "version {} runs, this is {own}: a restart puts this one in its place, and loses no packet",
-                status.daemon.version
-            );
-            let mends = Some("systemctl restart bgswitch".to_owned());
-            findings.note("daemon", message, mends);
         }
         Err(refusal) if refusal.kind == Kind::NoDaemon => {
             let mends = Some("bgswitch run   # or: systemctl start bgswitch".to_owned());

@@ -52,6 +52,10 @@ fn program(findings: &mut Findings, config: &Config, name: &str) {
         Err(error @ Error::ForeignProgram { .. }) => {
             (error, Some(format!("ip link set {name} xdp off")))
         }
+        Err(error @ Error::NotPermitted { .. }) => {
+            let message = format!("whose XDP program it has is not seen: {error}");
+            return findings.unseen(name, message);
+        }
         Err(error) => (error, None),
     };
     findings.trouble(name, mends.0.to_string(), mends.1);
@@ -159,8 +163,19 @@ impl Interface<'_> {
             return;
         };
         if offloads.large_receive {
-            let message = "large receive offload is on: XDP does not run with it";
-            findings.trouble(name, message, Some(format!("ethtool -K {name} lro off")));
+            let mends = Some(format!("ethtool -K {name} lro off"));
+            match self.mode {
+                AttachMode::Native => {
+                    let message = "large receive offload is on: XDP does not run with it";
+                    findings.trouble(name, message, mends);
+                }
+                // `generic_xdp_install` in net/core/dev.c.
+                AttachMode::Generic => {
+                    let message =
+                        "large receive offload is on: the kernel turns it off for generic XDP";
+                    findings.note(name, message, mends);
+                }
+            }
         }
         if offloads.receive_vlan && self.seen.has_vlans {
             let message = "VLAN tags are taken out of the frames, so XDP cannot see them: packets of the \

@@ -294,6 +294,36 @@ fn a_share_that_is_refused_leaves_none_behind() {
 }
 
 #[test]
+fn a_rollback_by_hand_never_goes_to_what_is_tested_or_was_just_left() {
+    let mut service = Service::new();
+    let unflipped = |service: &Service| service.machine.unflipped(service.word);
+    // The share is taken back, as ever.
+    assert_eq!(unflipped(&service), None);
+    let (_, todo) = service.after(10, ill());
+    service.goes_back(false, &todo);
+    assert_eq!(unflipped(&service), Some(Unflipped::RolledBack));
+    // Somebody has flipped since, and back.
+    service.word.generation += 2;
+    assert_eq!(unflipped(&service), None);
+    // Before it has a share.
+    let mut waits = Service::new();
+    waits.word.canary = 0;
+    assert_eq!(unflipped(&waits), Some(Unflipped::Running));
+    waits.word.active = Colour::Green;
+    assert_eq!(unflipped(&waits), None);
+}
+
+#[test]
+fn a_share_that_a_human_set_before_the_second_step_is_not_overwritten() {
+    let mut service = Service::new();
+    let (_, todo) = service.after(60, Health::Well);
+    assert!(matches!(todo[..], [Command::Canary { .. }]), "{todo:?}");
+    service.word.canary = 0;
+    assert_eq!(service.look(), []);
+    assert_eq!(service.machine.state(), State::RolledBack);
+}
+
+#[test]
 fn what_nobody_looks_at_is_no_canary_to_release_by() {
     let mut service = Service::new();
     service.handle(Event::Abort(By::default()));

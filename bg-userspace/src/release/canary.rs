@@ -106,6 +106,12 @@ impl Release {
         }
     }
 
+    /// True when there is a share, and this release may have stored it: what a human set
+    /// before, or beside a release without a canary, stays.
+    pub(super) const fn holds_share(&self) -> bool {
+        self.canary > 0 && !self.plan.canary.is_empty()
+    }
+
     /// Believes the word about the share. True where that says all there is to say.
     pub(super) fn believe_share(&mut self, word: Word, by: Option<&By>, now: Now) -> bool {
         let is_taken_back = word.active == self.from && word.canary == 0;
@@ -114,9 +120,7 @@ impl Release {
         if let Phase::TakingBack { state, code } = self.phase {
             if is_taken_back {
                 let why = format!("{}; new flows go to {}", self.why, self.from.as_str());
-                if state == State::RolledBack {
-                    self.after(When::AfterRollback);
-                }
+                self.after(When::AfterRollback);
                 self.over(state, code, why, by, now);
             }
             return is_taken_back;
@@ -129,12 +133,16 @@ impl Release {
             }
             return is_back;
         };
-        let share = self.plan.canary.get(step).map_or(0, share_of);
+        let share_at = |step| self.plan.canary.get(step).map_or(0, share_of);
+        let share = share_at(step);
+        let before = step.checked_sub(1).map_or(0, share_at);
         match self.phase {
-            Phase::Raising { .. } if is_ours => {
-                if word.canary == share {
-                    self.watch(step, "", now);
-                }
+            Phase::Raising { .. } if is_ours && word.canary == share => {
+                self.watch(step, "", now);
+                return true;
+            }
+            // Not stored yet: the share of the step before, or whatever was there first.
+            Phase::Raising { .. } if is_ours && (step == 0 || word.canary == before) => {
                 return true;
             }
             _ if is_ours && word.canary == share => return true,

@@ -105,7 +105,7 @@ impl Release {
         if passed || plan.on_failure == OnFailure::GoOn {
             return self.before(when, hook + 1, told, None, now, todo);
         }
-        if self.canary > 0 {
+        if self.share().is_some() && self.holds_share() {
             return self.take_back(State::Failed, exit::GATE, told, None, now, todo);
         }
         self.over(State::Failed, exit::GATE, told, None, now);

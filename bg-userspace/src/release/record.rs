@@ -431,6 +431,7 @@ pub struct Release {
     /// Since when it is there, milliseconds since 1970.
     pub since_unix_ms: i64,
     /// Hooks behind steps that have no result yet.
+    #[serde(default)]
     pub(super) pending: Vec<Pending>,
     pub(super) phase: Phase,
     /// When the wait ends, milliseconds since the boot; nothing is waited for without

@@ -1,6 +1,6 @@
 //! What is shown, and how it is chosen: two looks at the API, and what lies between them.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{cmp::Reverse, collections::BTreeMap, time::Instant};
 
 use clap::ValueEnum;
 
@@ -14,7 +14,9 @@ use crate::{
 pub(super) struct Sample {
     pub(super) at: Instant,
     pub(super) status: Status,
-    /// The release that runs, or ran last, by service.
+    /// Where in `status.services` a service is, by name.
+    places: BTreeMap<String, usize>,
+    /// The release that runs, or ran last, by service; of services that are steady, none.
     pub(super) releases: BTreeMap<String, ReleaseReport>,
     /// Oldest first.
     pub(super) journal: Vec<Entry>,
@@ -26,8 +28,10 @@ impl Sample {
         releases: BTreeMap<String, ReleaseReport>,
         journal: Vec<Entry>,
     ) -> Self {
+        let names = status.services.iter().map(|service| service.name.clone());
         Self {
             at: Instant::now(),
+            places: names.zip(0..).collect(),
             status,
             releases,
             journal,
@@ -35,8 +39,7 @@ impl Sample {
     }
 
     fn service(&self, name: &str) -> Option<&ServiceStatus> {
-        let mut services = self.status.services.iter();
-        services.find(|service| service.name == name)
+        self.status.services.get(*self.places.get(name)?)
     }
 }
 
@@ -131,13 +134,13 @@ impl Screen {
     pub(super) fn services(&self) -> Vec<&ServiceStatus> {
         let mut services: Vec<_> = self.now.status.services.iter().collect();
         let size = |service: &ServiceStatus| match self.sort {
-            Sort::Name => 0.0,
-            Sort::Flows => sum(service, |colour| colour.flows) as f64,
-            Sort::NewFlows => self.rate(service, |colour| colour.new_flows),
-            Sort::Packets => self.rate(service, |colour| colour.packets),
+            Sort::Name => 0,
+            Sort::Flows => sum(service, |colour| colour.flows),
+            Sort::NewFlows => self.more(service, |colour| colour.new_flows),
+            Sort::Packets => self.more(service, |colour| colour.packets),
         };
         // Stable: those of one size stay in the order of their names.
-        services.sort_by(|a, b| size(b).total_cmp(&size(a)));
+        services.sort_by_cached_key(|service| Reverse(size(service)));
         services
     }
 
@@ -177,11 +180,16 @@ impl Screen {
         now.saturating_sub(before) as f64 / seconds
     }
 
-    /// What a service's colours counted together, a second.
-    pub(super) fn rate(&self, service: &ServiceStatus, of: fn(&ColourStatus) -> u64) -> f64 {
+    /// What a service's colours counted together since the look before.
+    fn more(&self, service: &ServiceStatus, of: fn(&ColourStatus) -> u64) -> u64 {
         let before = self.before.service(&service.name);
         let before = before.map_or(0, |before| sum(before, of));
-        self.per_second(before, sum(service, of))
+        sum(service, of).saturating_sub(before)
+    }
+
+    /// The same, a second.
+    pub(super) fn rate(&self, service: &ServiceStatus, of: fn(&ColourStatus) -> u64) -> f64 {
+        self.per_second(0, self.more(service, of))
     }
 
     /// What a colour of the service counted, a second.

@@ -27,7 +27,7 @@ const EVENTS: u16 = 4;
 
 /// Draws everything.
 pub(super) fn draw(frame: &mut Frame<'_>, screen: &Screen) {
-    let services = screen.services().len() as u16 + 1;
+    let services = screen.now().status.services.len() as u16 + 1;
     let detail = screen
         .chosen()
         .map_or_else(Vec::new, |chosen| detail(screen, chosen));
@@ -57,7 +57,7 @@ pub(super) fn text(screen: &Screen) -> String {
     let detail = screen
         .chosen()
         .map_or(0, |chosen| detail(screen, chosen).len());
-    let height = screen.services().len() + detail + 12;
+    let height = screen.now().status.services.len() + detail + 12;
     let backend = TestBackend::new(WIDTH, height as u16);
     let Ok(mut terminal) = Terminal::new(backend);
     let Ok(_) = terminal.draw(|frame| draw(frame, screen));

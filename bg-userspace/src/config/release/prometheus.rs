@@ -177,6 +177,10 @@ pub(super) fn prometheus(
         return Err(text.wrong(url, format!("{table}.prometheus"), message));
     }
     let count = raw.get_ref().len();
+    if count == 0 {
+        let message = "is empty: add [[service.NAME.bake.rule]], or leave prometheus out";
+        return Err(text.wrong(&raw, format!("{table}.rule"), message));
+    }
     if count > MAX_RULES {
         let message = format!("there are {count} rules, {MAX_RULES} fit");
         return Err(text.wrong(&raw, format!("{table}.rule"), message));

@@ -1,13 +1,19 @@
 //! `kind = "webhook"`: a service of the operator's is asked, over HTTP without TLS.
 
-use std::time::Duration;
+use std::{
+    io,
+    net::{SocketAddr, ToSocketAddrs as _},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use bg_common::service::Colour;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, RETRY_AFTER};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
-    net::lookup_host,
+    sync::Semaphore,
+    task::spawn_blocking,
     time::{Instant, sleep, timeout_at},
 };
 
@@ -85,13 +91,29 @@ pub(super) async fn ask_at(
     mut question: Question,
     most: usize,
 ) -> Result<Answer, String> {
-    let addresses = lookup_host(authority).await;
-    let mut addresses = addresses.map_err(|error| format!("is not known: {error}"))?;
-    let address = addresses.next().ok_or("has no address")?;
+    let address = look_up(authority.to_owned()).await?;
     let host = HeaderValue::from_str(authority).map_err(|error| error.to_string())?;
     question.headers.insert(HOST, host);
     let answer = Line::to(address).ask(&question, Some(most)).await;
     answer.map_err(|trouble| trouble.to_string())
+}
+
+/// Names that are looked up at one time. Each look-up has a thread until it ends, and
+/// nobody can end it: with a dead name server the daemon would have no threads left.
+static LOOK_UPS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(16)));
+
+/// The first address of a host and port.
+async fn look_up(authority: String) -> Result<SocketAddr, String> {
+    let permit = Arc::clone(&LOOK_UPS).acquire_owned().await;
+    let permit = permit.map_err(|error| error.to_string())?;
+    let looked = spawn_blocking(move || {
+        let _permit = permit;
+        let mut addresses = authority.to_socket_addrs()?;
+        Ok::<_, io::Error>(addresses.next())
+    });
+    let found = looked.await.map_err(|error| error.to_string())?;
+    let found = found.map_err(|error| format!("is not known: {error}"))?;
+    found.ok_or_else(|| "has no address".to_owned())
 }
 
 /// What it is told.

@@ -218,6 +218,8 @@ impl Attendant {
             | (.., Some(Standing::Broken(why))) => Event::Health(Health::Ill(why)),
             // Each rule must be known to hold.
             (.., Some(Standing::Unknown)) => Event::Health(Health::Unknown),
+            // A rule that holds is no answer that a client got.
+            (None, Some(Hearing::Silent), _) => Event::Health(Health::Unknown),
             (None, Some(Hearing::Well), _) | (None, _, Some(Standing::Holds)) => {
                 Event::Health(Health::Well)
             }
@@ -247,7 +249,9 @@ impl Attendant {
     /// step.
     fn figures(&mut self) -> Option<Standing> {
         let release = self.machine.release.as_ref()?;
-        let plan = release.plan.prometheus.as_ref()?;
+        // Figures of the new colour say nothing of whether the old one is needed.
+        let plan = release.plan.prometheus.as_ref();
+        let plan = plan.filter(|_| release.state() != State::Standby)?;
         let rules = self.rules.as_ref();
         if rules.is_none_or(|rules| !rules.are_of(release)) {
             self.rules = Some(Rules::new(&self.service, release, plan));
