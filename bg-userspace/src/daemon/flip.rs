@@ -93,11 +93,11 @@ impl Daemon {
             .ok_or_else(|| self.unknown(service))?;
         switch::at_generation(service, word, request.if_generation)?;
         let leave = request.leave.as_deref().map(switch::colour).transpose()?;
-        let unflipped = match leave {
-            None => self.releases.shown(service).unflipped(word.into()),
-            Some(_) => None,
-        };
         let leave = leave.unwrap_or_else(|| switch::bad_colour(word));
+        // The word alone does not say that a release is about to flip.
+        let unflipped = (leave == word.active())
+            .then(|| self.releases.shown(service).unflipped(word.into()))
+            .flatten();
         let switch = match unflipped {
             Some(Unflipped::RolledBack) => None,
             Some(Unflipped::Running) => Some(switch::stay(word, request.mode, drain)),

@@ -216,10 +216,10 @@ impl Attendant {
             (Some(Health::Ill(why)), ..)
             | (_, Some(Hearing::Slow(why)), _)
             | (.., Some(Standing::Broken(why))) => Event::Health(Health::Ill(why)),
-            // Each rule must be known to hold.
-            (.., Some(Standing::Unknown)) => Event::Health(Health::Unknown),
-            // A rule that holds is no answer that a client got.
-            (None, Some(Hearing::Silent), _) => Event::Health(Health::Unknown),
+            // Each rule must be known to hold, and one that does is no answer that a client got.
+            (.., Some(Standing::Unknown)) | (None, Some(Hearing::Silent), _) => {
+                Event::Health(Health::Unknown)
+            }
             (None, Some(Hearing::Well), _) | (None, _, Some(Standing::Holds)) => {
                 Event::Health(Health::Well)
             }

@@ -2,7 +2,8 @@
 //! services.
 
 use std::{
-    fmt, fs,
+    fmt::{self, Write as _},
+    fs,
     io::{Read as _, Write as _},
     os::unix::net::UnixStream,
     path::Path,
@@ -204,7 +205,8 @@ fn few_services() -> Result<Start> {
 fn services() -> String {
     let mut text = usual_services();
     let mut add = |name: String, port: u16, [blue, green]: [Vec<String>; 2]| {
-        text += &format!(
+        let _ = write!(
+            text,
             "[service.{name}]\nlisten = [\"tcp://{SERVICE}:{port}\"]\n\
              [service.{name}.blue]\nbackends = {blue:?}\n\
              [service.{name}.green]\nbackends = {green:?}\n"
