@@ -20,7 +20,7 @@ const STRANGERS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 0);
 /// The same over IPv6: behind this part of the clients' network.
 const STRANGERS_V6: Ipv4Addr = Ipv4Addr::new(128, 0, 0, 0);
 /// So many strangers come round that each is forgotten in between.
-pub const STRANGER_FLOWS: u32 = 1_000_000;
+pub const STRANGER_FLOWS: u32 = 4_000_000;
 /// A MAC address that nobody has: the stack drops what is passed to it at once.
 const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 
