@@ -21,6 +21,7 @@ pub use self::{
 };
 use crate::{
     config::FlipMode,
+    datapath,
     journal::{Entry, Last},
 };
 
@@ -533,6 +534,13 @@ impl std::fmt::Display for Refusal {
 }
 
 impl std::error::Error for Refusal {}
+
+/// The packet path says why.
+impl From<datapath::Error> for Refusal {
+    fn from(error: datapath::Error) -> Self {
+        Self::new(Kind::Datapath, error.to_string())
+    }
+}
 
 /// Header of a request that is void from this moment on (`CLOCK_MONOTONIC`, ns):
 /// whoever sent it has given up, or has done it without the daemon.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     api::SCHEMA,
-    config::{Config, ConfigError, Paths},
+    config::{Config, Paths},
     golden,
 };
 
@@ -102,27 +102,9 @@ impl Findings {
     }
 }
 
-/// Reads the files of prompts that a configuration names: what is wrong in a line is an
-/// error, one that cannot be read is told.
-pub fn unread_files(config: &Config) -> Result<Vec<String>, ConfigError> {
-    let gates = config
-        .services
-        .values()
-        .flat_map(|service| &service.release.gates);
-    let mut unread = Vec::new();
-    for file in gates.filter_map(|gate| gate.kind.prompts()) {
-        match golden::read(file) {
-            Ok(_) => {}
-            Err(error) if error.line.is_some() => return Err(error),
-            Err(error) => unread.push(error.to_string()),
-        }
-    }
-    Ok(unread)
-}
-
 /// What the files of prompts say that a valid configuration names.
 fn prompts(findings: &mut Findings, file: &Path, config: &Config) {
-    match unread_files(config) {
+    match golden::unread_files(config) {
         Err(error) => findings.trouble("configuration", error.to_string(), None),
         Ok(unread) => {
             findings.ok("configuration", format!("{} is valid", file.display()));

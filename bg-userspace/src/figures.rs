@@ -78,12 +78,12 @@ impl Watch {
         };
         if self.good >= self.plan.rise {
             self.standing = Standing::Holds;
-        } else if self.bad >= self.plan.fall {
+        } else if is_good == Some(false) && self.bad >= self.plan.fall {
             let (name, said, fall) = (&self.plan.name, &self.said, self.bad);
             let interval = humantime::format_duration(self.plan.interval);
             let why = format!("rule {name}: {said}, {fall} times in a row, one every {interval}");
             self.standing = Standing::Broken(why);
-        } else if self.since_good >= self.plan.fall {
+        } else if self.bad < self.plan.fall && self.since_good >= self.plan.fall {
             self.standing = Standing::Unknown;
         }
     }
@@ -259,10 +259,10 @@ mod tests {
         );
         let flapping = [bad.clone(), trouble.clone(), bad.clone()];
         assert_eq!(after(&mut watch, &flapping), Standing::Unknown);
-        assert!(matches!(
-            after(&mut watch, &[trouble, bad]),
-            Standing::Broken(_)
-        ));
+        let broken = after(&mut watch, &[trouble.clone(), bad]);
+        assert!(matches!(broken, Standing::Broken(_)));
+        // Why it is broken, stays said.
+        assert_eq!(after(&mut watch, &[trouble]), broken);
     }
 
     #[test]

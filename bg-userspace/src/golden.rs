@@ -7,7 +7,11 @@ use regex::{Regex, RegexBuilder};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{config::ConfigError, file, health::http::same};
+use crate::{
+    config::{Config, ConfigError},
+    file,
+    health::http::same,
+};
 
 /// A larger file is no list of prompts.
 const MAX_BYTES: u64 = 8 << 20;
@@ -83,6 +87,24 @@ impl Expect {
             .find_map(|(pointer, wanted)| wrong(pointer, wanted))
             .or_else(|| texts.find_map(|(pointer, regex)| unmatched(pointer, regex)))
     }
+}
+
+/// Reads the files of prompts that a configuration names: what is wrong in a line is an
+/// error, one that cannot be read is told.
+pub fn unread_files(config: &Config) -> Result<Vec<String>, ConfigError> {
+    let gates = config
+        .services
+        .values()
+        .flat_map(|service| &service.release.gates);
+    let mut unread = Vec::new();
+    for file in gates.filter_map(|gate| gate.kind.prompts()) {
+        match read(file) {
+            Ok(_) => {}
+            Err(error) if error.line.is_some() => return Err(error),
+            Err(error) => unread.push(error.to_string()),
+        }
+    }
+    Ok(unread)
 }
 
 /// Reads a file of prompts; an error names the line.

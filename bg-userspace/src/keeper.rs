@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io, mem,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     journal::{Entry, Journal},
+    locked,
     state::{self, State},
 };
 
@@ -164,10 +165,6 @@ impl Keeper {
         let _ = self.jobs.send(Job { work, done: sender });
         Pending { what, done }
     }
-}
-
-fn locked(backlog: &Mutex<Backlog>) -> MutexGuard<'_, Backlog> {
-    backlog.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One less waits; behind the last one comes what found no room.

@@ -23,3 +23,11 @@ pub mod signals;
 pub mod state;
 pub mod switch;
 pub mod time;
+mod uri;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks what is whole at every moment, also when somebody panicked who held it.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -16,6 +16,8 @@ mod canaries;
 mod hooked;
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod service;
 
 use std::time::Duration;
 

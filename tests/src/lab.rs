@@ -29,7 +29,7 @@ use nix::{
 use serde_json::Value;
 
 use crate::{
-    load::{self, Mood},
+    load::{self, Load, Mood, Reuse},
     pass,
 };
 
@@ -603,6 +603,19 @@ impl Lab {
     /// What the daemon says in `status`.
     pub fn status(&self) -> Result<Value> {
         self.ask(&["status"])
+    }
+
+    /// Some 500 requests a second of its clients, half of them on connections that are
+    /// kept; all have been answered.
+    pub fn load(&self) -> Result<Load> {
+        let clients = (0..50).map(|n| {
+            let reuse = [Reuse::KeepAlive, Reuse::Never][n % 2];
+            (listener(8000), reuse)
+        });
+        let pause = Duration::from_millis(100);
+        let load = Load::start(self.enter(Place::Client)?, clients.collect(), pause);
+        load.advance(500);
+        Ok(load)
     }
 
     /// A service's word and its id, through the pins.

@@ -4,12 +4,11 @@
 use std::{
     fs::File,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use bg_tests::{
     lab::{Lab, Place, default_service, listener},
-    load::{self, Load, Mood, Reuse, until},
+    load::{self, Mood, until},
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -68,17 +67,6 @@ fn client(lab: &Lab) -> File {
     lab.enter(Place::Client).unwrap()
 }
 
-/// Some 500 requests a second, half of them on connections that are kept.
-fn load(lab: &Lab) -> Load {
-    let clients = (0..50).map(|n| {
-        let reuse = [Reuse::KeepAlive, Reuse::Never][n % 2];
-        (listener(8000), reuse)
-    });
-    let load = Load::start(client(lab), clients.collect(), Duration::from_millis(100));
-    load.advance(500);
-    load
-}
-
 /// Two steps; the lab's client is one address, which only a share of 100 % is sure to hold.
 fn canary(seconds: u32) -> String {
     format!(
@@ -95,7 +83,7 @@ const LASTS: &str = "[[service.llm.canary]]\npercent = 25\nfor = \"1h\"\n[servic
 #[test]
 fn a_canary_rises_by_what_is_heard_also_over_kill_9_and_flips() {
     let (mut lab, _) = lab(&canary(8).replace("for = \"1s\"", "for = \"1h\""));
-    let load = load(&lab);
+    let load = lab.load().unwrap();
     lab.ask(&["release", "start", "llm"]).unwrap();
     until("it has its share", || state(&lab) == "CANARY");
     assert_eq!(service(&lab)["canary_percent"].as_f64(), Some(7.0 / 655.36));
@@ -125,7 +113,7 @@ fn a_canary_rises_by_what_is_heard_also_over_kill_9_and_flips() {
 #[test]
 fn a_canary_that_fails_a_tenth_of_its_requests_loses_its_share_at_once() {
     let (lab, mood) = lab(&LASTS.replace("25", "100"));
-    let load = load(&lab);
+    let load = lab.load().unwrap();
     mood.fail(100);
     let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
     assert_eq!(code, 10, "{out}{err}");

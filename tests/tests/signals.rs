@@ -11,7 +11,7 @@ use std::{
 use bg_tests::{
     kernel::in_namespace,
     lab::{Lab, Place, default_service, listener},
-    load::{self, Load, Mood, Reuse, until},
+    load::{self, Mood, until},
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -35,17 +35,6 @@ fn client(lab: &Lab) -> File {
     lab.enter(Place::Client).unwrap()
 }
 
-/// Some 500 requests a second, half of them on connections that are kept.
-fn load(lab: &Lab) -> Load {
-    let clients = (0..50).map(|n| {
-        let reuse = [Reuse::KeepAlive, Reuse::Never][n % 2];
-        (listener(8000), reuse)
-    });
-    let load = Load::start(client(lab), clients.collect(), Duration::from_millis(100));
-    load.advance(500);
-    load
-}
-
 fn colour(lab: &Lab, name: &str) -> Value {
     lab.status().unwrap()["services"][0]["colours"][name].clone()
 }
@@ -59,7 +48,7 @@ fn active(lab: &Lab) -> String {
 #[test]
 fn a_version_that_fails_a_tenth_of_its_requests_is_rolled_back_at_once() {
     let (lab, mood) = lab("");
-    let load = load(&lab);
+    let load = lab.load().unwrap();
     mood.fail(100);
     let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
     assert_eq!(code, 10, "{out}{err}");
@@ -85,7 +74,7 @@ fn a_version_that_fails_a_tenth_of_its_requests_is_rolled_back_at_once() {
 #[test]
 fn a_version_that_is_slow_behind_the_settling_is_rolled_back() {
     let (lab, mood) = lab("settle = \"3s\"\n");
-    let load = load(&lab);
+    let load = lab.load().unwrap();
     mood.slow_down(Duration::from_millis(150));
     let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
     assert_eq!(code, 10, "{out}{err}");
@@ -98,7 +87,7 @@ fn a_version_that_is_slow_behind_the_settling_is_rolled_back() {
 #[test]
 fn a_good_version_bakes_by_what_is_heard_also_over_a_restart() {
     let (mut lab, _) = lab("settle = \"1s\"\nduration = \"5s\"\n");
-    let load = load(&lab);
+    let load = lab.load().unwrap();
     lab.ask(&["release", "start", "llm"]).unwrap();
     until("it bakes", || {
         lab.status().unwrap()["services"][0]["state"] == "BAKING"

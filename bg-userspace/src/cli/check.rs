@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::Common;
-use crate::{api::SCHEMA, config::Config, doctor::unread_files};
+use crate::{api::SCHEMA, config::Config, golden::unread_files};
 
 const NOTE: &str = "\
 Every error names the file, the line, the key and what would be right. Exit code

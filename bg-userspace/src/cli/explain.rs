@@ -9,6 +9,7 @@ use super::{
 use crate::{
     api::{Explained, ExplainedPacket},
     time,
+    uri::escaped,
 };
 
 const EXAMPLES: &str = "\
@@ -38,25 +39,12 @@ impl Explain {
         let path = format!(
             "/v1/explain?protocol={}&client={}&listener={}",
             self.protocol,
-            encoded(&self.client),
-            encoded(&self.listener)
+            escaped(&self.client),
+            escaped(&self.listener)
         );
         let explained: Explained = common.get(&path)?;
         common.print(&explained, text)
     }
-}
-
-/// As a value of a query (RFC 3986, section 2.1).
-fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b".-_~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
 }
 
 fn text(explained: &Explained) -> String {

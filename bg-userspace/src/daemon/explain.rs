@@ -16,7 +16,7 @@ use crate::{
         Explained, ExplainedFlow, ExplainedHop, ExplainedPacket, ExplainedWord, Kind, Refusal,
         SCHEMA,
     },
-    datapath::{Error, Fate, Made, Names},
+    datapath::{Fate, Made, Names},
     plan::{ListenerPlan, Protocol},
     sighting::{action_of, colour, table},
     switch::percent,
@@ -30,12 +30,10 @@ impl Daemon {
         listener: ListenerPlan,
     ) -> Result<Explained, Refusal> {
         possible(client, listener)?;
-        let failed = |error: Error| Refusal::new(Kind::Datapath, error.to_string());
-        let mut names = self.datapath.names().map_err(failed)?;
+        let mut names = self.datapath.names()?;
         let explanation = self
             .datapath
-            .explain(listener.protocol, client, listener.address)
-            .map_err(failed)?;
+            .explain(listener.protocol, client, listener.address)?;
         // The flow is the one of a packet inside of a connection.
         let flow = explanation.fates.last().map(|fate| fate.sighting);
         let service = flow.and_then(|flow| names.service(flow.service).map(str::to_owned));

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{Daemon, events::Events};
 use crate::{
-    api::{Kind, MonitorBegin, MonitorEvent, MonitorLine, Refusal, SCHEMA},
+    api::{MonitorBegin, MonitorEvent, MonitorLine, Refusal, SCHEMA},
     datapath::{Names, now_ns},
     sighting::seen,
     time::Wall,
@@ -173,9 +173,7 @@ impl Daemon {
     /// Lets somebody watch.
     pub(super) fn view(self: &Arc<Self>, filter: Filter) -> Result<View, Refusal> {
         let watcher = self.datapath.watcher();
-        let lost_before = watcher
-            .lost()
-            .map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))?;
+        let lost_before = watcher.lost()?;
         let (sender, lines) = mpsc::channel(WAITING);
         let mut viewers = self.hub.viewers();
         let id = viewers.last_key_value().map_or(0, |(id, _)| id + 1);

@@ -24,6 +24,7 @@ use crate::{
         DecisionRequest, ExtendRequest, Kind, Refusal, ReleaseReport, ReleaseRequest,
         ReleaseStatus, SCHEMA,
     },
+    locked,
     release::{By, Event, Machine, Start},
     switch, time,
 };
@@ -300,10 +301,6 @@ fn by(actor: &str, why: Option<String>) -> By {
         actor: actor.to_owned(),
         why,
     }
-}
-
-fn locked(shown: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
-    shown.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn file_of(directory: &Path, service: &str) -> PathBuf {

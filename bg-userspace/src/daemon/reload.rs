@@ -33,16 +33,14 @@ impl Daemon {
             return Err(refused(Kind::Failed, &warning));
         }
         // Flips go on meanwhile: they change words, this changes tables.
-        let introduced = self.datapath.introduce(&change).await;
-        introduced.map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))?;
+        self.datapath.introduce(&change).await?;
         let daemon = Arc::clone(self);
         let plan = new.plan();
         let applied = beside(move || {
             let applied = daemon.datapath.apply(change);
             daemon.datapath.warn_of_settings(&plan);
-            applied
-                .map(|()| daemon.datapath.noted())
-                .map_err(|error| Refusal::new(Kind::Datapath, error.to_string()))
+            applied?;
+            Ok(daemon.datapath.noted())
         });
         let announced = match applied.await {
             Ok(announced) => announced,

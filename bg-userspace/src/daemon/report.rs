@@ -14,7 +14,7 @@ use super::{Daemon, health::Now};
 use crate::{
     api::{
         BackendStatus, ColourStatus, DaemonStatus, FlowLine, FlowTableStatus, Flows,
-        InterfaceStatus, Kind, Refusal, SCHEMA, ServiceStatus, SignalStatus, Status,
+        InterfaceStatus, Refusal, SCHEMA, ServiceStatus, SignalStatus, Status,
     },
     config::{Config, Service},
     datapath::{Announced, Error, FlowRecord, Statistics},
@@ -94,22 +94,20 @@ impl Daemon {
         let status = self
             .snapshot(&config)
             .and_then(|(snapshot, _)| self.service_status(service, &snapshot));
-        Ok(Some(status.map_err(|error| failed(&error))?))
+        Ok(Some(status?))
     }
 
     /// Blocks for as long as it takes to count the flows.
     pub(super) fn status(&self) -> Result<Status, Refusal> {
         let config = self.config().clone();
-        let (snapshot, entries) = self.snapshot(&config).map_err(|error| failed(&error))?;
+        let (snapshot, entries) = self.snapshot(&config)?;
         let services = config
             .services
             .values()
             .map(|service| self.service_status(service, &snapshot))
-            .collect::<Result<_, _>>()
-            .map_err(|error| failed(&error))?;
-        let reasons = self.datapath.reasons().map_err(|error| failed(&error))?;
-        let [established, half_open, udp] =
-            self.datapath.pressure().map_err(|error| failed(&error))?;
+            .collect::<Result<_, _>>()?;
+        let reasons = self.datapath.reasons()?;
+        let [established, half_open, udp] = self.datapath.pressure()?;
         Ok(Status {
             schema: SCHEMA,
             daemon: DaemonStatus {
@@ -302,10 +300,6 @@ impl Daemon {
         });
         Ok(flows)
     }
-}
-
-fn failed(error: &Error) -> Refusal {
-    Refusal::new(Kind::Datapath, error.to_string())
 }
 
 /// The listeners of an announced service, and the interfaces that have their

@@ -232,10 +232,10 @@ impl Datapath {
             let services = plan.services.len();
             if services > room.services as usize {
                 return Err(Error::step(
-                    format!("gateway.max_services is {wanted}, but the pinned tables"),
+                    format!("gateway.max_services is {wanted}"),
                     format!(
-                        "have room for {} services, and {services} are configured: they keep their size \
-                         until `bgswitch detach`, which ends forwarding until the next start",
+                        "the pinned tables have room for {} services, {services} are configured. They \
+                         keep their size until `bgswitch detach`, which ends forwarding until the next start",
                         room.services
                     ),
                 ));

@@ -47,18 +47,18 @@ pub(super) fn look(findings: &mut Findings, config: &Config) {
 /// A program of somebody else, or in another mode.
 fn program(findings: &mut Findings, config: &Config, name: &str) {
     let gateway = &config.gateway;
-    let mends = match inspect::check_interface(&gateway.paths.bpffs, name, gateway.xdp) {
-        Ok(()) => return,
-        Err(error @ Error::ForeignProgram { .. }) => {
-            (error, Some(format!("ip link set {name} xdp off")))
-        }
+    match inspect::check_interface(&gateway.paths.bpffs, name, gateway.xdp) {
+        Ok(()) => {}
         Err(error @ Error::NotPermitted { .. }) => {
             let message = format!("whose XDP program it has is not seen: {error}");
-            return findings.unseen(name, message);
+            findings.unseen(name, message);
         }
-        Err(error) => (error, None),
-    };
-    findings.trouble(name, mends.0.to_string(), mends.1);
+        Err(error) => {
+            let is_foreign = matches!(error, Error::ForeignProgram { .. });
+            let mends = is_foreign.then(|| format!("ip link set {name} xdp off"));
+            findings.trouble(name, error.to_string(), mends);
+        }
+    }
 }
 
 struct Interface<'a> {

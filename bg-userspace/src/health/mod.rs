@@ -16,7 +16,7 @@ use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,7 +31,7 @@ use tokio::{
 
 pub use self::plan::{HealthPlan, Probe};
 use self::verdict::{Judge, Outcome, Verdict};
-use crate::{config::Config, datapath::now_ns, plan::BackendName};
+use crate::{config::Config, datapath::now_ns, locked, plan::BackendName};
 
 /// Probes under way at once, over all backends.
 const AT_ONCE: usize = 128;
@@ -282,10 +282,6 @@ fn known(target: &Target, judge: &Judge) -> Known {
         since_ns: judge.since_ns(),
         why: judge.why(),
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What somebody else wrote, so that a line of it can be shown: not too long, and

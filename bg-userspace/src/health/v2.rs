@@ -7,6 +7,7 @@ use hyper::body::Bytes;
 use serde_json::Value;
 
 use super::{Outcome, http, tidy};
+use crate::uri::escaped;
 
 /// `kind = "v2"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ pub async fn probe(endpoint: SocketAddr, probe: &V2Probe) -> Outcome {
         ready(
             endpoint,
             probe,
-            &format!("/v2/models/{}/ready", segment(model)),
+            &format!("/v2/models/{}/ready", escaped(model)),
         )
         .await
         .map_err(|trouble| tidy(&format!("{model} is not ready: {trouble}")))?;
@@ -54,20 +55,6 @@ async fn ready(endpoint: SocketAddr, probe: &V2Probe, path: &str) -> Outcome {
         None | Some(Value::Bool(true)) => Ok(()),
         Some(other) => Err(tidy(&format!("it says that \"ready\" is {other}"))),
     }
-}
-
-/// A text as one segment of a path (RFC 3986, section 2.3: what is not unreserved is
-/// written in per cents).
-fn segment(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    let one = |byte: u8| {
-        if plain(byte) {
-            char::from(byte).to_string()
-        } else {
-            format!("%{byte:02X}")
-        }
-    };
-    text.bytes().map(one).collect()
 }
 
 #[cfg(test)]

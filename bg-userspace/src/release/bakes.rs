@@ -4,29 +4,17 @@ use std::time::Duration;
 
 use bg_common::service::Colour;
 
-use super::*;
-use crate::config::{BakePlan, GateKind, GatePlan, ReleasePlan, SignalPlan};
-
-/// A service with one gate, and health checks, and a clock in seconds.
-struct Service {
-    machine: Machine,
-    word: Word,
-    seconds: u64,
-}
+use super::{
+    service::{Service, exec, ill},
+    *,
+};
+use crate::config::{BakePlan, ReleasePlan, SignalPlan};
 
 impl Service {
     /// A release that has just flipped; it settles for 10 s, bakes for 100 s, and is
     /// held for 45 min.
     fn baking(bake: BakePlan) -> Self {
-        let mut service = Self {
-            machine: Machine::default(),
-            word: Word {
-                active: Colour::Blue,
-                generation: 7,
-                canary: 0,
-            },
-            seconds: 1000,
-        };
+        let mut service = Self::idle();
         service.release_with(bake);
         service
     }
@@ -46,26 +34,11 @@ impl Service {
 
     /// A release that is in this state behind its flip.
     fn release_to(&mut self, bake: BakePlan, state: State) {
-        let gate = GatePlan {
-            name: "smoke".to_owned(),
-            timeout: Duration::from_secs(5),
-            kind: GateKind::Exec(vec!["/bin/true".to_owned()]),
-        };
-        let start = Start {
-            by: By::default(),
-            to: self.word.active.other(),
-            version: None,
-            tested: Vec::new(),
-            plan: ReleasePlan {
-                gates: vec![gate],
-                bake,
-                ..ReleasePlan::default()
-            },
-            watched: true,
-            force: false,
-            word: self.word,
-        };
-        let todo = self.handle(Event::Start(Box::new(start)));
+        let todo = self.starts(ReleasePlan {
+            gates: vec![exec("smoke", Duration::from_secs(5))],
+            bake,
+            ..ReleasePlan::default()
+        });
         let [Command::RunGate { run, .. }] = todo[..] else {
             panic!("no gate runs: {todo:?}");
         };
@@ -79,14 +52,6 @@ impl Service {
         assert_eq!(self.flipped(), state);
     }
 
-    fn handle(&mut self, event: Event) -> Vec<Command> {
-        let now = Now {
-            ms: self.seconds * 1000,
-            unix_ms: 0,
-        };
-        self.machine.handle(event, now)
-    }
-
     /// Stores the other colour.
     fn flipped(&mut self) -> State {
         self.word = Word {
@@ -94,24 +59,8 @@ impl Service {
             generation: self.word.generation + 1,
             canary: 0,
         };
-        let word = Some(self.word);
-        assert_eq!(self.handle(Event::Word { word, by: None }), []);
+        assert_eq!(self.look(), []);
         self.machine.state()
-    }
-
-    /// Time goes by, and then the colour is like this.
-    fn after(&mut self, seconds: u64, health: Health) -> (State, Vec<Command>) {
-        self.seconds += seconds;
-        let todo = self.handle(Event::Health(health));
-        (self.machine.state(), todo)
-    }
-
-    fn code(&self) -> u8 {
-        self.machine.release.as_ref().unwrap().code()
-    }
-
-    fn why(&self) -> &str {
-        &self.machine.release.as_ref().unwrap().why
     }
 }
 
@@ -121,10 +70,6 @@ fn bake() -> BakePlan {
         settle: Duration::from_secs(10),
         ..BakePlan::default()
     }
-}
-
-fn ill() -> Health {
-    Health::Ill("it is wedged".to_owned())
 }
 
 #[test]

@@ -4,64 +4,35 @@ use std::time::Duration;
 
 use bg_common::service::Colour;
 
-use super::*;
+use super::{
+    service::{Service, ill},
+    *,
+};
 use crate::{
     config::{BakePlan, CanaryStep, ReleasePlan, Share, SignalPlan},
     switch::nearest_share,
 };
 
-/// A service whose releases go by 5 % for 60 s, then 50 % for 120 s; it settles for
-/// 10 s. The clock is in seconds.
-struct Service {
-    machine: Machine,
-    word: Word,
-    seconds: u64,
-}
-
 impl Service {
+    /// A release that goes by 5 % for 60 s, then 50 % for 120 s, and has its first share.
     fn with(bake: BakePlan) -> Self {
         let step = |percent: u32, seconds| CanaryStep {
             percent: Share(percent * 10_000),
             time: Duration::from_secs(seconds),
         };
-        let mut service = Self {
-            machine: Machine::default(),
-            word: Word {
-                active: Colour::Blue,
-                generation: 7,
-                canary: 0,
-            },
-            seconds: 1000,
-        };
-        let start = Start {
-            by: By::default(),
-            to: Colour::Green,
-            version: None,
-            tested: Vec::new(),
-            plan: ReleasePlan {
-                canary: vec![step(5, 60), step(50, 120)],
-                bake,
-                ..ReleasePlan::default()
-            },
-            watched: true,
-            force: false,
-            word: service.word,
-        };
-        let todo = service.handle(Event::Start(Box::new(start)));
+        let mut service = Self::idle();
+        let todo = service.starts(ReleasePlan {
+            canary: vec![step(5, 60), step(50, 120)],
+            bake,
+            ..ReleasePlan::default()
+        });
         service.stores(5, &todo);
         service
     }
 
+    /// The same; it settles for 10 s.
     fn new() -> Self {
         Self::with(bake())
-    }
-
-    fn handle(&mut self, event: Event) -> Vec<Command> {
-        let now = Now {
-            ms: self.seconds * 1000,
-            unix_ms: 0,
-        };
-        self.machine.handle(event, now)
     }
 
     /// The share is asked for, and stored.
@@ -77,11 +48,6 @@ impl Service {
         self.word.canary = nearest_share(f64::from(percent));
         assert_eq!(self.look(), []);
         assert_eq!(self.machine.state(), State::Canary);
-    }
-
-    fn look(&mut self) -> Vec<Command> {
-        let word = Some(self.word);
-        self.handle(Event::Word { word, by: None })
     }
 
     /// The canary is asked back, and goes.
@@ -105,16 +71,8 @@ impl Service {
         assert_eq!(self.look(), []);
     }
 
-    /// Time goes by, and then the new colour is like this.
-    fn after(&mut self, seconds: u64, health: Health) -> (State, Vec<Command>) {
-        self.seconds += seconds;
-        let todo = self.handle(Event::Health(health));
-        (self.machine.state(), todo)
-    }
-
     fn ended(&self) -> (State, u8, &str) {
-        let release = self.machine.release.as_ref().unwrap();
-        (release.state(), release.code(), &release.why)
+        (self.machine.state(), self.code(), self.why())
     }
 }
 
@@ -123,10 +81,6 @@ fn bake() -> BakePlan {
         settle: Duration::from_secs(10),
         ..BakePlan::default()
     }
-}
-
-fn ill() -> Health {
-    Health::Ill("it is wedged".to_owned())
 }
 
 #[test]
@@ -331,25 +285,14 @@ fn what_nobody_looks_at_is_no_canary_to_release_by() {
     service.word.canary = 0;
     service.look();
     let release = service.machine.release.clone().unwrap();
-    let start = |watched, signals| {
+    let mut start = |signals| {
         let mut plan = release.plan.clone();
         plan.bake.signals = signals;
-        let start = Start {
-            by: By::default(),
-            to: Colour::Green,
-            version: None,
-            tested: Vec::new(),
-            plan,
-            watched,
-            force: false,
-            word: service.word,
-        };
-        let mut machine = service.machine.clone();
-        machine.handle(Event::Start(Box::new(start)), Now::default())
+        service.starts_watched(plan, false)
     };
-    let todo = start(false, None);
+    let todo = start(None);
     assert!(matches!(todo[..], [Command::Refuse(_)]), "{todo:?}");
-    let todo = start(false, Some(SignalPlan::default()));
+    let todo = start(Some(SignalPlan::default()));
     assert!(matches!(todo[..], [Command::Canary { .. }]), "{todo:?}");
 }
 

@@ -4,27 +4,17 @@ use std::time::Duration;
 
 use bg_common::service::Colour;
 
-use super::*;
-use crate::config::{
-    BakePlan, CanaryStep, GateKind, GatePlan, HookPlan, OnFailure, ReleasePlan, Share,
+use super::{
+    service::{Service, exec},
+    *,
 };
-
-/// A service with a canary of 5 % for a minute, and hooks; seconds on its clock.
-struct Service {
-    machine: Machine,
-    word: Word,
-    seconds: u64,
-}
+use crate::config::{BakePlan, CanaryStep, HookPlan, OnFailure, ReleasePlan, Share};
 
 fn hook(when: When, name: &str, on_failure: OnFailure) -> HookPlan {
     HookPlan {
         when,
         on_failure,
-        run: GatePlan {
-            name: name.to_owned(),
-            timeout: Duration::from_mins(1),
-            kind: GateKind::Exec(vec!["/bin/true".to_owned()]),
-        },
+        run: exec(name, Duration::from_mins(1)),
     }
 }
 
@@ -37,48 +27,23 @@ fn aside(when: When) -> HookPlan {
 }
 
 impl Service {
-    /// Begins a release; what it asks for first.
+    /// Begins a release with a canary of 5 % for a minute, and hooks; what it asks for
+    /// first.
     fn begins(hooks: Vec<HookPlan>) -> (Self, Vec<Command>) {
-        let mut service = Self {
-            machine: Machine::default(),
-            word: Word {
-                active: Colour::Blue,
-                generation: 7,
-                canary: 0,
+        let mut service = Self::idle();
+        let todo = service.starts(ReleasePlan {
+            canary: vec![CanaryStep {
+                percent: Share(50_000),
+                time: Duration::from_mins(1),
+            }],
+            bake: BakePlan {
+                settle: Duration::ZERO,
+                ..BakePlan::default()
             },
-            seconds: 1000,
-        };
-        let start = Start {
-            by: By::default(),
-            to: Colour::Green,
-            version: None,
-            tested: Vec::new(),
-            plan: ReleasePlan {
-                canary: vec![CanaryStep {
-                    percent: Share(50_000),
-                    time: Duration::from_mins(1),
-                }],
-                bake: BakePlan {
-                    settle: Duration::ZERO,
-                    ..BakePlan::default()
-                },
-                hooks,
-                ..ReleasePlan::default()
-            },
-            watched: true,
-            force: false,
-            word: service.word,
-        };
-        let todo = service.handle(Event::Start(Box::new(start)));
+            hooks,
+            ..ReleasePlan::default()
+        });
         (service, todo)
-    }
-
-    fn handle(&mut self, event: Event) -> Vec<Command> {
-        let now = Now {
-            ms: self.seconds * 1000,
-            unix_ms: 0,
-        };
-        self.machine.handle(event, now)
     }
 
     /// The hooks that are asked for, say so.
@@ -109,21 +74,18 @@ impl Service {
             generation,
             canary,
         };
-        let word = Some(self.word);
-        self.handle(Event::Word { word, by: None })
+        self.look()
     }
 
     /// Its share is asked for, and stored, and its time goes by.
     fn has_its_canary(&mut self, todo: &[Command]) -> Vec<Command> {
         assert!(matches!(todo, [Command::Canary { .. }]), "{todo:?}");
         assert_eq!(self.stored(Colour::Blue, 7, 3277), []);
-        self.seconds += 60;
-        self.handle(Event::Health(Health::Well))
+        self.after(60, Health::Well).1
     }
 
-    fn ended(&self) -> (State, u8) {
-        let release = self.machine.release.as_ref().unwrap();
-        (release.state(), release.code())
+    fn stands(&self) -> (State, u8) {
+        (self.machine.state(), self.code())
     }
 
     fn last(&self) -> &str {
@@ -181,7 +143,7 @@ fn each_step_waits_for_the_hooks_before_it_and_for_none_behind_it() {
     assert_eq!(service.machine.state(), State::Standby);
     assert_eq!(asked(&baked), ["after-bake"]);
     let retired = service.handle(Event::Retire(By::default()));
-    assert_eq!(service.ended(), (State::Steady, 0));
+    assert_eq!(service.stands(), (State::Steady, 0));
     assert_eq!(service.say(&retired, &["after-standby"], Verdict::Pass), []);
     // Nobody waits for one that hangs.
     service.seconds += 65;
@@ -200,12 +162,12 @@ fn a_hook_that_fails_or_hangs_before_a_step_stops_it_unless_it_is_told_to_go_on(
         for verdict in [Verdict::Fail, Verdict::Inconclusive] {
             let (mut service, todo) = Service::begins(hooks());
             service.say(&todo, &["notice"], verdict);
-            assert_eq!(service.ended(), wanted);
+            assert_eq!(service.stands(), wanted);
         }
         let (mut service, _) = Service::begins(hooks());
         service.seconds += 65;
         service.handle(Event::Tick);
-        assert_eq!(service.ended(), wanted);
+        assert_eq!(service.stands(), wanted);
     }
 }
 
@@ -216,7 +178,7 @@ fn a_hook_that_stops_the_flip_takes_the_canary_back() {
     let todo = service.say(&todo, &["before-flip"], Verdict::Fail);
     assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
     assert_eq!(service.stored(Colour::Blue, 8, 0), []);
-    assert_eq!(service.ended(), (State::Failed, exit::GATE));
+    assert_eq!(service.stands(), (State::Failed, exit::GATE));
 }
 
 #[test]
@@ -227,7 +189,7 @@ fn a_canary_is_watched_also_while_a_hook_before_the_flip_runs() {
     let todo = service.handle(Event::Failing("half of the answers".to_owned()));
     assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
     let todo = service.stored(Colour::Blue, 8, 0);
-    assert_eq!(service.ended(), (State::RolledBack, exit::ROLLED_BACK));
+    assert_eq!(service.stands(), (State::RolledBack, exit::ROLLED_BACK));
     assert_eq!(asked(&todo), ["after-rollback"]);
 }
 
@@ -238,7 +200,7 @@ fn a_rollback_waits_for_no_hook() {
     let (mut service, todo) = Service::begins(hooks);
     service.has_its_canary(&todo);
     let todo = service.stored(Colour::Blue, 8, 0);
-    assert_eq!(service.ended(), (State::RolledBack, exit::FAILED));
+    assert_eq!(service.stands(), (State::RolledBack, exit::FAILED));
     assert_eq!(asked(&todo), ["after-rollback"]);
 }
 

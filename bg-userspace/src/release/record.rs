@@ -531,6 +531,12 @@ impl Release {
         }
     }
 
+    /// What is watched of the new colour begins anew with each release, with each step of a
+    /// canary, and with the flip.
+    pub const fn part(&self) -> (u64, Option<usize>) {
+        (self.number, self.share())
+    }
+
     /// True while the new colour has to prove itself.
     pub const fn is_watched(&self) -> bool {
         matches!(self.phase, Phase::Baking { .. } | Phase::Canary { .. })

@@ -12,11 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    super::{
-        ConfigError,
-        rules::{duration, is_name},
-        text::Text,
-    },
+    super::{ConfigError, rules::duration, text::Text},
     GateKind, GatePlan, GrpcGate, HttpGate, LoadGate, PromptsGate, WebhookGate,
     keys::Keys,
 };
@@ -98,17 +94,7 @@ pub(super) fn gate(
     raw: &RawGate,
     names: &mut BTreeSet<String>,
 ) -> Result<GatePlan, ConfigError> {
-    let Some(name) = &raw.name else {
-        return Err(keys.missing("name", "add name = \"smoke\""));
-    };
-    if !is_name(name.get_ref()) {
-        let message = "a name has 1 to 63 letters, digits, `-` and `_`";
-        return Err(keys.wrong(name, "name", message));
-    }
-    if !names.insert(name.get_ref().clone()) {
-        let message = format!("`{}` is the name of another one", name.get_ref());
-        return Err(keys.wrong(name, "name", message));
-    }
+    let name = keys.own_name(raw.name.as_ref(), "smoke", names)?;
     let Some(kind) = &raw.kind else {
         return Err(keys.missing("kind", KINDS));
     };
@@ -145,7 +131,7 @@ pub(super) fn gate(
         return Err(keys.wrong(given, "timeout", message));
     }
     Ok(GatePlan {
-        name: name.get_ref().clone(),
+        name,
         timeout,
         kind,
     })

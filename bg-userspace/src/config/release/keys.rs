@@ -1,7 +1,7 @@
 //! The keys of a table, and what may be there.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -15,7 +15,7 @@ use hyper::{
 use toml::Spanned;
 
 use super::{
-    super::{ConfigError, text::Text},
+    super::{ConfigError, rules::is_name, text::Text},
     Share,
 };
 
@@ -59,6 +59,28 @@ impl Keys<'_> {
     pub(super) fn missing(&self, name: &str, message: &str) -> ConfigError {
         let message = format!("is missing: {message}");
         self.text.error(self.start, self.key(name), message)
+    }
+
+    /// A name that no other table of this kind has, like `usual`.
+    pub(super) fn own_name(
+        &self,
+        name: Option<&Spanned<String>>,
+        usual: &str,
+        names: &mut BTreeSet<String>,
+    ) -> Result<String, ConfigError> {
+        let Some(name) = name else {
+            return Err(self.missing("name", &format!("add name = \"{usual}\"")));
+        };
+        let given = name.get_ref();
+        if !is_name(given) {
+            let message = "a name has 1 to 63 letters, digits, `-` and `_`";
+            return Err(self.wrong(name, "name", message));
+        }
+        if !names.insert(given.clone()) {
+            let message = format!("`{given}` is the name of another one");
+            return Err(self.wrong(name, "name", message));
+        }
+        Ok(given.clone())
     }
 
     /// Path and query of a request.

@@ -7,11 +7,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 use super::{
-    super::{
-        ConfigError,
-        rules::{duration, is_name},
-        text::Text,
-    },
+    super::{ConfigError, rules::duration, text::Text},
     WebhookGate,
     gates::is_url,
     keys::Keys,
@@ -207,17 +203,7 @@ fn rule(
     raw: &RawRule,
     names: &mut BTreeSet<String>,
 ) -> Result<RulePlan, ConfigError> {
-    let Some(name) = &raw.name else {
-        return Err(keys.missing("name", "add name = \"errors\""));
-    };
-    if !is_name(name.get_ref()) {
-        let message = "a name has 1 to 63 letters, digits, `-` and `_`";
-        return Err(keys.wrong(name, "name", message));
-    }
-    if !names.insert(name.get_ref().clone()) {
-        let message = format!("`{}` is the name of another one", name.get_ref());
-        return Err(keys.wrong(name, "name", message));
-    }
+    let name = keys.own_name(raw.name.as_ref(), "errors", names)?;
     let Some(promql) = &raw.promql else {
         let message = "a query, like 'rate(errors_total{colour=\"{colour}\"}[1m])'";
         return Err(keys.missing("promql", message));
@@ -250,7 +236,7 @@ fn rule(
         duration(keys.text, given, &keys.key(name), usual, SECOND)
     };
     Ok(RulePlan {
-        name: name.get_ref().clone(),
+        name,
         promql: promql.get_ref().clone(),
         max,
         min,

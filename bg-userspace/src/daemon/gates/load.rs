@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -23,7 +23,7 @@ use super::{
     Progress, Target, no_port,
     wire::{Line, Question, Trouble},
 };
-use crate::{config::LoadGate, release::Verdict};
+use crate::{config::LoadGate, locked, release::Verdict};
 
 /// Fewer answers say nothing of a 99th percentile.
 const FEWEST: u64 = 20;
@@ -148,10 +148,6 @@ async fn ask(
 fn offset_ns(number: u64, rate: u32) -> u64 {
     let ns = u128::from(number) * 1_000_000_000 / u128::from(rate.max(1));
     u64::try_from(ns).unwrap_or(u64::MAX)
-}
-
-fn locked(tally: &Mutex<Tally>) -> MutexGuard<'_, Tally> {
-    tally.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A request that is under way.

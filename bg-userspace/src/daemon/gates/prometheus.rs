@@ -1,6 +1,6 @@
 //! Asks a Prometheus server, over HTTP without TLS.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use tokio::time::timeout;
 
@@ -9,6 +9,7 @@ use crate::{
     config::PrometheusPlan,
     figures::{Sample, read},
     health::tidy_to,
+    uri::escaped,
 };
 
 /// A longer answer is none.
@@ -36,31 +37,5 @@ pub(in crate::daemon) async fn ask(plan: &PrometheusPlan, query: &str, limit: Du
             }
             sample => sample,
         },
-    }
-}
-
-/// In a query of a URL (RFC 3986, section 2.3).
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            let _ = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_is_escaped() {
-        assert_eq!(
-            escaped("rate(a{b=\"ü\"}[1m])"),
-            "rate%28a%7Bb%3D%22%C3%BC%22%7D%5B1m%5D%29"
-        );
     }
 }

@@ -1,11 +1,6 @@
 //! HTTP/1.1 to one backend, over connections that are kept for the next request.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, sync::Mutex, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -17,7 +12,10 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
-use crate::health::{http::chain, tidy_to};
+use crate::{
+    health::{http::chain, tidy_to},
+    locked,
+};
 
 /// Characters of what went wrong.
 const TROUBLE: usize = 200;
@@ -218,10 +216,6 @@ impl Line {
 
 fn broken(error: &hyper::Error) -> Trouble {
     Trouble::Broken(tidy_to(&chain(error), TROUBLE))
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -14,9 +14,9 @@ use prometheus_client::{
 };
 
 use crate::{
-    api::{ColourStatus, Kind, Refusal, ServiceStatus, Status},
+    api::{ColourStatus, Refusal, ServiceStatus, Status},
     daemon::Daemon,
-    datapath::{AttachMode, Error},
+    datapath::AttachMode,
     release::State,
     time,
 };
@@ -36,8 +36,7 @@ impl Figures {
     /// Reads all of it. Blocks for as long as it takes to count the flows.
     pub(super) fn read(daemon: &Daemon) -> Result<Self, Refusal> {
         let status = daemon.status()?;
-        let failed = |error: Error| Refusal::new(Kind::Datapath, error.to_string());
-        let statistics = daemon.datapath.statistics().map_err(failed)?;
+        let statistics = daemon.datapath.statistics()?;
         let mut stats = BTreeMap::new();
         let mut expiries = BTreeMap::new();
         let mut heard = BTreeMap::new();
@@ -46,7 +45,7 @@ impl Figures {
             let Some(id) = daemon.datapath.service_id(name) else {
                 continue;
             };
-            stats.insert(name.clone(), statistics.of(id).map_err(failed)?);
+            stats.insert(name.clone(), statistics.of(id)?);
             heard.extend(
                 daemon
                     .datapath

@@ -9,7 +9,7 @@ use std::{
 use bg_common::service::Colour;
 use tokio::{sync::mpsc, task::AbortHandle};
 
-use super::{Desk, Kept, Post, file_of, locked, rules::Rules};
+use super::{Desk, Kept, Post, file_of, rules::Rules};
 use crate::{
     api::{CanaryRequest, FlipRequest, Kind, Refusal, RollbackRequest},
     config::{FlipMode, GatePlan, When},
@@ -24,6 +24,7 @@ use crate::{
     figures::Standing,
     journal::Entry,
     keeper::RESULT_WAIT,
+    locked,
     release::{Command, Event, Health, Machine, Note, Now, Release, State, Word},
     signals::{Hearing, Listener},
     time,
@@ -50,9 +51,8 @@ pub(super) struct Attendant {
     gate: Option<(u32, AbortHandle)>,
     /// Hooks behind steps that run, by their run.
     hooks: BTreeMap<u32, AbortHandle>,
-    /// Listens to the new colour of the release with this number, since the step of its
-    /// canary or, without one, since its flip.
-    ear: Option<(u64, Option<usize>, Listener)>,
+    /// Listens to the new colour, in this [`Release::part`].
+    ear: Option<((u64, Option<usize>), Listener)>,
     /// Asks for figures of that colour.
     rules: Option<Rules>,
 }
@@ -235,14 +235,12 @@ impl Attendant {
         let plan = release.plan.bake.signals?;
         let heard = self.daemon.datapath.heard(&self.service)?;
         let heard = &heard[release.to as usize];
-        let (number, step) = (release.number, release.share());
-        let is_other = |(of, at, _): &(u64, Option<usize>, _)| (*of, *at) != (number, step);
-        if self.ear.as_ref().is_none_or(is_other) {
+        let part = release.part();
+        if self.ear.as_ref().is_none_or(|(of, _)| *of != part) {
             let baseline = release.baseline.unwrap_or_default();
-            self.ear = Some((number, step, Listener::new(plan, baseline, *heard)));
+            self.ear = Some((part, Listener::new(plan, baseline, *heard)));
         }
-        let ear = self.ear.as_mut();
-        ear.map(|(_, _, listener)| listener.look(heard))
+        self.ear.as_mut().map(|(_, listener)| listener.look(heard))
     }
 
     /// What the figures say of the new colour, if there are rules. Begins anew with each

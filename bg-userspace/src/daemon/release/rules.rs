@@ -1,6 +1,6 @@
 //! Asks for the figures of a release's rules, while its new colour is watched.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio::{
     task::JoinSet,
@@ -11,12 +11,13 @@ use crate::{
     config::PrometheusPlan,
     daemon::gates::prometheus::ask,
     figures::{Standing, Watch, together},
+    locked,
     release::Release,
 };
 
 /// The rules of a release, at a step of its canary or, without one, behind its flip.
 pub(super) struct Rules {
-    /// Of which release, and at which step.
+    /// [`Release::part`].
     of: (u64, Option<usize>),
     watches: Arc<Mutex<Vec<Watch>>>,
     /// Ended with it.
@@ -26,7 +27,7 @@ pub(super) struct Rules {
 impl Rules {
     /// Begins to ask.
     pub(super) fn new(service: &str, release: &Release, plan: &PrometheusPlan) -> Self {
-        let watches = plan.rules.iter().cloned().map(Watch::new).collect();
+        let watches: Vec<Watch> = plan.rules.iter().cloned().map(Watch::new).collect();
         let watches = Arc::new(Mutex::new(watches));
         let mut asking = JoinSet::new();
         for (index, rule) in plan.rules.iter().enumerate() {
@@ -46,7 +47,7 @@ impl Rules {
             });
         }
         Self {
-            of: (release.number, release.share()),
+            of: release.part(),
             watches,
             _asking: asking,
         }
@@ -54,7 +55,7 @@ impl Rules {
 
     /// True when it is of this release, where that is now.
     pub(super) fn are_of(&self, release: &Release) -> bool {
-        self.of == (release.number, release.share())
+        self.of == release.part()
     }
 
     /// How they are, all together.
@@ -67,8 +68,4 @@ impl Rules {
         let said: Vec<String> = locked(&self.watches).iter().map(Watch::said).collect();
         said.join("; ")
     }
-}
-
-fn locked(watches: &Mutex<Vec<Watch>>) -> MutexGuard<'_, Vec<Watch>> {
-    watches.lock().unwrap_or_else(PoisonError::into_inner)
 }

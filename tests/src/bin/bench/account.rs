@@ -64,7 +64,7 @@ impl Account {
 }
 
 /// Nanoseconds that all threads of a process, or one of the kernel's, were on a CPU.
-fn used_by(process: u32) -> Result<u64> {
+pub fn used_by(process: u32) -> Result<u64> {
     let clock = clock_getcpuclockid(Pid::from_raw(process as i32));
     let used = clock.and_then(clock_gettime);
     let used = used.with_context(|| format!("asking for the CPU time of {process}"))?;

@@ -18,14 +18,12 @@ use bg_tests::{
     lab::{Lab, SERVERS, SERVICE},
     load::PATIENCE,
 };
-use nix::{
-    sys::signal::Signal,
-    unistd::{SysconfVar, sysconf},
-};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::{
     Effort, MAX_FLOWS,
+    account::used_by,
     cases::{Case, Kind, Ports, Program, STRANGER_FLOWS},
     packets::Bench,
     report::{Figure, spread},
@@ -241,9 +239,10 @@ impl Start {
         lab.status()?;
         let status_ms = begun.elapsed().as_secs_f64() * 1e3;
         let daemon = lab.daemon_pid().context("no daemon")?;
-        let before = cpu_seconds(daemon)?;
+        let before = used_by(daemon)?;
         thread::sleep(IDLE);
-        let idle_percent = (cpu_seconds(daemon)? - before) / IDLE.as_secs_f64() * 100.0;
+        let used = used_by(daemon)? - before;
+        let idle_percent = used as f64 / IDLE.as_nanos() as f64 * 100.0;
         Ok(Self {
             services,
             fresh_s,
@@ -278,16 +277,6 @@ fn answer(socket: &Path, begun: Instant) -> Result<Duration> {
         thread::sleep(Duration::from_millis(1));
     }
     bail!("the daemon does not answer")
-}
-
-/// CPU time of a process so far.
-fn cpu_seconds(process: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let after_name = stat.rsplit_once(") ").context("no name")?.1;
-    let ticks = after_name.split(' ').skip(11).take(2);
-    let ticks: u64 = ticks.map(|text| text.parse().unwrap_or(0)).sum();
-    let second = sysconf(SysconfVar::CLK_TCK)?.context("no ticks")?;
-    Ok(ticks as f64 / second as f64)
 }
 
 /// Memory that only this process has.

@@ -36,6 +36,7 @@ use bg_tests::{
     generator::{Generator, halves},
     kernel::{in_namespace, memory_of, tick},
     lab::{Lab, Place, SERVERS, SERVICE, SERVICE_V6, default_service},
+    world::wide,
 };
 use bg_userspace::{
     datapath::{Directory, PinnedWords},
@@ -290,7 +291,8 @@ impl Stand {
         };
         let listener = listener(&self.lab, to, port, protocol)?;
         let is = |backend: &Backend| {
-            u32::from(backend.service) == listener.service && backend.address == wide(address)
+            u32::from(backend.service) == listener.service
+                && backend.address == wide(SocketAddr::new(address, port))
         };
         let mut backends = backends.iter().filter(|(_, backend)| is(backend));
         let (id, backend) = backends.next().context("no such backend")?;
@@ -556,62 +558,46 @@ fn client(number: u32) -> ([u64; 2], [u8; 2]) {
     (FlowKey::client_v4(address), port.to_be_bytes())
 }
 
-fn wide(address: IpAddr) -> [u8; 16] {
-    let mut wide = [0; 16];
-    match address {
-        IpAddr::V4(v4) => wide[..4].copy_from_slice(&v4.octets()),
-        IpAddr::V6(v6) => wide = v6.octets(),
-    }
-    wide
-}
-
 /// Tells every stack where its neighbours are: with the far ends dropping
 /// everything, nobody could ask. Clients of the benchmark's networks live behind
 /// the client.
 pub fn know_neighbours(lab: &Lab) -> Result<()> {
-    let mac = |place| lab.mac(place, FAR_INTERFACE);
-    let [client, blue, green] = [mac(Place::Client)?, mac(Place::Blue)?, mac(Place::Green)?];
-    let gateway = |line: &str| lab.ip(Place::Gateway, line);
-    let know = |address: &str, mac: [u8; 6], interface: &str| {
-        let [a, b, c, d, e, f] = mac;
-        gateway(&format!(
-            "neigh replace {address} lladdr {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
-             dev {interface} nud permanent"
-        ))
-    };
-    for (servers, mac, interface) in [(SERVERS[0], blue, "blue"), (SERVERS[1], green, "green")] {
+    for (servers, place, interface) in [
+        (SERVERS[0], Place::Blue, "blue"),
+        (SERVERS[1], Place::Green, "green"),
+    ] {
         for address in servers {
-            know(address, mac, interface)?;
+            know(lab, address, place, interface)?;
         }
     }
     for (via, network) in [
         ("198.51.100.10", format!("{CLIENTS}/15")),
         ("2001:db8:c::10", format!("{CLIENTS_V6}/48")),
     ] {
-        know(via, client, "clients")?;
-        gateway(&format!("route add {network} via {via} dev clients"))?;
+        know(lab, via, Place::Client, "clients")?;
+        let route = format!("route add {network} via {via} dev clients");
+        lab.ip(Place::Gateway, &route)?;
     }
     Ok(())
 }
 
 /// The same of more servers, whose addresses end in these bytes.
 fn know_hosts(lab: &Lab, (first, last): (u8, u8)) -> Result<()> {
-    for (place, network, interface) in [
-        (Place::Blue, "10.0.1", "blue"),
-        (Place::Green, "10.0.2", "green"),
-    ] {
-        let [a, b, c, d, e, f] = lab.mac(place, FAR_INTERFACE)?;
-        for host in first..last {
-            lab.ip(
-                Place::Gateway,
-                &format!(
-                    "neigh replace {network}.{host} lladdr {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
-                     dev {interface} nud permanent"
-                ),
-            )?;
-        }
+    for host in first..last {
+        know(lab, &format!("10.0.1.{host}"), Place::Blue, "blue")?;
+        know(lab, &format!("10.0.2.{host}"), Place::Green, "green")?;
     }
     Ok(())
+}
+
+/// Tells the gateway that an address is at a place.
+fn know(lab: &Lab, address: &str, place: Place, interface: &str) -> Result<()> {
+    let [a, b, c, d, e, f] = lab.mac(place, FAR_INTERFACE)?;
+    let line = format!(
+        "neigh replace {address} lladdr {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} \
+         dev {interface} nud permanent"
+    );
+    lab.ip(Place::Gateway, &line)
 }
 
 fn flow(listener: Listener, backend: u32) -> Flow {
