@@ -50,6 +50,11 @@ impl FlowTables {
     /// Gives a table another shape, and empties it.
     pub fn shape(&mut self, table: FlowTable, shape: TableShape) {
         self.shapes[table as usize] = shape;
+        self.empty(table);
+    }
+
+    /// Forgets every flow of a table. The packet path must not be at work on it.
+    pub fn empty(&self, table: FlowTable) {
         for line in self.lines(table) {
             line.id.set(0);
             line.reach.set(0);

@@ -158,10 +158,22 @@ pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<Growth> {
         let numbers = curve.numbers();
         let few = |flows: u32| !effort.quick || flows <= FLOWS;
         let over = |number| if curve == Curve::Flows { number } else { FLOWS };
+        let numbers: Vec<_> = numbers
+            .into_iter()
+            .filter(|(number, _)| few(over(*number)))
+            .collect();
+        bench.stand.forget()?;
+        if curve == Curve::Flows {
+            for (flows, ports) in &numbers {
+                bench.stand.remember_over(*flows, &[*ports])?;
+            }
+        } else {
+            let services: Vec<_> = numbers.iter().map(|(_, ports)| *ports).collect();
+            bench.stand.remember_over(FLOWS, &services)?;
+        }
         let mut of_cases = Vec::new();
         let mut cases = Vec::new();
-        for (number, ports) in numbers.into_iter().filter(|(number, _)| few(over(*number))) {
-            bench.stand.remember_over(over(number), ports)?;
+        for (number, ports) in numbers {
             for kind in curve.kinds(ports) {
                 let flows = if kind.is_first() {
                     STRANGER_FLOWS

@@ -300,50 +300,38 @@ impl Stand {
         Ok((listener, *id))
     }
 
-    /// Fills the table of established flows with some of each service: flow `n` is of the
-    /// service at port `first + n % count`, and goes to the server of the blue ones with
-    /// that place in their order.
-    pub fn remember_over(&self, flows: u32, ports: Ports) -> Result<()> {
+    /// Forgets all established flows.
+    pub fn forget(&self) -> Result<()> {
+        self.flow_tables()?.empty(FlowTable::Established);
+        Ok(())
+    }
+
+    /// Adds to the established flows some of each of these services, side by side, so that
+    /// the table is as full for one as for the other: flow `n` is of the service at port
+    /// `first + n % count`, and goes to the server of the blue ones with that place in their
+    /// order.
+    pub fn remember_over(&self, flows: u32, services: &[Ports]) -> Result<()> {
         let backends = self.backends()?;
         let endpoints = self.lab.endpoints()?.read().listeners;
-        let mut services = Vec::new();
-        for port in (ports.first..).take(ports.count.into()) {
-            let at = ListenerPlan {
-                address: SocketAddr::new(SERVICE.parse()?, port),
-                protocol: Protocol::Tcp,
-            };
-            let listener = *endpoints.get(&at).with_context(|| format!("no {at}"))?;
-            services.push((listener, Vec::new()));
-        }
-        let places: BTreeMap<u32, usize> = (0..)
-            .zip(&services)
-            .map(|(place, (listener, _))| (listener.service, place))
-            .collect();
-        for (id, backend) in backends {
-            if let Some(place) = places.get(&u32::from(backend.service))
-                && backend.colour == Colour::Blue as u8
-            {
-                ensure!(backend.next_hop != 0, "backend {id} has no next hop");
-                services[*place].1.push(id);
-            }
-        }
+        let served = |ports: &Ports| served_over(&backends, &endpoints, *ports);
+        let services: Vec<_> = services.iter().map(served).collect::<Result<_>>()?;
         self.fill(0..flows, |number, tables| {
-            let (listener, servers) = &services[number as usize % services.len()];
-            let server = servers[number as usize / services.len() % servers.len()];
             let (client, port) = client(number);
-            tables.established(
-                FlowKey::new(client, port, listener.id),
-                flow(*listener, server),
-            )
+            for services in &services {
+                let (listener, servers) = &services[number as usize % services.len()];
+                let server = servers[number as usize / services.len() % servers.len()];
+                let key = FlowKey::new(client, port, listener.id);
+                tables.established(key, flow(*listener, server))?;
+            }
+            Ok(())
         })
     }
 
     /// Calls `add` with each number, in an order that is not the one in which packets
     /// come.
     fn fill(&self, numbers: Range<u32>, add: impl Fn(u32, &Filling) -> Result<()>) -> Result<()> {
-        let maps = self.lab.pinned_map(map::FLOWS);
         let tables = Filling {
-            tables: FlowTables::pinned(maps.parent().context("no directory")?)?,
+            tables: self.flow_tables()?,
             now: tick(),
         };
         let count = numbers.len() as u32;
@@ -353,6 +341,11 @@ impl Stand {
             add(numbers.start + leap as u32, &tables)?;
         }
         Ok(())
+    }
+
+    fn flow_tables(&self) -> Result<FlowTables> {
+        let maps = self.lab.pinned_map(map::FLOWS);
+        FlowTables::pinned(maps.parent().context("no directory")?)
     }
 
     /// The lab.
@@ -549,6 +542,36 @@ impl Filling {
         ensure!(inserted, "no room for a flow");
         Ok(())
     }
+}
+
+/// The services at these ports: the listener of each, and its blue servers' ids.
+fn served_over(
+    backends: &[(u32, Backend)],
+    endpoints: &BTreeMap<ListenerPlan, Listener>,
+    ports: Ports,
+) -> Result<Vec<(Listener, Vec<u32>)>> {
+    let mut services = Vec::new();
+    for port in (ports.first..).take(ports.count.into()) {
+        let at = ListenerPlan {
+            address: SocketAddr::new(SERVICE.parse()?, port),
+            protocol: Protocol::Tcp,
+        };
+        let listener = *endpoints.get(&at).with_context(|| format!("no {at}"))?;
+        services.push((listener, Vec::new()));
+    }
+    let places: BTreeMap<u32, usize> = (0..)
+        .zip(&services)
+        .map(|(place, (listener, _))| (listener.service, place))
+        .collect();
+    for (id, backend) in backends {
+        if let Some(place) = places.get(&u32::from(backend.service))
+            && backend.colour == Colour::Blue as u8
+        {
+            ensure!(backend.next_hop != 0, "backend {id} has no next hop");
+            services[*place].1.push(*id);
+        }
+    }
+    Ok(services)
 }
 
 /// The client of a flow, as its key has it, and its port.
