@@ -72,6 +72,25 @@ pub fn axis(svg: &mut Svg, panel: Panel, top: f64, label: &str) {
     );
 }
 
+/// Bars of `step_ns` on a time axis of `length_ns`, by who answered: blue, green, nobody;
+/// counts in, a second's worth drawn.
+pub fn stacks(svg: &mut Svg, panel: Panel, bins: &[[u32; 3]], step_ns: u64, length_ns: u64) {
+    let per_second = 1e9 / step_ns as f64;
+    let most = bins.iter().map(|bin| bin.iter().sum::<u32>()).max();
+    let top = round_up(f64::from(most.unwrap_or(1)) * per_second);
+    axis(svg, panel, top, &thousands(top as usize));
+    let x = |ns: u64| LEFT + (RIGHT - LEFT) * ns as f64 / length_ns as f64;
+    for (number, bin) in (0..).zip(bins) {
+        let mut base = panel.bottom();
+        let (from, to) = (x(number * step_ns), x((number + 1) * step_ns));
+        for (count, fill) in bin.iter().zip([BLUE, GREEN, RED]) {
+            let height = panel.height * f64::from(*count) * per_second / top;
+            base -= height;
+            svg.rect(from, base, to - from, height, fill);
+        }
+    }
+}
+
 /// The next of 1, 2, 4, 6, 8, 10 times a power of ten.
 pub fn round_up(value: f64) -> f64 {
     if value <= 0.0 {

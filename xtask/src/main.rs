@@ -7,6 +7,7 @@ mod bench;
 mod command;
 mod demo;
 mod fuzz;
+mod inference;
 mod kernels;
 mod lint;
 mod panics;
@@ -36,7 +37,7 @@ enum Verb {
     /// Flip under load in network namespaces, and draw what happened
     #[command(disable_help_flag = true)]
     Demo {
-        /// Handed to the demo: --seconds, --flips, --clients, -o json, --help
+        /// Handed to the demo: --seconds, --flips, --clients, --release-story, --inference, -o json, --help
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },

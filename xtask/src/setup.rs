@@ -74,8 +74,13 @@ pub fn run() -> Result<()> {
 
 /// Installs the packages of programs that are not here.
 pub fn programs(programs: &[(&str, &'static str)]) -> Result<()> {
+    packages(lacking(programs))
+}
+
+/// Installs packages.
+pub fn packages(packages: Vec<&'static str>) -> Result<()> {
     let missing = Missing {
-        packages: lacking(programs),
+        packages,
         linker: false,
         bpffs: false,
     };

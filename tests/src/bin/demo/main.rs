@@ -1,6 +1,7 @@
 //! The demo: flips a service under load in network namespaces, and shows what
 //! its clients saw of it. `cargo xtask demo` runs it.
 
+mod inference;
 mod picture;
 mod story;
 mod summary;
@@ -48,10 +49,13 @@ struct Arguments {
     /// Another story: a good release, then one that fails requests and rolls back by itself.
     #[arg(long, conflicts_with_all = ["seconds", "flips", "clients"])]
     release_story: bool,
+    /// Another story: a release of a real inference server (MLServer), over HTTP and gRPC.
+    #[arg(long, conflicts_with_all = ["seconds", "flips", "clients", "release_story"])]
+    inference: bool,
     /// How the summary is printed.
     #[arg(short, long, value_enum, default_value = "text")]
     output: Output,
-    /// Where the picture goes, as SVG and PNG [default: target/demo/flips, or release].
+    /// Where the picture goes, as SVG and PNG [default: target/demo/flips, release or inference].
     #[arg(long, value_name = "PATH")]
     picture: Option<PathBuf>,
 }
@@ -95,10 +99,15 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<bool> {
     let picture = match &arguments.picture {
         Some(path) => path.clone(),
         None if arguments.release_story => beside_the_build("demo")?.join("release"),
+        None if arguments.inference => beside_the_build("demo")?.join("inference"),
         None => beside_the_build("demo")?.join("flips"),
     };
+    let json = arguments.output == Output::Json;
     if arguments.release_story {
-        return story::run(&picture, arguments.output == Output::Json, interrupted);
+        return story::run(&picture, json, interrupted);
+    }
+    if arguments.inference {
+        return inference::run(&picture, json, interrupted);
     }
     eprintln!(
         "demo: a gateway, {} clients, two servers a colour, in network namespaces",
@@ -160,6 +169,19 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<bool> {
         Output::Json => println!("{}", serde_json::to_string(&summary)?),
     }
     Ok(summary.is_clean())
+}
+
+/// Sleeps; an error once interrupted.
+fn wait(length: Duration, interrupted: &AtomicBool) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
+        let left = length.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(left.min(Duration::from_millis(100)));
+    }
 }
 
 /// Clients over both families and both ports. Those that keep connections alive

@@ -10,13 +10,15 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use bg_tests::{
     lab::{Lab, Place, default_service, listener},
     load::{self, Answer, Load, Mood, Reuse, now_ns},
-    picture::{BLUE, GREEN, GREY, INK, LEFT, Panel, RED, RIGHT, Svg, axis, round_up, thousands},
+    picture::{GREY, INK, LEFT, Panel, RIGHT, Svg, stacks, thousands},
 };
 use serde::Serialize;
+
+use crate::wait;
 
 /// The usual rules of a bake, but for the times of a good one.
 const TABLES: &str = r#"
@@ -113,12 +115,6 @@ pub fn run(picture: &Path, json: bool, interrupted: &AtomicBool) -> Result<bool>
         story.print(picture);
     }
     Ok(story.is_good())
-}
-
-fn wait(length: Duration, interrupted: &AtomicBool) -> Result<()> {
-    ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
-    std::thread::sleep(length);
-    Ok(())
 }
 
 /// Runs a release to its end, and shows what it says.
@@ -230,20 +226,8 @@ impl Story {
                 bin[who] += 1;
             }
         }
-        let per_second = 1e9 / STEP_NS as f64;
-        let most = bins.iter().map(|bin| bin.iter().sum::<u32>()).max();
-        let top = round_up(f64::from(most.unwrap_or(1)) * per_second);
-        axis(&mut svg, panel, top, &thousands(top as usize));
+        stacks(&mut svg, panel, &bins, STEP_NS, length_ns);
         let x = |ns: u64| LEFT + (RIGHT - LEFT) * ns as f64 / length_ns as f64;
-        for (number, bin) in bins.iter().enumerate() {
-            let mut base = panel.bottom();
-            let (from, to) = (x(number as u64 * STEP_NS), x((number as u64 + 1) * STEP_NS));
-            for (count, fill) in bin.iter().zip([BLUE, GREEN, RED]) {
-                let height = panel.height * f64::from(*count) * per_second / top;
-                base -= height;
-                svg.rect(from, base, to - from, height, fill);
-            }
-        }
         for release in [&self.good, &self.bad] {
             for (at, what) in [
                 (release.begun_ns, "begins"),
