@@ -521,19 +521,21 @@ impl Release {
 
     /// Back by itself. It ends the release, so there is no second one.
     fn roll_back(&mut self, why: String, now: Now, todo: &mut Vec<Command>) {
-        let cooldown = milliseconds(self.plan.bake.cooldown);
-        self.cool_until_ms = now.ms.saturating_add(cooldown);
         self.enter(Phase::SwitchingBack, SWITCH, why, None, now);
-        todo.push(self.roll_back_command());
+        self.go_back(now, todo);
     }
 
-    fn roll_back_command(&self) -> Command {
-        Command::RollBack {
+    /// Asks for the rollback, for the first time or again: the time to cool down counts from
+    /// the one that is stored.
+    fn go_back(&mut self, now: Now, todo: &mut Vec<Command>) {
+        let cooldown = milliseconds(self.plan.bake.cooldown);
+        self.cool_until_ms = now.ms.saturating_add(cooldown);
+        todo.push(Command::RollBack {
             leave: self.to,
             from_generation: self.flipped_generation(),
             drains: false,
             why: format!("{}: {}", self.id(), self.why),
-        }
+        });
     }
 
     // ---- STANDBY: the old colour must stay up
@@ -813,7 +815,7 @@ impl Release {
             }
             Phase::SwitchingBack => {
                 self.wait(SWITCH, now);
-                todo.push(self.roll_back_command());
+                self.go_back(now, todo);
             }
             Phase::Baking { .. } => {
                 let why = "the daemon was restarted, so it bakes from the beginning";
@@ -864,7 +866,7 @@ impl Release {
             Phase::Baking { .. } => self.bake_ends(now, todo),
             Phase::SwitchingBack => {
                 self.wait(SWITCH, now);
-                todo.push(self.roll_back_command());
+                self.go_back(now, todo);
             }
             Phase::Standby => self.hold_ends(now),
             Phase::Hook { hook, .. } => {

@@ -351,7 +351,9 @@ fn colour_health(backends: &[BackendName], known: &BTreeMap<BackendName, Known>)
     for v4 in [true, false] {
         let pool = backends.iter().filter(|name| name.address.is_ipv4() == v4);
         let pool: Vec<&BackendName> = pool.collect();
-        let verdict = |name: &BackendName| known.get(name).map(|known| known.verdict);
+        // What is not asked any more is not known.
+        let asked = |name: &BackendName| known.get(name).filter(|known| known.asked);
+        let verdict = |name: &BackendName| asked(name).map(|known| known.verdict);
         let count = |wanted| {
             pool.iter()
                 .filter(|name| verdict(name) == Some(wanted))
@@ -395,6 +397,7 @@ mod tests {
             verdict,
             since_ns: 0,
             why: (verdict != Verdict::Healthy).then(|| "refused".to_owned()),
+            asked: true,
         }
     }
 

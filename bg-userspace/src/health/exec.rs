@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Outcome, tidy};
+use super::{Outcome, Trouble, tidy};
 use crate::plan::BackendName;
 
 /// What is kept of a command's output; the rest is read and dropped.
@@ -38,7 +38,7 @@ impl fmt::Display for ExecProbe {
 /// more.
 pub async fn probe(name: &BackendName, endpoint: Option<SocketAddr>, probe: &ExecProbe) -> Outcome {
     let [program, arguments @ ..] = probe.command.as_slice() else {
-        return Err("there is no command".to_owned());
+        return Err(Trouble::Ours("there is no command".to_owned()));
     };
     let port = endpoint.map_or_else(String::new, |endpoint| endpoint.port().to_string());
     let mut command = Command::new(program);
@@ -60,7 +60,8 @@ pub async fn probe(name: &BackendName, endpoint: Option<SocketAddr>, probe: &Exe
         .stderr(Stdio::piped())
         .process_group(0);
     let child = command.spawn();
-    let mut group = Group(child.map_err(|error| tidy(&format!("{program}: {error}")))?);
+    let unable = |error| Trouble::Ours(tidy(&format!("{program}: {error}")));
+    let mut group = Group(child.map_err(unable)?);
     let (out, err) = (group.0.stdout.take(), group.0.stderr.take());
     let (mut said, mut complained) = (Vec::new(), Vec::new());
     let status = {
@@ -79,7 +80,7 @@ pub async fn probe(name: &BackendName, endpoint: Option<SocketAddr>, probe: &Exe
         }
         status
     };
-    let status = status.map_err(|error| tidy(&error.to_string()))?;
+    let status = status.map_err(|error| Trouble::Ours(tidy(&error.to_string())))?;
     if status.success() {
         return Ok(());
     }
@@ -87,10 +88,11 @@ pub async fn probe(name: &BackendName, endpoint: Option<SocketAddr>, probe: &Exe
     let texts = [complained, said].map(|text| String::from_utf8_lossy(&text).into_owned());
     let lines = texts.iter().flat_map(|text| text.lines());
     let line = lines.map(str::trim).find(|line| !line.is_empty());
-    Err(tidy(&match line {
+    let trouble = tidy(&match line {
         Some(line) => format!("{how}: {line}"),
         None => how,
-    }))
+    });
+    Err(trouble.into())
 }
 
 /// Reads to the end, and keeps the beginning.
@@ -157,8 +159,23 @@ mod tests {
             ),
             ("kill -TERM $$", "signal: 15 (SIGTERM)"),
         ] {
-            assert_eq!(shell(script).await, Err(expected.to_owned()), "{script}");
+            let said = shell(script).await;
+            assert_eq!(said, Err(expected.to_owned().into()), "{script}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_started_says_nothing_of_the_backend() {
+        let name = BackendName {
+            service: "llm".to_owned(),
+            colour: Colour::Green,
+            address: [10, 0, 2, 10].into(),
+            port: None,
+        };
+        let command = vec!["/nowhere/probe".to_owned()];
+        let said = probe(&name, None, &ExecProbe { command }).await;
+        let expected = "/nowhere/probe: No such file or directory (os error 2)";
+        assert_eq!(said, Err(Trouble::Ours(expected.to_owned())));
     }
 
     #[tokio::test]
@@ -168,7 +185,7 @@ mod tests {
                       $BGSWITCH_PORT $PWD ${CARGO:-unset}; exit 1";
         assert_eq!(
             shell(script).await,
-            Err(format!("exit status: 1: {wanted}"))
+            Err(format!("exit status: 1: {wanted}").into())
         );
     }
 

@@ -52,25 +52,26 @@ pub async fn probe(endpoint: SocketAddr, probe: &GrpcProbe) -> Outcome {
     let answer = sender.send_request(request).await.map_err(failed)?;
     let (head, body) = answer.into_parts();
     if head.status.as_u16() != 200 {
-        return Err(format!("HTTP status {}", head.status.as_u16()));
+        return Err(format!("HTTP status {}", head.status.as_u16()).into());
     }
     let collected = Limited::new(body, MAX_ANSWER).collect().await;
     let collected = collected.map_err(|error| tidy(&format!("HTTP/2: {}", chain(&*error))))?;
     // Without a message, its status is among the headers.
     let trailers = collected.trailers().unwrap_or(&head.headers);
     finished(trailers)?;
-    match status(&collected.to_bytes()) {
-        Some(1) => Ok(()),
-        Some(0) => Err("UNKNOWN".to_owned()),
-        Some(2) => Err("NOT_SERVING".to_owned()),
-        Some(3) => Err("SERVICE_UNKNOWN".to_owned()),
-        Some(other) => Err(format!("serving status {other}")),
-        None => Err("the answer is no HealthCheckResponse".to_owned()),
-    }
+    let trouble = match status(&collected.to_bytes()) {
+        Some(1) => return Ok(()),
+        Some(0) => "UNKNOWN".to_owned(),
+        Some(2) => "NOT_SERVING".to_owned(),
+        Some(3) => "SERVICE_UNKNOWN".to_owned(),
+        Some(other) => format!("serving status {other}"),
+        None => "the answer is no HealthCheckResponse".to_owned(),
+    };
+    Err(trouble.into())
 }
 
 /// Whether the call itself succeeded.
-fn finished(trailers: &HeaderMap) -> Outcome {
+fn finished(trailers: &HeaderMap) -> Result<(), String> {
     let text = |name: &str| trailers.get(name).map(HeaderValue::as_bytes);
     let Some(code) = text("grpc-status") else {
         return Err("the answer is not gRPC's".to_owned());
@@ -242,7 +243,11 @@ mod tests {
             let address = serving((message, trailers)).await;
             for service in ["", "llm"] {
                 let found = probe(address, &of(service)).await;
-                assert_eq!(found, expected.map_err(str::to_owned), "{message:?}");
+                assert_eq!(
+                    found,
+                    expected.map_err(|text| text.to_owned().into()),
+                    "{message:?}"
+                );
             }
         }
     }
@@ -252,7 +257,7 @@ mod tests {
         let address = serving((b"\0\0\0\0\x02\x08\x01", FINE)).await;
         assert_eq!(
             probe(address, &of("embed")).await,
-            Err("NOT_FOUND: it does not know the service".to_owned())
+            Err("NOT_FOUND: it does not know the service".to_owned().into())
         );
         let long = "x".repeat(300);
         assert_eq!(request(&long)[..8], *b"\0\0\0\x01\x2f\x0a\xac\x02");
@@ -260,11 +265,14 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_answer_is_bad() {
-        let refused = probe(nobody().await, &of("")).await.unwrap_err();
+        let refused = probe(nobody().await, &of(""))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("Connection refused"), "{refused}");
         for does in [fake::answer(200, "ok"), Does::Send(Vec::new())] {
             let (address, _requests) = fake::server(does).await;
-            let found = probe(address, &of("")).await.unwrap_err();
+            let found = probe(address, &of("")).await.unwrap_err().to_string();
             assert!(found.starts_with("HTTP/2: "), "{found}");
         }
     }

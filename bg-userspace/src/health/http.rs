@@ -14,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{net::TcpStream, task::JoinSet};
 
-use super::{Outcome, tcp::connect, tidy};
+use super::{Outcome, Trouble, tcp::connect, tidy};
 
 /// Longer answers are not read.
 const MAX_BODY: usize = 1 << 20;
@@ -70,11 +70,11 @@ pub async fn probe(endpoint: SocketAddr, probe: &HttpProbe) -> Outcome {
         let wanted = text.as_bytes();
         let mut places = answer.body.windows(wanted.len());
         if !places.any(|place| place == wanted) {
-            return Err(tidy(&format!("the body does not contain {text:?}")));
+            return Err(tidy(&format!("the body does not contain {text:?}")).into());
         }
     }
     match &probe.json {
-        Some((pointer, value)) => says(&answer, pointer, value),
+        Some((pointer, value)) => Ok(says(&answer, pointer, value)?),
         None => Ok(()),
     }
 }
@@ -89,12 +89,12 @@ pub fn get(endpoint: SocketAddr, host: Option<&str>, path: &str) -> Builder {
 }
 
 /// Sends a request and reads its answer.
-pub async fn ask(endpoint: SocketAddr, request: Builder, body: Bytes) -> Result<Answer, String> {
+pub async fn ask(endpoint: SocketAddr, request: Builder, body: Bytes) -> Result<Answer, Trouble> {
     let request = request
         .body(Full::new(body))
         .map_err(|error| tidy(&error.to_string()))?;
     let answer = exchange(connect(endpoint).await?, request).await;
-    answer.map_err(|error| tidy(&format!("HTTP: {}", chain(&*error))))
+    Ok(answer.map_err(|error| tidy(&format!("HTTP: {}", chain(&*error))))?)
 }
 
 /// The same over a connection that is there.
@@ -116,7 +116,7 @@ pub async fn exchange(
 }
 
 /// Whether the status is right: `wanted`, or any 2xx.
-pub fn status(answer: &Answer, wanted: Option<u16>) -> Outcome {
+pub fn status(answer: &Answer, wanted: Option<u16>) -> Result<(), String> {
     let status = answer.status;
     let is_right = wanted.map_or(status.is_success(), |wanted| wanted == status.as_u16());
     is_right
@@ -125,7 +125,7 @@ pub fn status(answer: &Answer, wanted: Option<u16>) -> Outcome {
 }
 
 /// Whether the body says `wanted` at a pointer.
-fn says(answer: &Answer, pointer: &str, wanted: &Value) -> Outcome {
+fn says(answer: &Answer, pointer: &str, wanted: &Value) -> Result<(), String> {
     let body: Value =
         serde_json::from_slice(&answer.body).map_err(|_| "the body is no JSON".to_owned())?;
     match body.pointer(pointer) {
@@ -212,7 +212,7 @@ mod tests {
             let expected = if right {
                 Ok(())
             } else {
-                Err(format!("HTTP status {status}"))
+                Err(format!("HTTP status {status}").into())
             };
             assert_eq!(outcome(answer(status, ""), is).await, expected);
         }
@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(outcome(answer(200, "is ready."), &text).await, Ok(()));
         assert_eq!(
             outcome(answer(200, "is not"), &text).await,
-            Err("the body does not contain \"ready\"".to_owned())
+            Err("the body does not contain \"ready\"".to_owned().into())
         );
         let json = |pointer: &str, value: Value| HttpProbe {
             json: Some((pointer.to_owned(), value)),
@@ -250,25 +250,35 @@ mod tests {
             ),
         ] {
             let found = outcome(answer(200, body), &json(pointer, value)).await;
-            assert_eq!(found, expected.map_err(str::to_owned), "{pointer}");
+            assert_eq!(
+                found,
+                expected.map_err(|text| text.to_owned().into()),
+                "{pointer}"
+            );
         }
         assert_eq!(
             outcome(answer(200, "<html>"), &json("/a", Value::from(1))).await,
-            Err("the body is no JSON".to_owned())
+            Err("the body is no JSON".to_owned().into())
         );
     }
 
     #[tokio::test]
     async fn what_is_no_answer_is_bad() {
-        let refused = probe(nobody().await, &plain()).await.unwrap_err();
+        let refused = probe(nobody().await, &plain())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("Connection refused"), "{refused}");
         let torn = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf";
         for bytes in ["", "SSH-2.0-OpenSSH_9.2\r\n\r\n", torn] {
             let found = outcome(Does::Send(bytes.into()), &plain()).await;
-            assert!(found.unwrap_err().starts_with("HTTP: "), "{bytes}");
+            assert!(
+                found.unwrap_err().to_string().starts_with("HTTP: "),
+                "{bytes}"
+            );
         }
         let endless = answer(200, &"x".repeat(MAX_BODY + 1));
-        let found = outcome(endless, &plain()).await.unwrap_err();
+        let found = outcome(endless, &plain()).await.unwrap_err().to_string();
         assert!(found.contains("length limit exceeded"), "{found}");
     }
 }

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 pub use self::plan::{HealthPlan, Probe};
-use self::verdict::{Judge, Outcome, Verdict};
+use self::verdict::{Judge, Outcome, Trouble, Verdict};
 use crate::{config::Config, datapath::now_ns, locked, plan::BackendName};
 
 /// Probes under way at once, over all backends.
@@ -56,13 +56,13 @@ impl Target {
         let limit = self.plan.timeout;
         timeout(limit, self.probe()).await.unwrap_or_else(|_| {
             let limit = humantime::format_duration(limit);
-            Err(format!("no answer within {limit}"))
+            Err(format!("no answer within {limit}").into())
         })
     }
 
     async fn probe(&self) -> Outcome {
         let first = self.endpoints.first().copied();
-        let port = first.ok_or_else(|| "it has no port to probe".to_owned());
+        let port = first.ok_or_else(|| Trouble::Theirs("it has no port to probe".to_owned()));
         match &self.plan.probe {
             Probe::Tcp => tcp::probe(&self.endpoints).await,
             Probe::Http(probe) => http::probe(port?, probe).await,
@@ -107,6 +107,8 @@ pub struct Known {
     pub since_ns: u64,
     /// Why, unless it is healthy and nothing else.
     pub why: Option<String>,
+    /// False when the gateway could not ask of late: the verdict is an old one.
+    pub asked: bool,
 }
 
 /// A verdict that was overturned.
@@ -260,7 +262,17 @@ async fn watch(
         drop(permit);
         let at_ns = now_ns();
         let mut judge = locked(&judge);
-        if let Some(overturned) = judge.sample(at_ns, outcome) {
+        let was_asked = judge.is_asked();
+        let overturned = judge.sample(at_ns, outcome);
+        if was_asked != judge.is_asked() {
+            let (name, why) = (&target.name, judge.why());
+            if let Some(why) = why.filter(|_| was_asked) {
+                tracing::warn!("{}: {name} {why}", name.service);
+            } else {
+                tracing::info!("{}: {name} is probed again", name.service);
+            }
+        }
+        if let Some(overturned) = overturned {
             locked(&changes.waiting).push(Change {
                 name: target.name.clone(),
                 at_ns,
@@ -281,6 +293,7 @@ fn known(target: &Target, judge: &Judge) -> Known {
         verdict: judge.verdict(),
         since_ns: judge.since_ns(),
         why: judge.why(),
+        asked: judge.is_asked(),
     }
 }
 
@@ -352,7 +365,7 @@ mod tests {
         target.plan.timeout = Duration::from_millis(20);
         assert_eq!(
             target.sample().await,
-            Err("no answer within 20ms".to_owned())
+            Err("no answer within 20ms".to_owned().into())
         );
     }
 
@@ -365,7 +378,7 @@ mod tests {
         assert_eq!(good.sample().await, Ok(()));
         let bad = target(&[one, none, two], Probe::Tcp).sample().await;
         let refused = format!("port {}: Connection refused (os error 111)", none.port());
-        assert_eq!(bad, Err(refused));
+        assert_eq!(bad, Err(refused.into()));
     }
 
     /// From probes to changes: a server that answers, and one that nobody is at.

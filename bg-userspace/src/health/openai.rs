@@ -9,7 +9,7 @@ use hyper::{
 };
 use serde_json::{Value, json};
 
-use super::{Outcome, http, tidy};
+use super::{Outcome, Trouble, http, tidy};
 use crate::file;
 
 /// `kind = "openai"`.
@@ -45,7 +45,8 @@ pub async fn probe(endpoint: SocketAddr, probe: &OpenAiProbe) -> Outcome {
         .method(Method::POST)
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(file) = &probe.token_file {
-        let bearer = file::bearer(file).await.map_err(|error| tidy(&error))?;
+        let bearer = file::bearer(file).await;
+        let bearer = bearer.map_err(|error| Trouble::Ours(tidy(&error)))?;
         request = request.header(AUTHORIZATION, bearer);
     }
     let mut body =
@@ -62,11 +63,11 @@ pub async fn probe(endpoint: SocketAddr, probe: &OpenAiProbe) -> Outcome {
     })?;
     let body: Value =
         serde_json::from_slice(&answer.body).map_err(|_| "the answer is no JSON".to_owned())?;
-    completed(&body)
+    Ok(completed(&body)?)
 }
 
 /// Whether there is a completion. Its text may be empty: the one token may be the end.
-fn completed(body: &Value) -> Outcome {
+fn completed(body: &Value) -> Result<(), String> {
     let choice = body.pointer("/choices/0").unwrap_or(&Value::Null);
     let is_there = choice["text"].is_string() || choice["message"].is_object();
     if !is_there {
@@ -118,7 +119,7 @@ mod tests {
         assert_eq!(probe(address, &with_token).await, Ok(()));
         assert_eq!(probe(address, &of("/v1/chat/completions")).await, Ok(()));
         std::fs::remove_file(&file).unwrap();
-        let unread = probe(address, &with_token).await.unwrap_err();
+        let unread = probe(address, &with_token).await.unwrap_err().to_string();
         assert!(
             unread.ends_with("No such file or directory (os error 2)"),
             "{unread}"
@@ -174,15 +175,19 @@ mod tests {
             ),
         ] {
             let found = outcome(answer(status, body)).await;
-            assert_eq!(found, expected.map_err(str::to_owned), "{body}");
+            assert_eq!(
+                found,
+                expected.map_err(|text| text.to_owned().into()),
+                "{body}"
+            );
         }
     }
 
     #[tokio::test]
     async fn what_is_no_answer_is_bad() {
         let none = probe(nobody().await, &of("/v1/completions")).await;
-        assert!(none.unwrap_err().contains("Connection refused"));
+        assert!(none.unwrap_err().to_string().contains("Connection refused"));
         let garbage = outcome(Does::Send(b"220 smtp ready\r\n".into())).await;
-        assert!(garbage.unwrap_err().starts_with("HTTP: "));
+        assert!(garbage.unwrap_err().to_string().starts_with("HTTP: "));
     }
 }

@@ -32,7 +32,7 @@ impl fmt::Display for V2Probe {
 pub async fn probe(endpoint: SocketAddr, probe: &V2Probe) -> Outcome {
     ready(endpoint, probe, "/v2/health/ready")
         .await
-        .map_err(|trouble| format!("the server is not ready: {trouble}"))?;
+        .map_err(|trouble| trouble.told(|text| format!("the server is not ready: {text}")))?;
     for model in &probe.models {
         ready(
             endpoint,
@@ -40,7 +40,7 @@ pub async fn probe(endpoint: SocketAddr, probe: &V2Probe) -> Outcome {
             &format!("/v2/models/{}/ready", escaped(model)),
         )
         .await
-        .map_err(|trouble| tidy(&format!("{model} is not ready: {trouble}")))?;
+        .map_err(|trouble| trouble.told(|text| tidy(&format!("{model} is not ready: {text}"))))?;
     }
     Ok(())
 }
@@ -53,7 +53,7 @@ async fn ready(endpoint: SocketAddr, probe: &V2Probe, path: &str) -> Outcome {
     let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
     match body.get("ready") {
         None | Some(Value::Bool(true)) => Ok(()),
-        Some(other) => Err(tidy(&format!("it says that \"ready\" is {other}"))),
+        Some(other) => Err(tidy(&format!("it says that \"ready\" is {other}")).into()),
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
         }
         assert_eq!(
             probe(address, &of(&["llama", "embed"])).await,
-            Err("embed is not ready: HTTP status 400".to_owned())
+            Err("embed is not ready: HTTP status 400".to_owned().into())
         );
     }
 
@@ -108,7 +108,9 @@ mod tests {
             ("", Ok(())),
             (
                 "{\"ready\":false}",
-                Err("the server is not ready: it says that \"ready\" is false".to_owned()),
+                Err("the server is not ready: it says that \"ready\" is false"
+                    .to_owned()
+                    .into()),
             ),
         ] {
             let (address, _requests) = server(answer(200, body)).await;
@@ -118,10 +120,13 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_answer_is_bad() {
-        let refused = probe(nobody().await, &of(&[])).await.unwrap_err();
+        let refused = probe(nobody().await, &of(&[]))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("Connection refused"), "{refused}");
         let (address, _requests) = server(Does::Send(b"\0\0\0\0\r\n".into())).await;
-        let garbage = probe(address, &of(&[])).await.unwrap_err();
+        let garbage = probe(address, &of(&[])).await.unwrap_err().to_string();
         assert!(
             garbage.starts_with("the server is not ready: HTTP: "),
             "{garbage}"

@@ -1,6 +1,8 @@
 //! From single probes to a verdict: never by one sample. No clock, no socket: outcomes
 //! and times come in, changes go out.
 
+use std::fmt;
+
 /// How many probes in a row it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
@@ -32,8 +34,41 @@ impl Verdict {
     }
 }
 
-/// What a probe found: nothing to complain of, or the trouble in a few words.
-pub type Outcome = Result<(), String>;
+/// What a probe found: nothing to complain of, or the trouble.
+pub type Outcome = Result<(), Trouble>;
+
+/// Why a probe is not good, in a few words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The backend's, or the way's to it.
+    Theirs(String),
+    /// The gateway's own: it could not ask, and knows nothing of the backend.
+    Ours(String),
+}
+
+impl Trouble {
+    /// The same trouble in other words.
+    #[must_use]
+    pub fn told(self, tell: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Self::Theirs(text) => Self::Theirs(tell(text)),
+            Self::Ours(text) => Self::Ours(tell(text)),
+        }
+    }
+}
+
+impl From<String> for Trouble {
+    fn from(text: String) -> Self {
+        Self::Theirs(text)
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Theirs(text) | Self::Ours(text)) = self;
+        f.write_str(text)
+    }
+}
 
 /// Weighs the probes of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +76,11 @@ pub struct Judge {
     rules: Rules,
     verdict: Verdict,
     since_ns: u64,
-    last: Option<Outcome>,
+    last: Option<Result<(), String>>,
     /// How many probes in a row were as good or bad as the last one.
     run: u32,
+    /// Why it could not be asked, and how often in a row, if that is so.
+    unasked: Option<(String, u32)>,
 }
 
 /// A verdict that was overturned.
@@ -66,11 +103,23 @@ impl Judge {
             since_ns: now_ns,
             last: None,
             run: 0,
+            unasked: None,
         }
     }
 
-    /// Takes a probe's outcome in, at `now_ns` of the same clock.
+    /// Takes a probe's outcome in, at `now_ns` of the same clock. The gateway's own trouble
+    /// is no probe: it is told, and overturns nothing.
     pub fn sample(&mut self, now_ns: u64, outcome: Outcome) -> Option<Overturned> {
+        let outcome = match outcome {
+            Ok(()) => Ok(()),
+            Err(Trouble::Theirs(text)) => Err(text),
+            Err(Trouble::Ours(text)) => {
+                let times = self.unasked.take().map_or(0, |(_, times)| times);
+                self.unasked = Some((text, times.saturating_add(1)));
+                return None;
+            }
+        };
+        self.unasked = None;
         let good = outcome.is_ok();
         let goes_on = matches!(&self.last, Some(last) if last.is_ok() == good);
         self.run = if goes_on {
@@ -101,6 +150,13 @@ impl Judge {
         self.verdict
     }
 
+    /// False when so many probes in a row could not be made that the verdict says nothing
+    /// of now.
+    pub fn is_asked(&self) -> bool {
+        let unasked = self.unasked.as_ref().map_or(0, |(_, times)| *times);
+        unasked < self.rules.fall
+    }
+
     /// When it was reached; for `Unknown`, when probes began.
     pub const fn since_ns(&self) -> u64 {
         self.since_ns
@@ -109,6 +165,9 @@ impl Judge {
     /// Why it is no other verdict than this, and how near the other one is; `None`
     /// when there is nothing to say but that it is healthy.
     pub fn why(&self) -> Option<String> {
+        if let Some((trouble, _)) = &self.unasked {
+            return Some(format!("cannot be probed: {trouble}"));
+        }
         let Rules { rise, fall } = self.rules;
         let run = self.run;
         match (self.verdict, &self.last) {
@@ -136,7 +195,8 @@ mod tests {
         let verdict = |(at, probe): (usize, char)| {
             let outcome = match probe {
                 '+' => Ok(()),
-                _ => Err("refused".to_owned()),
+                'o' => Err(Trouble::Ours("no file descriptor".to_owned())),
+                _ => Err("refused".to_owned().into()),
             };
             let before = judge.verdict();
             let overturned = judge.sample(at as u64, outcome);
@@ -158,14 +218,33 @@ mod tests {
             ("---", "??u"),
             ("++--+--+---", "?hhhhhhhhhu"),
             ("---+-+-++", "??uuuuuuh"),
+            // The gateway's own trouble says nothing, and interrupts nothing.
+            ("oooo", "????"),
+            ("++ooooo-o-o-", "?hhhhhhhhhhu"),
+            ("--o-o+o+", "???uuuuh"),
         ] {
             assert_eq!(verdicts(probes), expected, "{probes}");
         }
     }
 
     #[test]
+    fn a_verdict_of_whom_nobody_could_ask_is_old() {
+        let mut judge = Judge::new(RULES, 0);
+        let unable = || Err(Trouble::Ours("too many open files".to_owned()));
+        let _ = [Ok(()), Ok(()), unable(), unable()].map(|outcome| judge.sample(0, outcome));
+        assert!(judge.is_asked());
+        judge.sample(0, unable());
+        assert_eq!(judge.verdict(), Verdict::Healthy);
+        assert!(!judge.is_asked());
+        let why = judge.why().unwrap();
+        assert_eq!(why, "cannot be probed: too many open files");
+        judge.sample(0, Ok(()));
+        assert!(judge.is_asked() && judge.why().is_none());
+    }
+
+    #[test]
     fn it_says_why_and_since_when() {
-        let bad = || Err("connection refused".to_owned());
+        let bad = || Err("connection refused".to_owned().into());
         let mut judge = Judge::new(RULES, 5);
         let why = |judge: &Judge| judge.why().unwrap_or_default();
         assert_eq!(why(&judge), "not probed yet");

@@ -5,7 +5,10 @@ use std::time::Duration;
 use super::{Target, no_port, of_all};
 use crate::{
     config::GrpcGate,
-    health::grpc::{GrpcProbe, probe},
+    health::{
+        grpc::{GrpcProbe, probe},
+        verdict::Trouble,
+    },
     release::Verdict,
 };
 
@@ -21,7 +24,8 @@ pub(super) async fn run(gate: &GrpcGate, limit: Duration, target: &Target) -> (V
     let ask = |endpoint| async move {
         match probe(endpoint, asked).await {
             Ok(()) => (Verdict::Pass, "is SERVING".to_owned()),
-            Err(trouble) => (Verdict::Fail, trouble),
+            Err(Trouble::Theirs(trouble)) => (Verdict::Fail, trouble),
+            Err(Trouble::Ours(trouble)) => (Verdict::Inconclusive, trouble),
         }
     };
     of_all(endpoints, limit, ask).await

@@ -5,8 +5,12 @@ use std::{fmt, io, net::SocketAddr, time::Duration};
 use http_body_util::Full;
 use tokio::net::TcpStream;
 
-use super::{Target, no_port, of_all, wire::is_theirs};
-use crate::{config::HttpGate, health::http, release::Verdict};
+use super::{Target, no_port, of_all};
+use crate::{
+    config::HttpGate,
+    health::{http, tcp::is_ours},
+    release::Verdict,
+};
 
 /// Asks each backend; all must answer as they should.
 pub(super) async fn run(gate: &HttpGate, limit: Duration, target: &Target) -> (Verdict, String) {
@@ -41,10 +45,10 @@ async fn ask(gate: &HttpGate, endpoint: SocketAddr) -> (Verdict, String) {
 
 /// Who does not answer, fails; what is our own trouble, says nothing of the backend.
 fn unreachable(error: &io::Error) -> (Verdict, String) {
-    let verdict = if is_theirs(error) {
-        Verdict::Fail
-    } else {
+    let verdict = if is_ours(error) {
         Verdict::Inconclusive
+    } else {
+        Verdict::Fail
     };
     (verdict, format!("cannot be reached: {error}"))
 }

@@ -1,6 +1,6 @@
 //! HTTP/1.1 to one backend, over connections that are kept for the next request.
 
-use std::{fmt, io, net::SocketAddr, sync::Mutex, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Mutex, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, task::JoinSet, time::Instant};
 
 use crate::{
-    health::{http::chain, tidy_to},
+    health::{http::chain, tcp::is_ours, tidy_to},
     locked,
 };
 
@@ -101,18 +101,6 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// True when an error of a connection is the other end's doing, or the way's.
-pub(super) fn is_theirs(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::TimedOut
-    )
-}
-
 /// The connections to a backend. They end with it.
 #[derive(Debug)]
 pub(super) struct Line {
@@ -194,10 +182,10 @@ impl Line {
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Trouble> {
         let stream = TcpStream::connect(self.endpoint).await;
         let stream = stream.map_err(|error| {
-            if is_theirs(&error) {
-                Trouble::Unreachable(error.to_string())
-            } else {
+            if is_ours(&error) {
                 Trouble::Own(error.to_string())
+            } else {
+                Trouble::Unreachable(error.to_string())
             }
         })?;
         // A request is one write, and waits for nothing.
