@@ -12,7 +12,7 @@ use crate::{
 
 /// Version of the pinned layout: part of the pin directory's name. Raise it with
 /// every change of a map's type, key, value or meaning.
-pub const LAYOUT: u32 = 4;
+pub const LAYOUT: u32 = 5;
 
 /// Name of the XDP program in the object, for frames in one buffer.
 pub const PROGRAM: &str = "bgswitch";
@@ -269,7 +269,7 @@ const _: () = {
     assert!(size_of::<Fragment>() == 56);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Interface>() == 32 && size_of::<Port>() == 16);
-    assert!(size_of::<ColourStats>() == 48);
+    assert!(size_of::<ColourStats>() == 56);
     assert!(size_of::<Lease>() == 32 && size_of::<Source>() == 16);
     assert!(size_of::<Pressure>() == 16 && size_of::<Clock>() == 16);
 };

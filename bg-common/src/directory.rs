@@ -12,6 +12,7 @@
 
 use crate::{
     abi::capacity,
+    key::PREVIEW,
     service::{Listener, ReturnPath},
 };
 
@@ -43,6 +44,18 @@ impl Name {
             address,
             tag: u32::from_ne_bytes([port[0], port[1], protocol, family]),
         }
+    }
+
+    /// The name of the way back to a preview: [`crate::key::Endpoint::preview`].
+    #[must_use]
+    pub const fn preview(self) -> Self {
+        let [a, b, protocol, family] = self.tag.to_ne_bytes();
+        Self::new(self.address, [a, b], protocol | PREVIEW, family)
+    }
+
+    /// True for such a name.
+    pub const fn is_preview(&self) -> bool {
+        self.parts().1 & PREVIEW != 0
     }
 
     /// Port (network byte order), protocol and family.
@@ -77,7 +90,7 @@ pub struct Entry {
     pub listener: Listener,
     /// The way back from the backend with this endpoint; to listener 0 there is none.
     pub path: ReturnPath,
-    zero: u64,
+    zero: [u8; 6],
 }
 
 impl Entry {
@@ -88,7 +101,7 @@ impl Entry {
             tag: name.tag,
             listener,
             path,
-            zero: 0,
+            zero: [0; 6],
         }
     }
 

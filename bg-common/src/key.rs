@@ -6,6 +6,9 @@ use crate::port::Tags;
 pub const TCP: u8 = 6;
 /// IANA protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Bit of [`Endpoint::protocol`] in the name of a second way back: see
+/// [`Endpoint::preview`].
+pub const PREVIEW: u8 = 1 << 7;
 
 /// One end of a conversation: an address, a port and a protocol.
 ///
@@ -33,6 +36,17 @@ impl<A> Endpoint<A> {
             protocol,
             zero: 0,
         }
+    }
+
+    /// Under this name is the way back from a backend's endpoint to the preview of its
+    /// colour, beside the one to its listener.
+    #[inline(always)]
+    #[must_use]
+    pub const fn preview(self) -> Self
+    where
+        A: Copy,
+    {
+        Self::new(self.address, self.port, self.protocol | PREVIEW)
     }
 }
 

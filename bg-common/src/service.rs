@@ -52,6 +52,7 @@ impl Colour {
 /// | bits | field |
 /// | --- | --- |
 /// | 0 | active colour |
+/// | 1 | the floor is a drain's end |
 /// | 8 | floor is armed |
 /// | 9..16 | spared: a flow below the floor whose spread lies below this is not reset yet |
 /// | 16..32 | canary share: parts of 65 536 of new flows that go to the standby |
@@ -79,6 +80,7 @@ pub const fn colour_spread(colour: Colour, hash: u64) -> u8 {
 }
 
 impl CutoverWord {
+    const DRAINED: u64 = 1 << 1;
     const FLOOR_ARMED: u64 = 1 << 8;
     const SPARED: u64 = (SPREADS as u64 - 1) << 9;
 
@@ -177,7 +179,14 @@ impl CutoverWord {
     pub const fn drained(self, spared: u8) -> Self {
         let spared = (spared & (SPREADS - 1)) as u64;
         let word = self.with_floor(self.generation());
-        Self(word.0 & !Self::SPARED | spared << 9)
+        Self(word.0 & !Self::SPARED | Self::DRAINED | spared << 9)
+    }
+
+    /// True when what this word resets, it resets because a drain's time is over, not
+    /// because somebody cut.
+    #[inline(always)]
+    pub const fn is_drained(self) -> bool {
+        self.0 & Self::DRAINED != 0
     }
 
     /// How many spreads the end of a drain spares in this word: all of them before
@@ -192,9 +201,10 @@ impl CutoverWord {
     /// The same word, with its drain as near to its end as that of `other`.
     #[must_use]
     pub const fn ended_as(self, other: Self) -> Self {
-        match other.drain_spares() {
-            SPREADS => self,
-            spared => self.drained(spared),
+        if other.is_drained() {
+            self.drained(other.spared())
+        } else {
+            self
         }
     }
 
@@ -328,9 +338,29 @@ pub struct Listener {
     /// Listener id: part of every [`crate::flow::FlowKey`]; unique per host, never 0.
     pub id: u16,
     /// How packets are forwarded: `forward::*`.
-    pub forward: u16,
+    pub forward: u8,
+    /// A preview: all of its flows are of this colour, plus 1. 0 = new flows are of the
+    /// word's colours.
+    pub only: u8,
     /// UDP: a flow silent for longer is new again. In [ticks](crate::abi::TICK_SHIFT).
     pub idle: u32,
+}
+
+impl Listener {
+    /// The colour of a new flow whose hash is `hash`.
+    #[inline(always)]
+    pub const fn colour_for(&self, word: CutoverWord, hash: u32) -> Colour {
+        match self.only {
+            0 => word.colour_for(hash),
+            only => Colour::from_bit(only - 1),
+        }
+    }
+
+    /// True for what always reaches one colour.
+    #[inline(always)]
+    pub const fn is_preview(&self) -> bool {
+        self.only != 0
+    }
 }
 
 /// What a packet from a backend endpoint is rewritten back to.
@@ -347,17 +377,19 @@ pub struct ReturnPath {
     pub service: u16,
     /// The backend's block of source ports: see [`crate::snat`]; 0 = none.
     pub block: u16,
+    /// Not 0: there is another way back, see [`crate::key::Endpoint::preview`].
+    pub previewed: u16,
 }
 
 /// Values of [`Listener::forward`]: what a backend sees of its clients.
 pub mod forward {
     /// The destination is rewritten, and replies come back through here.
-    pub const NAT: u16 = 0;
+    pub const NAT: u8 = 0;
     /// The source too: replies come back to the gateway's own address.
-    pub const SNAT: u16 = 1;
+    pub const SNAT: u8 = 1;
     /// Nothing is rewritten: the backend has the listener's address, and replies
     /// to the client itself (direct server return).
-    pub const DSR: u16 = 2;
+    pub const DSR: u8 = 2;
 }
 
 /// A pool's slice of the Maglev arena, in one word: rows base in the low half,
@@ -451,8 +483,10 @@ pub struct ColourStats {
     pub return_bytes: u64,
     /// Flows that chose this colour.
     pub new_flows: u64,
-    /// TCP resets sent, to either side.
-    pub resets: u64,
+    /// TCP resets sent, to either side, because somebody cut.
+    pub cut_resets: u64,
+    /// The same, because a drain's time was over.
+    pub drain_resets: u64,
 }
 
 #[cfg(test)]
@@ -536,6 +570,7 @@ mod tests {
             for spared in (0..SPREADS).rev() {
                 word = word.drained(spared);
                 assert_eq!((word.spared(), word.drain_spares()), (spared, spared));
+                assert!(word.is_drained());
                 assert_eq!(word.canary(), before.canary());
                 for spread in 0..SPREADS {
                     let flow = colour_spread(standby, u64::from(spread));
@@ -558,6 +593,8 @@ mod tests {
                 for cut in [false, true] {
                     let next = word.flipped(to, cut);
                     assert_eq!((next.spared(), next.canary()), (0, 0));
+                    assert!(word.is_drained() && !next.is_drained());
+                    assert_eq!(next.ended_as(next), next);
                     assert_eq!(next.floor().is_some(), cut);
                     assert_eq!(next.drain_spares(), if cut { 0 } else { SPREADS });
                 }

@@ -10,7 +10,7 @@ use bg_common::{
     flow::{FlowKey, FlowTable},
     key::{Endpoint, UDP},
     reason::Reason,
-    service::{Backend, NextHop, ReturnPath},
+    service::{Backend, NextHop},
     snat::{Source, via},
 };
 
@@ -19,7 +19,7 @@ use crate::{
     flows::FlowCell,
     packet::{ETHERNET, Ethernet, Icmp, Packet, Tcp},
     parse::Segment,
-    pipeline::{Exit, current, drop, end_of, leave, pass, seek_client, transmit},
+    pipeline::{Exit, Reply, current, drop, end_of, leave, pass, preview, seek_client, transmit},
     rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
 };
@@ -162,9 +162,16 @@ fn find<T: Tables + FamilyTables<A>, A: Network>(
     // About a packet that we sent a backend: to the client it was from. Its
     // sender becomes the listener: a router's private address would tell the
     // client nothing, and its own routers might refuse it.
-    let receiver = Endpoint::new(quote.destination, destination_port, quote.protocol);
-    let path: &ReturnPath = tables.return_path(&receiver)?;
-    let via = seek_client(tables, (segment.destination, source_port), path);
+    let reply = Reply {
+        backend: quote.destination,
+        to: segment.destination,
+        backend_port: destination_port,
+        port: source_port,
+        protocol: quote.protocol,
+    };
+    let path = tables.return_path(&reply.from())?;
+    let path = preview(tables, &reply, path).unwrap_or(path);
+    let via = seek_client(tables, (reply.to, reply.port), path);
     // A tuple that was taken up again has two flows, which may have two backends.
     let flow = remembered(tables, quote.protocol, |flow| {
         let backend = tables.backend(flow.backend.get());

@@ -36,7 +36,8 @@ pub(crate) fn overhear<P: Packet, T: Tables, A>(
     segment: &Segment<A>,
     exit: Exit,
 ) -> u64 {
-    if segment.protocol != TCP || segment.part != part::WHOLE || !exit.is_sent() {
+    let heard = exit.is_sent() && exit.is_heard();
+    if segment.protocol != TCP || segment.part != part::WHOLE || !heard {
         return 0;
     }
     let reason = exit.reason();

@@ -44,7 +44,7 @@ use bg_ebpf::{
     flows::FlowCell,
     packet::Packet,
     parse::Segment,
-    pipeline::{Action, process},
+    pipeline::{Action, Reply, process},
     tables::{FamilyTables, Scratch, Tables, name},
 };
 
@@ -402,7 +402,7 @@ impl Tables for Kernel {
 }
 
 macro_rules! family {
-    ($address:ty, $segment:ident, $fragments:ident, $af:ident, $place:expr) => {
+    ($address:ty, $segment:ident, $reply:ident, $fragments:ident, $af:ident, $place:expr) => {
         impl FamilyTables<$address> for Kernel {
             #[inline(always)]
             fn keep(&self, segment: Segment<$address>) {
@@ -416,6 +416,18 @@ macro_rules! family {
             fn kept(&self) -> &Segment<$address> {
                 // SAFETY: as in `keep`; plain integers, valid also when never written.
                 unsafe { &(*self.scratch).$segment }
+            }
+
+            #[inline(always)]
+            fn keep_reply(&self, reply: Reply<$address>) {
+                // SAFETY: as in `plan`.
+                unsafe { (*self.scratch).$reply = reply }
+            }
+
+            #[inline(always)]
+            fn reply(&self) -> &Reply<$address> {
+                // SAFETY: as in `kept`.
+                unsafe { &(*self.scratch).$reply }
             }
 
             #[inline(always)]
@@ -502,6 +514,7 @@ const AF_INET6: u8 = 10;
 family!(
     [u8; 4],
     v4,
+    reply_v4,
     FRAGMENTS_V4,
     AF_INET,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 4]| {
@@ -512,6 +525,7 @@ family!(
 family!(
     [u8; 16],
     v6,
+    reply_v6,
     FRAGMENTS_V6,
     AF_INET6,
     |query: &mut FibLookup, from: &[u8; 16], to: &[u8; 16]| {

@@ -21,7 +21,7 @@ use core::cell::Cell;
 
 use bg_common::{
     flow::{CLOSING, Flow, FlowKey, FlowTable, bits},
-    key::{Endpoint, UDP},
+    key::{Endpoint, PREVIEW, UDP},
     maglev::mix,
     port::{Port, Tags},
     reason::Reason,
@@ -71,7 +71,8 @@ pub enum Action {
 ///
 /// | bits | field |
 /// | --- | --- |
-/// | 0..15 | reason |
+/// | 0..14 | reason |
+/// | 14 | it is of no client's flow: nobody hears it |
 /// | 15 | the slot it leaves by puts VLAN tags on |
 /// | 16..32 | the slot it leaves by, and 1; 0 when it goes where it came from |
 /// | 32..64 | way: `PASS`, `DROP`, `TRANSMIT`, or `REDIRECT` and the slot |
@@ -89,6 +90,7 @@ impl Exit {
 
     /// No verdict yet: the packet is to be looked up.
     pub(crate) const GO_ON: Self = Self(u64::MAX);
+    const UNHEARD: u64 = 1 << 14;
     const TAGGED: u64 = 1 << 15;
 
     #[inline(always)]
@@ -103,7 +105,20 @@ impl Exit {
 
     #[inline(always)]
     pub(crate) const fn reason(self) -> u32 {
-        (self.0 & (Self::TAGGED - 1)) as u32
+        (self.0 & (Self::UNHEARD - 1)) as u32
+    }
+
+    /// The same, of a packet that came by a preview or did not. Without a branch, by which
+    /// the compiler would make all that was decided before twice.
+    #[inline(always)]
+    const fn unheard_if(self, preview: bool) -> Self {
+        Self(self.0 | (preview as u64) << 14)
+    }
+
+    /// True when it says something of how clients fare.
+    #[inline(always)]
+    pub(crate) const fn is_heard(self) -> bool {
+        self.0 & Self::UNHEARD == 0
     }
 
     /// The slot that the packet leaves by; `None` when it does not, or goes back
@@ -283,13 +298,112 @@ fn whose<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
         segment.protocol,
     );
     if let Some(listener) = tables.listener(&to) {
-        return forward(packet, tables, segment, listener);
+        return forward(packet, tables, segment, listener).unheard_if(listener.is_preview());
     }
-    let from = Endpoint::new(segment.source, segment.source_port, segment.protocol);
-    if let Some(path) = tables.return_path(&from) {
-        return back(packet, tables, segment, path);
+    let reply = Reply::of(segment);
+    let Some(path) = tables.return_path(&reply.from()) else {
+        return pass(Reason::NotOurs);
+    };
+    let preview = preview(tables, &reply, path);
+    let exit = back(packet, tables, segment, preview.unwrap_or(path));
+    exit.unheard_if(preview.is_some())
+}
+
+// ---- whose replies --------------------------------------------------------
+
+/// The ends of a packet from a backend. Aligned like the loads that the compiler makes of
+/// an address, two words at a time.
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+pub struct Reply<A> {
+    /// The backend.
+    pub backend: A,
+    /// Whom it is for: the client, or in `snat` the gateway.
+    pub to: A,
+    /// The backend's port, network byte order.
+    pub backend_port: [u8; 2],
+    /// The other port, network byte order.
+    pub port: [u8; 2],
+    /// [`bg_common::key::TCP`] or [`UDP`].
+    pub protocol: u8,
+}
+
+impl<A: Copy> Reply<A> {
+    #[inline(always)]
+    fn of(segment: &Segment<A>) -> Self {
+        Self {
+            backend: segment.source,
+            to: segment.destination,
+            backend_port: segment.source_port,
+            port: segment.destination_port,
+            protocol: segment.protocol,
+        }
     }
-    pass(Reason::NotOurs)
+
+    #[inline(always)]
+    pub(crate) fn from(&self) -> Endpoint<A> {
+        Endpoint::new(self.backend, self.backend_port, self.protocol)
+    }
+}
+
+/// The way back to the preview of the backend's colour, if the packet is of a flow that
+/// came by it. `path` is the way back to the listener.
+#[inline(always)]
+pub(crate) fn preview<'a, T: Tables + FamilyTables<A>, A: Network>(
+    tables: &'a T,
+    reply: &Reply<A>,
+    path: &ReturnPath,
+) -> Option<&'a ReturnPath> {
+    if path.previewed == 0 {
+        return None;
+    }
+    tables.keep_reply(*reply);
+    if came_by_preview::<T, A>(tables) == 0 {
+        return None;
+    }
+    tables.return_path(&reply.from().preview())
+}
+
+/// 1 when a flow of the preview goes to a backend's endpoint, and none of its listener's
+/// from the same end of a client: to the backend, both are one. What is proven goes before
+/// what is not, so that nobody can take a preview's replies by a SYN to the listener.
+#[inline(never)]
+fn came_by_preview<T: Tables + FamilyTables<A>, A: Network>(tables: &T) -> u64 {
+    let reply: &Reply<A> = tables.reply();
+    if reply.protocol == UDP {
+        let listener = goes_to::<T, A>(tables, 0, FlowTable::Udp as u32);
+        let preview = goes_to::<T, A>(tables, PREVIEW, FlowTable::Udp as u32);
+        return !listener & preview;
+    }
+    if goes_to::<T, A>(tables, 0, FlowTable::Established as u32) != 0 {
+        return 0;
+    }
+    if goes_to::<T, A>(tables, PREVIEW, FlowTable::Established as u32) != 0 {
+        return 1;
+    }
+    let listener = goes_to::<T, A>(tables, 0, FlowTable::HalfOpen as u32);
+    let preview = goes_to::<T, A>(tables, PREVIEW, FlowTable::HalfOpen as u32);
+    !listener & preview
+}
+
+/// 1 when a table has a flow to a backend's endpoint, by its listener or, with `name` being
+/// [`PREVIEW`], by its preview.
+#[inline(never)]
+fn goes_to<T: Tables + FamilyTables<A>, A: Network>(tables: &T, name: u8, table: u32) -> u64 {
+    let reply: &Reply<A> = tables.reply();
+    let from = Endpoint::new(reply.backend, reply.backend_port, reply.protocol | name);
+    let Some(path) = tables.return_path(&from) else {
+        return 0;
+    };
+    let via = seek_client::<T, A>(tables, (reply.to, reply.port), path);
+    let now = tables.tick();
+    let flow = current(tables, FlowTable::from_index(table), now);
+    let is_its = flow.is_some_and(|flow| {
+        let backend = tables.backend(flow.backend.get());
+        let sent = |backend: &Backend| A::from_wide(&backend.address) == reply.backend;
+        flow.via.get() == via && backend.is_some_and(sent)
+    });
+    u64::from(is_its)
 }
 
 // ---- client -> service ----------------------------------------------------
@@ -343,7 +457,7 @@ fn forward<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             via,
         } => (backend, colour, reason, via),
         Forward::Reset { colour } => {
-            let of = (listener.service, colour);
+            let of = (listener.service, colour, word);
             return resets::sender(packet, tables, segment, of, Reason::ResetClient);
         }
         Forward::New(reason) => match newcomer(packet, tables, segment, &listener, word).get() {
@@ -700,7 +814,7 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     word: CutoverWord,
 ) -> Chosen {
     let client = segment.source.hash();
-    let colour = word.colour_for(client as u32);
+    let colour = listener.colour_for(word, client as u32);
     let flow_hash = mix(client ^ u64::from(u16::from_ne_bytes(segment.source_port)));
     let pool = tables.pool(PoolWord::index(listener.service, colour, A::V6));
     let slot = pool.slot((flow_hash >> 32) as u32);
@@ -739,7 +853,7 @@ fn newcomer<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
             zero: 0,
         });
     }
-    if !orphan {
+    if !orphan && !listener.is_preview() {
         begin(tables, listener.service, colour, word);
     }
     Chosen::new(backend, colour, remember)
@@ -806,10 +920,12 @@ fn back<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let flow = match decision {
         Back::Leave(exit) => return exit,
         Back::ResetBackend(colour) => {
-            let of = (service, colour);
+            let of = (service, colour, word);
             return resets::sender(packet, tables, segment, of, Reason::ResetBackend);
         }
-        Back::ResetClient(flow) => return resets::receiver(packet, tables, segment, path, flow),
+        Back::ResetClient(flow) => {
+            return resets::receiver(packet, tables, segment, (path, word), flow);
+        }
         Back::To(flow) => flow,
     };
 

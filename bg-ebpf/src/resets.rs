@@ -3,7 +3,7 @@
 use bg_common::{
     flow::FlowKey,
     reason::Reason,
-    service::{Colour, NextHop, ReturnPath},
+    service::{Colour, ColourStats, CutoverWord, NextHop, ReturnPath},
 };
 
 use crate::{
@@ -21,14 +21,24 @@ pub(crate) fn sender<P: Packet, T: Tables, A: Network>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
-    (service, colour): (u32, Colour),
+    (service, colour, word): (u32, Colour, CutoverWord),
     reason: Reason,
 ) -> Exit {
     if !turn_round(packet, segment) {
         return drop(Reason::CutDropped);
     }
-    tables.record(service, colour, |stats| stats.resets += 1);
+    tables.record(service, colour, |stats| count(stats, word));
     transmit(reason)
+}
+
+/// Counts a reset that a word has caused.
+#[inline(always)]
+fn count(stats: &mut ColourStats, word: CutoverWord) {
+    if word.is_drained() {
+        stats.drain_resets += 1;
+    } else {
+        stats.cut_resets += 1;
+    }
 }
 
 /// Makes a segment the RST that its sender accepts: the sequence number is what
@@ -65,7 +75,7 @@ pub(crate) fn receiver<P: Packet, T: Tables, A: Network>(
     packet: &mut P,
     tables: &T,
     segment: &Segment<A>,
-    path: &ReturnPath,
+    (path, word): (&ReturnPath, CutoverWord),
     flow: &FlowCell,
 ) -> Exit {
     let hop = NextHop(flow.client_hop.get());
@@ -80,7 +90,7 @@ pub(crate) fn receiver<P: Packet, T: Tables, A: Network>(
         return drop(Reason::CutDropped);
     }
     tables.record(u32::from(path.service), flow.colour(), |stats| {
-        stats.resets += 1;
+        count(stats, word);
     });
     leave(packet, hop, u32::from(slot), interface, Reason::ResetClient)
 }

@@ -15,7 +15,7 @@ use bg_common::{
     snat::Source,
 };
 
-use crate::{flows::FlowCell, parse::Segment};
+use crate::{flows::FlowCell, parse::Segment, pipeline::Reply};
 
 /// Memory of one CPU for the packet it works on; the next packet overwrites it.
 #[repr(C)]
@@ -31,6 +31,10 @@ pub struct Scratch {
     pub v4: Segment<[u8; 4]>,
     /// What an IPv6 packet says.
     pub v6: Segment<[u8; 16]>,
+    /// The ends of an IPv4 packet from a backend, while its flow is sought.
+    pub reply_v4: Reply<[u8; 4]>,
+    /// The ends of an IPv6 packet.
+    pub reply_v6: Reply<[u8; 16]>,
     /// The flow that is sought.
     pub key: FlowKey,
     /// The hash of its key.
@@ -134,6 +138,10 @@ pub trait FamilyTables<A> {
     fn keep(&self, segment: Segment<A>);
     /// What was kept of this packet.
     fn kept(&self) -> &Segment<A>;
+    /// Keeps the ends of a packet from a backend, while its flow is sought.
+    fn keep_reply(&self, reply: Reply<A>);
+    /// What was kept.
+    fn reply(&self) -> &Reply<A>;
     /// The listener at a packet's destination.
     fn listener(&self, to: &Endpoint<A>) -> Option<Listener>;
     /// The way back for a packet from a backend endpoint.

@@ -124,7 +124,7 @@ pub struct ColourStatus {
     pub packets: u64,
     /// Bytes, both directions.
     pub bytes: u64,
-    /// Flows that ever chose the colour.
+    /// Flows that ever chose the colour; those that came by its preview are not counted.
     pub new_flows: u64,
     /// TCP resets sent for its flows.
     pub resets: u64,
@@ -150,6 +150,9 @@ pub struct ColourStatus {
     /// What was heard of its servers; `null` where nobody listens.
     #[serde(default)]
     pub signals: Option<SignalStatus>,
+    /// Where clients always reach it, whatever is active.
+    #[serde(default)]
+    pub preview: Vec<String>,
     /// Its pool.
     pub backends: Vec<BackendStatus>,
 }

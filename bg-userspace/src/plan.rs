@@ -1,7 +1,7 @@
 //! What a validated configuration asks of the packet path.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     str::FromStr,
@@ -67,7 +67,7 @@ impl ForwardMode {
     }
 
     /// Its number in the packet path.
-    pub const fn number(self) -> u16 {
+    pub const fn number(self) -> u8 {
         match self {
             Self::Nat => forward::NAT,
             Self::Snat => forward::SNAT,
@@ -165,12 +165,26 @@ pub struct ServicePlan {
     pub listeners: Vec<ListenerPlan>,
     /// How packets are forwarded.
     pub forward: ForwardMode,
-    /// The listeners' addresses are put on an interface, and announced.
+    /// The addresses of listeners and previews are put on an interface, and announced.
     pub announce: bool,
     /// UDP: a flow silent for longer is new.
     pub udp_idle: Duration,
     /// Backends by colour; index: `Colour as usize`.
     pub colours: [Vec<BackendPlan>; 2],
+    /// Addresses that always reach one colour, by colour: at each of them are the listeners
+    /// of its family.
+    pub previews: [Vec<IpAddr>; 2],
+}
+
+/// What always reaches one colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preview {
+    /// The colour.
+    pub colour: Colour,
+    /// Where clients connect to.
+    pub at: ListenerPlan,
+    /// The listener that it stands for.
+    pub listener: ListenerPlan,
 }
 
 impl ServicePlan {
@@ -191,6 +205,34 @@ impl ServicePlan {
             backends.map(move |backend| self.name_of(colour, backend))
         };
         Colour::ALL.into_iter().flat_map(of)
+    }
+
+    /// What always reaches one colour. Two listeners with one port are one there.
+    pub fn previews(&self) -> impl Iterator<Item = Preview> {
+        let mut seen = BTreeSet::new();
+        let of = move |colour: Colour| {
+            let addresses = self.previews[colour as usize].iter();
+            addresses.flat_map(move |address| {
+                let listeners = self.listeners.iter();
+                let same = listeners.filter(|l| l.address.is_ipv4() == address.is_ipv4());
+                same.map(move |listener| Preview {
+                    colour,
+                    at: ListenerPlan {
+                        address: SocketAddr::new(*address, listener.address.port()),
+                        ..*listener
+                    },
+                    listener: *listener,
+                })
+            })
+        };
+        let all = Colour::ALL.into_iter().flat_map(of);
+        all.filter(move |preview| seen.insert((preview.colour, preview.at)))
+    }
+
+    /// Where clients connect to: the listeners, and then the previews.
+    pub fn endpoints(&self) -> impl Iterator<Item = ListenerPlan> {
+        let previews = self.previews().map(|preview| preview.at);
+        self.listeners.iter().copied().chain(previews)
     }
 
     /// The backends of a colour.
@@ -247,9 +289,9 @@ impl Plan {
     pub fn announced(&self) -> BTreeMap<IpAddr, String> {
         let mut announced = BTreeMap::new();
         for service in self.services.iter().filter(|service| service.announce) {
-            for listener in &service.listeners {
+            for endpoint in service.endpoints() {
                 announced
-                    .entry(listener.address.ip())
+                    .entry(endpoint.address.ip())
                     .or_insert_with(|| service.name.clone());
             }
         }

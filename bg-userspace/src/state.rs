@@ -322,6 +322,11 @@ mod tests {
         assert_eq!(state.drains_over().len(), 1);
         assert_eq!(state.saw("llm", second.to.drained(0)), None);
         assert!(state.drains_over().is_empty());
+        // Nor is a word that stays, also after a cut.
+        let cut = second.to.drained(0).flipped(Colour::Blue, true);
+        assert!(state.saw("llm", cut).is_some());
+        assert_eq!(state.saw("llm", cut), None);
+        assert!(state.saw("llm", second.to.drained(0)).is_some());
         // What goes backwards is.
         assert!(state.saw("llm", second.to).is_some());
         fs::remove_dir_all(directory).unwrap();

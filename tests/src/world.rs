@@ -11,7 +11,7 @@ use std::{
 use bg_common::{
     directory::{Entry, Name},
     flow::{Flow, FlowKey, FlowTable, LINES, TableShape},
-    key::{Endpoint, EndpointV4, EndpointV6, FragmentKey, TCP, UDP},
+    key::{Endpoint, EndpointV4, EndpointV6, FragmentKey, PREVIEW},
     port::{Port, Tags},
     reason::Reason,
     service::{
@@ -25,7 +25,7 @@ use bg_ebpf::{
     leases::{Hold, LeaseCell, candidate, hold},
     packet::Packet,
     parse::Segment,
-    pipeline::{Action, Verdict, process},
+    pipeline::{Action, Reply, Verdict, process},
     tables::{Address, FamilyTables, Tables, name},
 };
 
@@ -127,6 +127,8 @@ pub struct World {
 
 /// Endpoints of the world.
 pub mod at {
+    use bg_common::key::{TCP, UDP};
+
     /// The service over IPv4.
     pub const SERVICE: &str = "203.0.113.10:8000";
     /// The service over IPv6.
@@ -143,6 +145,18 @@ pub mod at {
         "[fd00:1::10]:0",
         "[fd00:2::10]:9000",
     ];
+    /// The service's listeners by id, less 1, and their protocols.
+    pub const LISTENERS: [(&str, u8); 4] = [
+        (SERVICE, TCP),
+        (SERVICE_V6, TCP),
+        (SERVICE_UDP, UDP),
+        (SERVICE_UDP_V6, UDP),
+    ];
+    /// The previews of blue and of green, over IPv4 and over IPv6.
+    pub const PREVIEWS: [[&str; 2]; 2] = [
+        ["203.0.113.11", "2001:db8::11"],
+        ["203.0.113.12", "2001:db8::12"],
+    ];
     /// The gateway's own address on the backends' side, in `snat`.
     pub const OWN: &str = "10.0.0.1:0";
     /// The same over IPv6.
@@ -151,6 +165,14 @@ pub mod at {
     pub const CLIENT: &str = "198.51.100.7:40000";
     /// A client over IPv6.
     pub const CLIENT_V6: &str = "[2001:db8:c::7]:40000";
+}
+
+/// The preview of a colour that stands for the listener at this address.
+pub fn preview_at(colour: Colour, listener: SocketAddr) -> SocketAddr {
+    let [v4, v6] = at::PREVIEWS[colour as usize];
+    let address = if listener.is_ipv4() { v4 } else { v6 };
+    let address = address.parse().expect("an address in a test");
+    SocketAddr::new(address, listener.port())
 }
 
 /// Parses an address of a test.
@@ -212,19 +234,35 @@ impl World {
                 block: 0,
             });
         }
-        for (id, (text, protocol)) in [
-            (at::SERVICE, TCP),
-            (at::SERVICE_V6, TCP),
-            (at::SERVICE_UDP, UDP),
-            (at::SERVICE_UDP_V6, UDP),
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            // No listener has id 0.
-            world.listen(id as u16 + 1, addr(text), protocol);
+        // No listener has id 0.
+        for (id, (text, protocol)) in (1..).zip(at::LISTENERS) {
+            world.listen((id, None), addr(text), protocol);
         }
         world
+    }
+
+    /// The same world, before it has another mode, with a preview of each colour.
+    #[must_use]
+    pub fn with_previews(&self) -> Self {
+        let mut world = self.clone();
+        for path in world.returns_v4.values_mut() {
+            path.previewed = 1;
+        }
+        for path in world.returns_v6.values_mut() {
+            path.previewed = 1;
+        }
+        for colour in Colour::ALL {
+            for (listener, (text, protocol)) in (1..).zip(at::LISTENERS) {
+                let id = Self::preview_id(colour, listener);
+                world.listen((id, Some(colour)), preview_at(colour, addr(text)), protocol);
+            }
+        }
+        world
+    }
+
+    /// The id of the preview of a colour that stands for a listener.
+    pub const fn preview_id(colour: Colour, listener: u16) -> u16 {
+        (colour as u16 + 1) * at::LISTENERS.len() as u16 + listener
     }
 
     /// The same world with `snat`, every backend having a block of ports.
@@ -266,14 +304,14 @@ impl World {
         world
     }
 
-    fn with_mode(&self, mode: u16) -> Self {
+    fn with_mode(&self, mode: u8) -> Self {
         let mut world = self.clone();
         world.set_mode(mode);
         world
     }
 
     /// From now on new flows are forwarded in this mode.
-    pub fn set_mode(&mut self, mode: u16) {
+    pub fn set_mode(&mut self, mode: u8) {
         let listeners = self.listeners_v4.values_mut();
         for listener in listeners.chain(self.listeners_v6.values_mut()) {
             listener.forward = mode;
@@ -286,11 +324,13 @@ impl World {
         (0..CANDIDATES).map(move |n| candidate(hash, table, n).0)
     }
 
-    fn listen(&mut self, id: u16, address: SocketAddr, protocol: u8) {
+    /// Listens, also for one colour alone.
+    fn listen(&mut self, (id, only): (u16, Option<Colour>), address: SocketAddr, protocol: u8) {
         let listener = Listener {
             service: 0,
             id,
             forward: forward::NAT,
+            only: only.map_or(0, |colour| colour as u8 + 1),
             idle: UDP_IDLE,
         };
         let path = ReturnPath {
@@ -299,17 +339,20 @@ impl World {
             listener: id,
             service: 0,
             block: 0,
+            previewed: 0,
         };
-        for backend in at::BACKENDS {
+        for (id, backend) in at::BACKENDS.iter().enumerate() {
             let mut from = addr(backend);
-            if from.is_ipv4() != address.is_ipv4() {
+            let is_one = only.is_none_or(|colour| id % 2 == colour as usize);
+            if from.is_ipv4() != address.is_ipv4() || !is_one {
                 continue;
             }
             // Both green endpoints serve one listener each: TCP's and UDP's.
             if from.port() == 0 {
                 from.set_port(address.port());
             }
-            self.answers(from, protocol, path);
+            let name = if only.is_some() { PREVIEW } else { 0 };
+            self.answers(from, protocol | name, path);
         }
         let port = address.port().to_be_bytes();
         match address {
@@ -604,6 +647,7 @@ struct FamilyTwin<'a, A> {
     /// And with it.
     remembered: Chain<(FragmentKey<A>, Fragment)>,
     kept: OnceCell<Segment<A>>,
+    reply: OnceCell<Reply<A>>,
 }
 
 impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
@@ -618,6 +662,7 @@ impl<'a, A: Copy + Eq + Hash> FamilyTwin<'a, A> {
             fragments,
             remembered: Chain::default(),
             kept: OnceCell::new(),
+            reply: OnceCell::new(),
         }
     }
 }
@@ -834,6 +879,15 @@ macro_rules! family {
 
             fn kept(&self) -> &Segment<$address> {
                 self.$field.kept.get().expect("the packet was parsed")
+            }
+
+            fn keep_reply(&self, reply: Reply<$address>) {
+                let first = self.$field.reply.set(reply);
+                assert!(first.is_ok(), "a packet is one reply");
+            }
+
+            fn reply(&self) -> &Reply<$address> {
+                self.$field.reply.get().expect("the reply was kept")
             }
 
             fn listener(&self, to: &Endpoint<$address>) -> Option<Listener> {

@@ -166,14 +166,14 @@ fn status_tells_what_the_contract_says() {
                 "blue": {
                     "version": null, "flows": 0, "packets": 0, "bytes": 0, "new_flows": 0, "resets": 0,
                     "draining_until": null, "resets_until": null, "drain_end": null,
-                    "draining_flows": 0, "resetting_flows": 0, "all_down": false, "signals": null,
+                    "draining_flows": 0, "resetting_flows": 0, "all_down": false, "signals": null, "preview": [],
                     "backends": [{"address": "10.0.1.10:8443", "weight": 1, "healthy": true,
                         "reachable": true, "in_pool": true, "health": null, "flows": 0}],
                 },
                 "green": {
                     "version": null, "flows": 0, "packets": 0, "bytes": 0, "new_flows": 0, "resets": 0,
                     "draining_until": null, "resets_until": null, "drain_end": null,
-                    "draining_flows": 0, "resetting_flows": 0, "all_down": false, "signals": null,
+                    "draining_flows": 0, "resetting_flows": 0, "all_down": false, "signals": null, "preview": [],
                     "backends": [{"address": "10.0.2.10:8443", "weight": 3, "healthy": true,
                         "reachable": true, "in_pool": true, "health": null, "flows": 0}],
                 },

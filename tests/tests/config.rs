@@ -698,6 +698,11 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm.blue]",
+        "[[service.llm.canary]]\npercent = 5\nfor = \"5m\"\n[service.llm.blue]",
+        "18: service.llm.canary: rises unwatched: add [service.llm.health], or [service.llm.bake] with its signals or a rule",
+    ),
+    (
+        "[service.llm.blue]",
         "[[service.llm.canary]]\nfor = \"5m\"\n[service.llm.blue]",
         "18: service.llm.canary.percent: is missing: which share of new flows, like 5",
     ),
@@ -897,6 +902,36 @@ const BAD: &[(&str, &str, &str)] = &[
         "\"10.0.4.10:8443\"",
         "\"10.0.4.10:0\"",
         "30: service.web.green.backends: `10.0.4.10:0` has port 0: nobody can connect to it",
+    ),
+    (
+        "backends = [\"10.0.4.10:8443\"]",
+        "preview = [\"203.0.113.21:443\"]\nbackends = [\"10.0.4.10:8443\"]",
+        "30: service.web.green.preview: `203.0.113.21:443` is no address, like \"203.0.113.11\": its ports are those of the listeners",
+    ),
+    (
+        "backends = [\"10.0.4.10:8443\"]",
+        "preview = [\"127.0.0.1\"]\nbackends = [\"10.0.4.10:8443\"]",
+        "30: service.web.green.preview: `127.0.0.1` is a loopback address, which no packet on the wire is for",
+    ),
+    (
+        "backends = [\"10.0.4.10:8443\"]",
+        "preview = [\"2001:db8::21\"]\nbackends = [\"10.0.4.10:8443\"]",
+        "30: service.web.green.preview: `2001:db8::21` serves no listener: none has its address family",
+    ),
+    (
+        "backends = [\"10.0.4.10:8443\"]",
+        "preview = [\"203.0.113.21\", \"203.0.113.21\"]\nbackends = [\"10.0.4.10:8443\"]",
+        "30: service.web.green.preview: `203.0.113.21` is given twice",
+    ),
+    (
+        "backends = [\"10.0.4.10:8443\"]",
+        "preview = [\"203.0.113.20\"]\nbackends = [\"10.0.4.10:8443\"]",
+        "30: service.web.green.preview: `tcp://203.0.113.20:443` is one of service.web already",
+    ),
+    (
+        "backends = [\"10.0.4.10:8443\"]",
+        "preview = [\"203.0.113.21\", \"203.0.113.22\"]\nbackends = [\"10.0.4.10:8443\"]",
+        "30: service.web.green.preview: 10.0.4.10:8443 would serve both tcp://203.0.113.21:443 and tcp://203.0.113.22:443: its replies could not be told apart",
     ),
     (
         "\"10.0.4.10:8443\"",

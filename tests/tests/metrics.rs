@@ -10,7 +10,7 @@ use std::{
 
 use bg_tests::{
     conversation::Conversation,
-    lab::{Lab, Place, default_service, listener, listener_v6},
+    lab::{Lab, Place, SERVERS, default_service, listener, listener_v6, service},
     load::{once, until},
     scrape::{Families, connect, find, request, sample, scrape},
 };
@@ -71,19 +71,29 @@ fn assert_agrees(families: &Families, status: &Value) {
                 ("bgswitch_flows", "flows"),
                 ("bgswitch_draining_flows", "draining_flows"),
                 ("bgswitch_new_flows_total", "new_flows"),
-                ("bgswitch_resets_total", "resets"),
             ] {
                 is(metric, &labels, &figures[figure]);
             }
-            for (metric, figure) in [
-                ("bgswitch_packets_total", "packets"),
-                ("bgswitch_bytes_total", "bytes"),
+            for (metric, figure, label, values) in [
+                (
+                    "bgswitch_packets_total",
+                    "packets",
+                    "direction",
+                    ["forward", "return"],
+                ),
+                (
+                    "bgswitch_bytes_total",
+                    "bytes",
+                    "direction",
+                    ["forward", "return"],
+                ),
+                ("bgswitch_resets_total", "resets", "cause", ["cut", "drain"]),
             ] {
-                let of = |direction| {
-                    let labels = [labels.as_slice(), &[("direction", direction)]].concat();
+                let of = |value| {
+                    let labels = [labels.as_slice(), &[(label, value)]].concat();
                     sample(families, metric, &labels)
                 };
-                let sum = of("forward") + of("return");
+                let sum: f64 = values.map(of).into_iter().sum();
                 assert!((sum - figures[figure].as_f64().unwrap()).abs() < f64::EPSILON);
             }
             for backend in figures["backends"].as_array().unwrap() {
@@ -206,6 +216,33 @@ fn what_is_scraped_is_openmetrics_and_agrees_with_status_also_after_a_restart() 
         }
     }
     assert_eq!(find(&after, "bgswitch_flips_total", &done), None);
+}
+
+#[test]
+fn resets_say_what_caused_them() {
+    let text = format!(
+        "metrics = \"{METRICS}\"\n{}",
+        service("reset_over = \"0s\"", SERVERS)
+    );
+    let lab = Lab::new().unwrap().served_as(&text).unwrap();
+    let client = lab.enter(Place::Client).unwrap();
+    let resets = |colour: &str, cause: &str| {
+        let labels = [("service", "llm"), ("colour", colour), ("cause", cause)];
+        sample(&metrics(&lab), "bgswitch_resets_total", &labels)
+    };
+    let reset = |how: &[&str]| {
+        let mut old = Conversation::open(&client, listener(8000)).unwrap();
+        old.ask().unwrap();
+        lab.ask(&[&["flip", "llm"], how].concat()).unwrap();
+        until("it is reset", || old.ask().is_err());
+    };
+    reset(&["--mode", "cut"]);
+    until("a cut's reset is counted", || resets("blue", "cut") >= 1.0);
+    reset(&["--mode", "drain", "--drain", "1s"]);
+    until("a drain's reset is counted", || {
+        resets("green", "drain") >= 1.0
+    });
+    assert!(resets("blue", "drain") + resets("green", "cut") < f64::EPSILON);
 }
 
 fn flips(families: &Families, to: &str, trigger: &str, result: &str) -> f64 {

@@ -211,10 +211,11 @@ fn a_share_does_not_grow_over_backends_that_nobody_has_seen() {
         (state(&lab), word(&lab)),
         ("ABORTED".to_owned(), at("blue", 1, 0))
     );
-    reconfigure(&lab, "[[service.llm.canary]]\npercent = 25\nfor = \"1h\"\n");
-    let (code, _, err) = lab.tell(&["release", "start", "llm"]).unwrap();
+    let unwatched = LASTS.replace("[service.llm.bake]\n", "");
+    lab.configure(&(default_service() + &unwatched)).unwrap();
+    let (code, _, err) = lab.tell(&["reload"]).unwrap();
     assert_eq!(code, 2);
-    assert!(err.contains("nothing would be looked at"), "{err}");
+    assert!(err.contains("canary: rises unwatched"), "{err}");
 }
 
 /// Keeps what it is told, and answers with the status that its path says.

@@ -177,6 +177,9 @@ fn service_text(out: &mut String, service: &ServiceStatus, colours: bool) {
             out.push_str(", ALL DOWN: new flows go to all of them");
         }
         out.push('\n');
+        if !colour.preview.is_empty() {
+            let _ = writeln!(out, "             preview {}", colour.preview.join(" "));
+        }
         for backend in &colour.backends {
             let trouble = trouble(backend);
             let weight = if backend.weight == 1 {

@@ -12,14 +12,15 @@ use bg_common::{
 };
 
 use super::{ConfigError, rules::Placed, text::Text};
-use crate::plan::{ForwardMode, ListenerPlan, Protocol};
+use crate::plan::{ForwardMode, ListenerPlan, Preview, Protocol};
 
 pub(super) fn check(
     text: &Text<'_>,
     services: &BTreeMap<String, Placed>,
     room: Room,
 ) -> Result<(), ConfigError> {
-    let listeners = listeners(text, services)?;
+    let mut listeners = listeners(text, services)?;
+    previews(text, services, &mut listeners)?;
     backends(text, services, &listeners)?;
     fits(text, services, room)
 }
@@ -32,11 +33,11 @@ pub(super) fn metrics(
     services: &BTreeMap<String, Placed>,
 ) -> Result<(), ConfigError> {
     for (name, placed) in services {
-        for listener in &placed.service.plan.listeners {
-            if listener.protocol == Protocol::Tcp && Some(listener.address) == address {
+        for endpoint in placed.service.plan.endpoints() {
+            if endpoint.protocol == Protocol::Tcp && Some(endpoint.address) == address {
                 let message = format!(
                     "`{}` is a listener of service.{name}: nobody would reach the metrics there",
-                    listener.address
+                    endpoint.address
                 );
                 return Err(text.error(place, "gateway.metrics", message));
             }
@@ -60,6 +61,44 @@ fn listeners<'a>(
         }
     }
     Ok(listeners)
+}
+
+/// Adds the previews: each is an endpoint of its own, and a server is of one of them.
+fn previews<'a>(
+    text: &Text<'_>,
+    services: &'a BTreeMap<String, Placed>,
+    listeners: &mut BTreeMap<ListenerPlan, &'a str>,
+) -> Result<(), ConfigError> {
+    let mut served = BTreeMap::new();
+    for (name, placed) in services {
+        let plan = &placed.service.plan;
+        for Preview {
+            colour,
+            at,
+            listener,
+        } in plan.previews()
+        {
+            let wrong = |message: String| {
+                let key = format!("service.{name}.{}.preview", colour.as_str());
+                text.error(placed.previews[colour as usize], key, message)
+            };
+            if let Some(other) = listeners.insert(at, name) {
+                return Err(wrong(format!("`{at}` is one of service.{other} already")));
+            }
+            let backends = plan.backends(colour).iter();
+            for backend in backends.filter(|backend| backend.serves(&listener)) {
+                let from = backend.endpoint(&listener);
+                if plan.forward != ForwardMode::Dsr
+                    && let Some(other) = served.insert((from, listener.protocol), at)
+                {
+                    return Err(wrong(format!(
+                        "{from} would serve both {other} and {at}: its replies could not be told apart"
+                    )));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 fn backends(
@@ -118,11 +157,22 @@ fn fits(
 ) -> Result<(), ConfigError> {
     let mut backends = 0;
     let mut endpoints = BTreeSet::new();
+    let mut previewed = Vec::new();
     let mut blocks = BTreeSet::new();
     let mut listened = 0;
     for (count, (name, placed)) in services.iter().enumerate() {
         let plan = &placed.service.plan;
         backends += plan.colours.iter().map(Vec::len).sum::<usize>();
+        let previews = plan.previews();
+        let served = previews.flat_map(|preview| {
+            let backends = plan.backends(preview.colour).iter();
+            let replies = backends.filter(move |backend| {
+                plan.forward != ForwardMode::Dsr && backend.serves(&preview.listener)
+            });
+            replies.map(move |backend| backend.endpoint(&preview.listener))
+        });
+        previewed.extend(served);
+        endpoints.extend(plan.previews().map(|preview| preview.at));
         for listener in &plan.listeners {
             endpoints.insert(*listener);
             let pools = plan.colours.iter().flatten();
@@ -160,7 +210,7 @@ fn fits(
             ("backends with snat", blocks.len(), capacity::BLOCKS - 1),
             (
                 "endpoints of listeners and of their backends",
-                endpoints.len(),
+                endpoints.len() + previewed.len(),
                 capacity::ENDPOINTS,
             ),
         ] {

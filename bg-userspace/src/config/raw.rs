@@ -71,6 +71,7 @@ pub(super) struct RawService {
 pub(super) struct RawColour {
     pub(super) version: Option<String>,
     pub(super) backends: Option<Spanned<Vec<Spanned<RawBackend>>>>,
+    pub(super) preview: Option<Spanned<Vec<Spanned<String>>>>,
 }
 
 #[derive(Deserialize)]

@@ -16,7 +16,7 @@ use toml::Spanned;
 
 use super::{
     ConfigError, DrainPlan, FlipMode, Gateway, MAX_DURATION, Paths, Service, health,
-    raw::{RawBackend, RawColour, RawGateway, RawService},
+    raw::{RawBackend, RawGateway, RawService},
     release::rules::{self as releases, RawRelease},
     text::Text,
 };
@@ -39,6 +39,7 @@ pub(super) struct Placed {
     pub(super) service: Service,
     pub(super) listeners: Vec<usize>,
     pub(super) backends: [Vec<usize>; 2],
+    pub(super) previews: [usize; 2],
 }
 
 pub(super) fn gateway(text: &Text<'_>, raw: Spanned<RawGateway>) -> Result<Gateway, ConfigError> {
@@ -219,6 +220,7 @@ pub(super) fn service(
     };
     let listeners = listeners(text, listen, &key("listen"))?;
     let drain = drain(text, &raw, &key)?;
+    let canary = raw.canary.as_ref().map(|canary| canary.span().start);
     let release = RawRelease {
         parity: raw.parity,
         warm: raw.warm,
@@ -233,21 +235,27 @@ pub(super) fn service(
     let mut versions = [None, None];
     let mut pools = [Vec::new(), Vec::new()];
     let mut places = [Vec::new(), Vec::new()];
+    let mut previews = [Vec::new(), Vec::new()];
+    let mut preview_places = [0; 2];
     for (colour, raw) in Colour::ALL.into_iter().zip([raw.blue, raw.green]) {
         let part = colour.as_str();
-        let Some(RawColour { version, backends }) = raw else {
+        let Some(raw) = raw else {
             let message = format!(
                 "is missing: a service has two colours, [service.{name}.blue] and [service.{name}.green]"
             );
             return Err(text.error(start, key(part), message));
         };
+        let index = colour as usize;
+        if let Some(list) = &raw.preview {
+            previews[index] = preview(text, list, &key(&format!("{part}.preview")), &listeners)?;
+            preview_places[index] = list.span().start;
+        }
         let key = key(&format!("{part}.backends"));
-        let Some(list) = backends else {
+        let Some(list) = raw.backends else {
             let message = "is missing: a colour needs at least one backend, like [\"10.0.1.10\"]";
             return Err(text.error(start, key, message));
         };
-        let index = colour as usize;
-        versions[index] = version;
+        versions[index] = raw.version;
         pools[index] = pool(text, &list, &key, &listeners, forward)?;
         places[index] = list.get_ref().iter().map(|b| b.span().start).collect();
     }
@@ -261,14 +269,24 @@ pub(super) fn service(
         udp_idle,
         listeners,
         colours: pools,
+        previews,
     };
     let health = raw
         .health
         .map(|raw| health::plan(text, &key("health"), raw, &plan))
         .transpose()?;
+    let is_watched =
+        health.is_some() || release.bake.signals.is_some() || release.prometheus.is_some();
+    if let Some(place) = canary.filter(|_| !is_watched && !release.canary.is_empty()) {
+        let message = format!(
+            "rises unwatched: add [service.{name}.health], or [service.{name}.bake] with its signals or a rule"
+        );
+        return Err(text.error(place, key("canary"), message));
+    }
     Ok(Placed {
         listeners: listen.get_ref().iter().map(|l| l.span().start).collect(),
         backends: places,
+        previews: preview_places,
         service: Service {
             drain,
             release,
@@ -439,6 +457,39 @@ fn unscoped(given: &str) -> Result<(), String> {
         return Err("has a zone, which no packet carries: leave out `%` and the number".to_owned());
     }
     Ok(())
+}
+
+/// Addresses that always reach one colour.
+fn preview(
+    text: &Text<'_>,
+    raw: &Spanned<Vec<Spanned<String>>>,
+    key: &str,
+    listeners: &[ListenerPlan],
+) -> Result<Vec<IpAddr>, ConfigError> {
+    let mut addresses = BTreeSet::new();
+    for entry in raw.get_ref() {
+        let given = entry.get_ref();
+        let address = given
+            .parse::<IpAddr>()
+            .map_err(|_| {
+                "is no address, like \"203.0.113.11\": its ports are those of the listeners"
+                    .to_owned()
+            })
+            .and_then(|address| usable(address).map(|()| address))
+            .and_then(|address| {
+                let mut listeners = listeners.iter();
+                if !listeners.any(|listener| listener.address.is_ipv4() == address.is_ipv4()) {
+                    return Err("serves no listener: none has its address family".to_owned());
+                }
+                let new = addresses.insert(address);
+                new.then_some(()).ok_or_else(|| "is given twice".to_owned())
+            });
+        if let Err(trouble) = address {
+            let message = format!("`{}` {trouble}", given.escape_debug());
+            return Err(text.wrong(entry, key, message));
+        }
+    }
+    Ok(addresses.into_iter().collect())
 }
 
 fn pool(

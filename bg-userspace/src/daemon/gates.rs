@@ -84,22 +84,29 @@ impl Target {
         self.plan.backends(colour).iter().map(endpoint).collect()
     }
 
+    /// Where clients always reach a colour over TCP.
+    fn preview_of(&self, colour: Colour) -> Vec<SocketAddr> {
+        let previews = self
+            .plan
+            .previews()
+            .filter(|preview| preview.colour == colour && preview.at.protocol == Protocol::Tcp);
+        previews.map(|preview| preview.at.address).collect()
+    }
+
     /// What a command is told of a colour: names and values.
     fn environment(&self, colour: Colour) -> Vec<(&'static str, String)> {
-        let endpoints = self.endpoints_of(colour, None).unwrap_or_default();
-        let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
+        let backends = |colour| spaced(&self.endpoints_of(colour, None).unwrap_or_default());
         let version = self.versions[colour as usize].clone();
         let mut told = vec![
             ("BGSWITCH_SERVICE", self.plan.name.clone()),
             ("BGSWITCH_RELEASE", self.release.clone()),
             ("BGSWITCH_COLOUR", colour.as_str().to_owned()),
             ("BGSWITCH_VERSION", version.unwrap_or_default()),
-            ("BGSWITCH_BACKENDS", endpoints.join(" ")),
+            ("BGSWITCH_BACKENDS", backends(colour)),
+            ("BGSWITCH_PREVIEW", spaced(&self.preview_of(colour))),
         ];
         if let Some(moment) = &self.hook {
             let old = colour.other();
-            let endpoints = self.endpoints_of(old, None).unwrap_or_default();
-            let endpoints: Vec<String> = endpoints.iter().map(ToString::to_string).collect();
             let version = self.versions[old as usize].clone();
             let flows = |colour: Colour| {
                 let count = moment.flows[colour as usize];
@@ -112,12 +119,18 @@ impl Target {
                 ("BGSWITCH_FLOWS", flows(colour)),
                 ("BGSWITCH_OLD_COLOUR", old.as_str().to_owned()),
                 ("BGSWITCH_OLD_VERSION", version.unwrap_or_default()),
-                ("BGSWITCH_OLD_BACKENDS", endpoints.join(" ")),
+                ("BGSWITCH_OLD_BACKENDS", backends(old)),
+                ("BGSWITCH_OLD_PREVIEW", spaced(&self.preview_of(old))),
                 ("BGSWITCH_OLD_FLOWS", flows(old)),
             ]);
         }
         told
     }
+}
+
+fn spaced(addresses: &[SocketAddr]) -> String {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    addresses.join(" ")
 }
 
 /// How far the gate is that runs, in words; empty: it does not say.
@@ -224,6 +237,7 @@ mod tests {
                 announce: false,
                 udp_idle: Duration::ZERO,
                 colours: [Vec::new(), vec![backend]],
+                previews: [Vec::new(), Vec::new()],
             },
             colour: Colour::Green,
             release: "r-1".to_owned(),

@@ -198,6 +198,8 @@ fn describe(name: &str, service: &Service) -> Vec<String> {
                 .iter()
                 .map(|b| format!("{name} {label} backend {b} weight {}", b.weight)),
         );
+        let previews = service.plan.previews[colour as usize].iter();
+        lines.extend(previews.map(|address| format!("{name} {label} preview {address}")));
         if let Some(version) = &service.versions[colour as usize] {
             lines.push(format!("{name} {label} version {version}"));
         }

@@ -169,7 +169,8 @@ impl Daemon {
                 return_packets,
                 return_bytes,
                 new_flows,
-                resets,
+                cut_resets,
+                drain_resets,
             } = stats[colour as usize];
             let flows_of = |address| {
                 counts
@@ -188,7 +189,7 @@ impl Daemon {
                 packets: forward_packets + return_packets,
                 bytes: forward_bytes + return_bytes,
                 new_flows,
-                resets,
+                resets: cut_resets + drain_resets,
                 draining_until: drain.and_then(Drain::until),
                 resets_until: drain.and_then(Drain::resets_until),
                 drain_end: drain.map(|drain| drain.end().as_str().to_owned()),
@@ -198,6 +199,12 @@ impl Daemon {
                 signals: heard
                     .as_ref()
                     .map(|heard| SignalStatus::from(&heard[colour as usize])),
+                preview: service
+                    .plan
+                    .previews()
+                    .filter(|preview| preview.colour == colour)
+                    .map(|preview| preview.at.to_string())
+                    .collect(),
                 backends: service
                     .plan
                     .backends(colour)
@@ -302,19 +309,19 @@ impl Daemon {
     }
 }
 
-/// The listeners of an announced service, and the interfaces that have their
+/// The listeners and previews of an announced service, and the interfaces that have their
 /// addresses.
 fn places(
     plan: &ServicePlan,
     announced: &BTreeMap<IpAddr, Announced>,
 ) -> BTreeMap<String, Option<String>> {
-    let place_of = |listener: &ListenerPlan| {
-        let place = announced.get(&listener.address.ip())?;
+    let place_of = |endpoint: &ListenerPlan| {
+        let place = announced.get(&endpoint.address.ip())?;
         place.is_there.then(|| place.interface.clone())
     };
-    let listeners = plan.listeners.iter().filter(|_| plan.announce);
-    listeners
-        .map(|listener| (listener.to_string(), place_of(listener)))
+    let endpoints = plan.endpoints().filter(|_| plan.announce);
+    endpoints
+        .map(|endpoint| (endpoint.to_string(), place_of(&endpoint)))
         .collect()
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bg_common::service::{Backend, FirstFlow};
+use bg_common::service::{Backend, FirstFlow, ReturnPath};
 use tokio::sync::OwnedMutexGuard;
 
 use super::{
@@ -15,7 +15,7 @@ use super::{
     pools::Changed,
     standing,
 };
-use crate::plan::Plan;
+use crate::plan::{ListenerPlan, Plan};
 
 /// New blocks of source ports.
 struct Blocks(BTreeMap<u16, Block>);
@@ -40,15 +40,27 @@ impl Directories {
     fn of(wanted: &Endpoints, held: &Endpoints) -> Result<Self, Error> {
         let mut returning = held.clone();
         returning.returns.extend(&wanted.returns);
+        returning.previews.extend(&wanted.previews);
         // Return paths of listeners that are gone go; those of backends that left stay
         // for their flows, until the sweep finds none.
         let mut last = wanted.clone();
-        let left = held.returns.iter();
-        let still = left.filter(|(from, path)| {
-            let listener = listener_of(path, from);
-            !wanted.returns.contains_key(from) && wanted.listeners.contains_key(&listener)
-        });
-        last.returns.extend(still);
+        let stays = |(from, path): &(&ListenerPlan, &ReturnPath)| {
+            wanted.listeners.contains_key(&listener_of(path, from))
+        };
+        for (held, wanted) in [
+            (&held.returns, &mut last.returns),
+            (&held.previews, &mut last.previews),
+        ] {
+            for (from, path) in held.iter().filter(stays) {
+                wanted.entry(*from).or_insert(*path);
+            }
+        }
+        // Whose a backend's packet is, the way back to the listener says first.
+        for (from, path) in &held.returns {
+            if last.previews.contains_key(from) {
+                last.returns.entry(*from).or_insert(*path);
+            }
+        }
         Ok(Self {
             wanted: built(&last, &returning)?,
             returning: built(&returning, held)?,
@@ -216,8 +228,9 @@ impl Inner {
             .map(|(_, backend)| address_of(backend))
             .collect();
         let mut left = held.endpoints.clone();
-        left.returns
-            .retain(|from, _| kept.contains(&from.address.ip()));
+        for paths in [&mut left.returns, &mut left.previews] {
+            paths.retain(|from, _| kept.contains(&from.address.ip()));
+        }
         self.replace_directory(built(&left, &held.endpoints)?);
         for id in unused {
             self.set_backend(id, &Backend::default());
@@ -230,16 +243,10 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use bg_common::{
-        directory::Directory as _,
-        service::{Listener, ReturnPath},
-    };
+    use bg_common::{directory::Directory as _, service::Listener};
 
     use super::*;
-    use crate::{
-        datapath::{directory::name_of, layout::wide},
-        plan::ListenerPlan,
-    };
+    use crate::datapath::{directory::name_of, layout::wide};
 
     fn endpoint(port: u16) -> ListenerPlan {
         format!("tcp://192.0.2.1:{port}").parse().unwrap()
@@ -266,6 +273,7 @@ mod tests {
         Endpoints {
             listeners: ports.iter().map(listener).collect(),
             returns: ports.iter().map(back).collect(),
+            ..Endpoints::default()
         }
     }
 

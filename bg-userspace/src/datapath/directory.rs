@@ -107,10 +107,12 @@ impl directory::Directory for Built {
 /// What endpoints are: a listener's, a backend's that replies come from, or both.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Endpoints {
-    /// Listeners by endpoint.
+    /// Listeners by endpoint, previews among them.
     pub listeners: BTreeMap<ListenerPlan, Listener>,
     /// Return paths by backend endpoint.
     pub returns: BTreeMap<ListenerPlan, ReturnPath>,
+    /// Return paths to previews by backend endpoint.
+    pub previews: BTreeMap<ListenerPlan, ReturnPath>,
 }
 
 impl Endpoints {
@@ -121,25 +123,46 @@ impl Endpoints {
             whose.entry(endpoint).or_default().0 = *listener;
         }
         for (endpoint, path) in &self.returns {
-            whose.entry(endpoint).or_default().1 = *path;
+            let previewed = self.previews.contains_key(endpoint);
+            whose.entry(endpoint).or_default().1 = ReturnPath {
+                previewed: previewed.into(),
+                ..*path
+            };
         }
         let entry = |(endpoint, (listener, path))| Entry::new(name_of(endpoint), listener, path);
-        whose.into_iter().map(entry).collect()
+        let previews = self.previews.iter();
+        let preview = |(endpoint, path): (&ListenerPlan, &ReturnPath)| {
+            Entry::new(name_of(endpoint).preview(), Listener::default(), *path)
+        };
+        let entries = whose.into_iter().map(entry);
+        entries.chain(previews.map(preview)).collect()
     }
 
     /// How many endpoints they are.
     pub fn count(&self) -> usize {
         let is_new = |endpoint: &&ListenerPlan| !self.listeners.contains_key(endpoint);
-        self.listeners.len() + self.returns.keys().filter(is_new).count()
+        let returns = self.returns.keys().filter(is_new).count();
+        self.listeners.len() + returns + self.previews.len()
     }
 
     fn add(&mut self, entry: &Entry) {
-        let endpoint = endpoint_of(&entry.name());
+        let name = entry.name();
+        let endpoint = endpoint_of(&name);
+        if name.is_preview() {
+            self.previews
+                .extend(entry.path().map(|path| (endpoint, *path)));
+            return;
+        }
         if let Some(listener) = entry.listener() {
             self.listeners.insert(endpoint, listener);
         }
         if let Some(path) = entry.path() {
-            self.returns.insert(endpoint, *path);
+            // Said anew whenever a directory is made.
+            let path = ReturnPath {
+                previewed: 0,
+                ..*path
+            };
+            self.returns.insert(endpoint, path);
         }
     }
 }
@@ -252,11 +275,13 @@ fn pair([a, b, c, d]: [u8; 4], [e, f, g, h]: [u8; 4]) -> u64 {
 
 fn words_of_entry(entry: &Entry) -> [u64; ENTRY_WORDS] {
     let Entry { listener, path, .. } = entry;
-    let [[a, b], [c, d]] = [listener.id, listener.forward].map(u16::to_ne_bytes);
+    let [a, b] = listener.id.to_ne_bytes();
+    let [c, d] = [listener.forward, listener.only];
     let [e, f, g, h] = listener.idle.to_ne_bytes();
     let [low, high] = halves(&path.address);
     let [[i, j], [k, l], [m, n]] = [path.listener, path.service, path.block].map(u16::to_ne_bytes);
     let [o, p] = path.port;
+    let [q, r] = path.previewed.to_ne_bytes();
     [
         entry.address[0],
         entry.address[1],
@@ -265,7 +290,7 @@ fn words_of_entry(entry: &Entry) -> [u64; ENTRY_WORDS] {
         low,
         high,
         pair([o, p, i, j], [k, l, m, n]),
-        0,
+        pair([q, r, 0, 0], [0; 4]),
     ]
 }
 
@@ -277,6 +302,7 @@ fn entry_of(words: [u64; ENTRY_WORDS]) -> Entry {
     let (tag, service) = halves(2);
     let ([a, b, c, d], idle) = halves(3);
     let ([o, p, i, j], [k, l, m, n]) = halves(6);
+    let ([q, r, ..], _) = halves(7);
     let mut address = [0; 16];
     address[..8].copy_from_slice(&words[4].to_ne_bytes());
     address[8..].copy_from_slice(&words[5].to_ne_bytes());
@@ -287,7 +313,8 @@ fn entry_of(words: [u64; ENTRY_WORDS]) -> Entry {
     let listener = Listener {
         service: u32::from_ne_bytes(service),
         id: u16::from_ne_bytes([a, b]),
-        forward: u16::from_ne_bytes([c, d]),
+        forward: c,
+        only: d,
         idle: u32::from_ne_bytes(idle),
     };
     let path = ReturnPath {
@@ -296,6 +323,7 @@ fn entry_of(words: [u64; ENTRY_WORDS]) -> Entry {
         listener: u16::from_ne_bytes([i, j]),
         service: u16::from_ne_bytes([k, l]),
         block: u16::from_ne_bytes([m, n]),
+        previewed: u16::from_ne_bytes([q, r]),
     };
     Entry::new(name, listener, path)
 }
@@ -341,6 +369,7 @@ mod tests {
             service: n ^ 0x5555,
             id: n as u16 + 1,
             forward: 2,
+            only: n as u8 % 3,
             idle: n + 7,
         }
     }
@@ -352,6 +381,7 @@ mod tests {
             listener: n as u16 + 1,
             service: n as u16,
             block: 3,
+            previewed: 0,
         }
     }
 
@@ -399,10 +429,33 @@ mod tests {
     #[test]
     fn an_entry_is_the_same_in_words() {
         for n in 0..1000 {
-            let entry = Entry::new(name_of(&endpoint(n)), listener(n), path(n));
+            let path = ReturnPath {
+                previewed: n as u16 % 2,
+                ..path(n)
+            };
+            let entry = Entry::new(name_of(&endpoint(n)), listener(n), path);
             assert_eq!(entry_of(words_of_entry(&entry)), entry);
             assert_eq!(endpoint_of(&entry.name()), endpoint(n));
         }
+    }
+
+    #[test]
+    fn a_backends_endpoint_has_a_way_back_to_each_of_listener_and_preview() {
+        let mut endpoints = many(10);
+        endpoints.previews.insert(endpoint(1), path(77));
+        let built = Built::of(&endpoints.entries()).unwrap();
+        let of = |n| name_of(&endpoint(n));
+        let found = |name: Name| built.find(&name).and_then(Entry::path).copied();
+        assert_eq!(found(of(1).preview()), Some(path(77)));
+        assert_eq!(found(of(2).preview()), None);
+        let previewed = [1, 2].map(|n| found(of(n)).unwrap().previewed);
+        assert_eq!(previewed, [1, 0]);
+        let mut read = Endpoints::default();
+        for line in built.lines.iter().filter(|line| line.tag != 0) {
+            read.add(line);
+        }
+        assert_eq!(read, endpoints);
+        assert_eq!(endpoints.count(), endpoints.entries().len());
     }
 
     #[test]

@@ -4,10 +4,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
+    slice,
 };
 
 use bg_common::{
     abi::{Room, capacity, ticks},
+    key,
     maglev::{self, Member},
     service::{Backend, Colour, CutoverWord, Listener, PoolWord, ReturnPath},
 };
@@ -35,7 +37,10 @@ impl Tables {
     /// The id of the service that one of these listeners belongs to.
     pub fn service_of(&self, listeners: &[ListenerPlan]) -> Option<u32> {
         let mut listeners = listeners.iter();
-        listeners.find_map(|listener| Some(self.endpoints.listeners.get(listener)?.service))
+        listeners.find_map(|listener| {
+            let held = self.endpoints.listeners.get(listener);
+            Some(held.filter(|held| !held.is_preview())?.service)
+        })
     }
 }
 
@@ -94,6 +99,7 @@ pub fn lay_out(
             .values()
             .map(|listener| listener.id)
             .chain(held.endpoints.returns.values().map(|path| path.listener))
+            .chain(held.endpoints.previews.values().map(|path| path.listener))
             .chain(in_use.listeners.iter().copied())
             .map(u32::from),
     );
@@ -158,39 +164,46 @@ pub fn lay_out(
                 });
             }
         }
-        for listener in &service.listeners {
-            let listener_id = match held.endpoints.listeners.get(listener) {
-                Some(held) if held.service == id => held.id,
+        let listeners = service.listeners.iter().map(|listener| (None, *listener));
+        let previews = service.previews().map(|p| (Some(p.colour), p.at));
+        for (only, at) in listeners.chain(previews) {
+            let only_number = only.map_or(0, |colour: Colour| colour as u8 + 1);
+            let listener_id = match held.endpoints.listeners.get(&at) {
+                Some(held) if held.service == id && held.is_preview() == only.is_some() => held.id,
                 _ => listener_ids.free()? as u16,
             };
             let entry = Listener {
                 service: id,
                 id: listener_id,
                 forward: service.forward.number(),
+                only: only_number,
                 idle: ticks(service.udp_idle.as_nanos() as u64),
             };
-            layout.tables.endpoints.listeners.insert(*listener, entry);
+            layout.tables.endpoints.listeners.insert(at, entry);
             if service.forward == ForwardMode::Dsr {
                 continue; // replies do not come back through here
             }
-            for backend in service
-                .colours
-                .iter()
-                .flatten()
-                .filter(|backend| backend.serves(listener))
-            {
+            let colours: &[Colour] = only.as_ref().map_or(&Colour::ALL, slice::from_ref);
+            let backends = colours.iter().flat_map(|colour| service.backends(*colour));
+            for backend in backends.filter(|backend| backend.serves(&at)) {
+                // A preview's port is its listener's.
                 let from = ListenerPlan {
-                    address: backend.endpoint(listener),
-                    protocol: listener.protocol,
+                    address: backend.endpoint(&at),
+                    protocol: at.protocol,
                 };
                 let path = ReturnPath {
-                    address: wide(listener.address.ip()),
-                    port: listener.address.port().to_be_bytes(),
+                    address: wide(at.address.ip()),
+                    port: at.address.port().to_be_bytes(),
                     listener: listener_id,
                     service: id as u16,
                     block: blocks.get(&backend.address).copied().unwrap_or(0),
+                    previewed: 0,
                 };
-                layout.tables.endpoints.returns.insert(from, path);
+                let endpoints = &mut layout.tables.endpoints;
+                match only {
+                    None => endpoints.returns.insert(from, path),
+                    Some(_) => endpoints.previews.insert(from, path),
+                };
             }
         }
     }
@@ -216,6 +229,7 @@ fn check_room(new: &Endpoints, held: &Endpoints) -> Result<(), Error> {
     let mut together = held.clone();
     together.listeners.extend(&new.listeners);
     together.returns.extend(&new.returns);
+    together.previews.extend(&new.previews);
     let wanted = together.count();
     if wanted > capacity::ENDPOINTS {
         return Err(Error::Full {
@@ -243,7 +257,7 @@ pub fn listener_of(path: &ReturnPath, from: &ListenerPlan) -> ListenerPlan {
 
 /// The protocol of a number in an endpoint.
 pub const fn protocol_of(number: u8) -> Protocol {
-    if number == bg_common::key::UDP {
+    if number & !key::PREVIEW == key::UDP {
         Protocol::Udp
     } else {
         Protocol::Tcp
@@ -275,6 +289,7 @@ mod tests {
             announce: false,
             udp_idle: Duration::from_secs(30),
             colours: [backends(blue), backends(green)],
+            previews: [Vec::new(), Vec::new()],
         }
     }
 

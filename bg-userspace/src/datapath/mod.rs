@@ -494,7 +494,8 @@ impl Statistics {
                 sum.return_packets += cpu.return_packets;
                 sum.return_bytes += cpu.return_bytes;
                 sum.new_flows += cpu.new_flows;
-                sum.resets += cpu.resets;
+                sum.cut_resets += cpu.cut_resets;
+                sum.drain_resets += cpu.drain_resets;
             }
         }
         Ok(sums)

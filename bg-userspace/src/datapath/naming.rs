@@ -43,6 +43,7 @@ impl Known {
                 .iter()
                 .chain(wanted)
                 .filter_map(|listener| held.endpoints.listeners.get(listener))
+                .filter(|listener| !listener.is_preview())
                 .any(|listener| listener.service == *id)
         })
     }
@@ -88,6 +89,7 @@ pub fn name_services(
             .listeners
             .iter()
             .filter_map(|listener| held.endpoints.listeners.get(listener))
+            .filter(|listener| !listener.is_preview())
             .map(|listener| listener.service);
         let id = if let Some(id) = before.clone().find(|id| taken.insert(*id)) {
             id

@@ -10,7 +10,7 @@ use crate::{
     client,
     config::{Config, Paths},
     datapath::inspect,
-    plan::Plan,
+    plan::{Plan, ServicePlan},
 };
 
 pub(super) fn look(findings: &mut Findings, config: &Config) {
@@ -77,8 +77,8 @@ fn reverse_path(findings: &mut Findings, name: &str) {
 
 /// Addresses of listeners that somebody else answers for.
 fn addresses(findings: &mut Findings, plan: &Plan) {
-    let listeners = plan.services.iter().flat_map(|service| &service.listeners);
-    let wanted: BTreeSet<IpAddr> = listeners.map(|listener| listener.address.ip()).collect();
+    let endpoints = plan.services.iter().flat_map(ServicePlan::endpoints);
+    let wanted: BTreeSet<IpAddr> = endpoints.map(|endpoint| endpoint.address.ip()).collect();
     let wanted: Vec<IpAddr> = wanted.into_iter().collect();
     match inspect::held_by_others(&wanted) {
         Err(error) => findings.unseen("addresses", error.to_string()),

@@ -53,7 +53,7 @@ fn sane(config: &Config) {
     for service in config.services.values() {
         let plan = &service.plan;
         assert!(!plan.listeners.is_empty());
-        for listener in &plan.listeners {
+        for listener in plan.endpoints() {
             let key = (
                 listener.address.ip(),
                 listener.address.port(),
@@ -143,6 +143,9 @@ fn write_service(text: &mut String, name: &str, service: &Service) {
             .collect();
         let _ = writeln!(text, "[service.{name}.{}]", colour.as_str());
         let _ = writeln!(text, "backends = [{}]", backends.join(", "));
+        let previews = plan.previews[colour as usize].iter();
+        let previews: Vec<_> = previews.map(|p| quoted(&p.to_string())).collect();
+        let _ = writeln!(text, "preview = [{}]", previews.join(", "));
         if let Some(version) = &service.versions[colour as usize] {
             let _ = writeln!(text, "version = {}", quoted(version));
         }
@@ -302,6 +305,7 @@ udp_idle = "1m 30s"
 blue = { version = "llama@6", backends = ["10.0.1.10", "fd00:1::10"] }
 [service.llm.green]
 version = "llama@\u00e97"
+preview = ["203.0.113.11", "2001:db8::11"]
 backends = [{ address = "10.0.2.10:9000", weight = 2 }, "[fd00:2::10]:9000"]
 [service.health]
 listen = ["tcp://203.0.113.10:9"]
@@ -426,6 +430,7 @@ timeout = "9s"
             "\"tcp://[2001:db8::10%1]:8000\", \"udp://203",
         ),
         SMALL.replace("\"]", "\""),
+        LARGE.replace("203.0.113.11", "203.0.113.10"),
         release.replace("exec", "http"),
         release.replace("load", "smoke"),
     ];

@@ -24,6 +24,7 @@ mod errors;
 mod flow;
 mod fragments;
 mod limits;
+mod preview;
 mod proof;
 mod snat;
 mod vlan;
@@ -170,6 +171,7 @@ pub fn all(ifindexes: [u32; 2], tick: u32) -> Vec<Case> {
         fragments::fragments(&world, family, &mut cases);
         snat::snat(&world, family, &mut cases);
         dsr::dsr(&world, family, &mut cases);
+        preview::preview(&world, family, &mut cases);
     }
     limits::headers(&world, &mut cases);
     limits::extensions(&world, &mut cases);

@@ -462,6 +462,7 @@ fn back(world: &World, f: Family, cases: &mut Vec<Case>) {
             listener: 9,
             service: 0,
             block: other.backends[f.blue as usize].block,
+            previewed: 0,
         },
     );
     let stray = reply(from_backend(f.blue), second, own(f, LENT)).bytes();

@@ -120,11 +120,11 @@ async fn look_up(authority: String) -> Result<SocketAddr, String> {
 fn body(target: &Target) -> String {
     let of = |colour: Colour| {
         let backends = target.endpoints_of(colour, None).unwrap_or_default();
-        let backends: Vec<String> = backends.iter().map(ToString::to_string).collect();
         json!({
             "colour": colour.as_str(),
             "version": target.versions[colour as usize],
             "backends": backends,
+            "preview": target.preview_of(colour),
         })
     };
     let state = target
@@ -275,7 +275,7 @@ mod tests {
                 "{request}"
             );
             assert!(request.ends_with(
-                r#"{"backends":["10.0.2.10:8000"],"colour":"green","release":"r-1","service":"llm","state":"VALIDATING","version":null}"#
+                r#"{"backends":["10.0.2.10:8000"],"colour":"green","preview":[],"release":"r-1","service":"llm","state":"VALIDATING","version":null}"#
             ), "{request}");
         }
         let gate = WebhookGate {

@@ -105,8 +105,18 @@ impl Figures {
         forward: impl Fn(&ColourStats) -> u64,
         back: impl Fn(&ColourStats) -> u64,
     ) -> impl Iterator<Item = ([Label<'_>; 3], u64)> {
-        let forward = self.by_stats(forward).map(in_direction("forward"));
-        forward.chain(self.by_stats(back).map(in_direction("return")))
+        let forward = self.by_stats(forward).map(labelled("direction", "forward"));
+        forward.chain(self.by_stats(back).map(labelled("direction", "return")))
+    }
+
+    /// The same for what ends flows.
+    fn by_cause(
+        &self,
+        cut: impl Fn(&ColourStats) -> u64,
+        drain: impl Fn(&ColourStats) -> u64,
+    ) -> impl Iterator<Item = ([Label<'_>; 3], u64)> {
+        let cut = self.by_stats(cut).map(labelled("cause", "cut"));
+        cut.chain(self.by_stats(drain).map(labelled("cause", "drain")))
     }
 
     fn of_host(&self, page: &mut Page<'_, '_>) -> fmt::Result {
@@ -215,13 +225,13 @@ impl Figures {
         )?;
         page.counters(
             ("bgswitch_new_flows", None),
-            "Flows that chose the colour",
+            "Flows that chose the colour, without those by its preview",
             self.by_stats(|of| of.new_flows),
         )?;
         page.counters(
             ("bgswitch_resets", None),
-            "TCP resets that were sent, to either side",
-            self.by_stats(|of| of.resets),
+            "TCP resets that were sent, to either side, by what caused them",
+            self.by_cause(|of| of.cut_resets, |of| of.drain_resets),
         )?;
         page.gauges(
             "bgswitch_flows",
@@ -250,11 +260,12 @@ impl Collector for Figures {
 
 pub(super) type Label<'a> = (&'a str, &'a str);
 
-/// Adds the direction to a figure's labels.
-fn in_direction<'a>(
-    direction: &'static str,
+/// Adds one to a figure's labels.
+fn labelled<'a>(
+    name: &'static str,
+    value: &'static str,
 ) -> impl Fn(([Label<'a>; 2], u64)) -> ([Label<'a>; 3], u64) {
-    move |([service, colour], figure)| ([service, colour, ("direction", direction)], figure)
+    move |([service, colour], figure)| ([service, colour, (name, value)], figure)
 }
 
 const NO_EXEMPLAR: Option<&Exemplar<[Label<'_>; 0], u64>> = None;

@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 
-use bg_common::snat::{FIRST_PORT, port};
+use bg_common::{
+    service::Colour,
+    snat::{FIRST_PORT, port},
+};
 use bg_tests::{
     frame::{Frame, Macs},
-    world::{FROM_CLIENT, World, addr, at, from_backend},
+    world::{FROM_CLIENT, World, addr, at, from_backend, preview_at},
 };
 
 use crate::bytes::Bytes;
@@ -56,6 +59,11 @@ impl Parts {
             (false, true) => at::SERVICE_UDP,
             (true, true) => at::SERVICE_UDP_V6,
         };
+        let service = match bytes.u8() % 8 {
+            6 => preview_at(Colour::Blue, addr(service)),
+            7 => preview_at(Colour::Green, addr(service)),
+            _ => addr(service),
+        };
         Self {
             v6,
             udp,
@@ -63,7 +71,7 @@ impl Parts {
             error: choice & 0x18 == 0x18,
             backend: u32::from(v6) * 2 + u32::from(choice >> 5 & 1),
             client: client(v6, bytes),
-            service: addr(service),
+            service,
         }
     }
 

@@ -260,7 +260,14 @@ impl Stage {
         let v6 = bytes.u8() % 2 == 1;
         let table = FlowTable::from_index(bytes.u8().into());
         let listener = 1 + u16::from(v6) + if table == FlowTable::Udp { 2 } else { 0 };
-        let colour = Colour::from_bit(bytes.u8());
+        let choice = bytes.u8();
+        let colour = Colour::from_bit(choice);
+        // By the listener, or by the preview of its colour.
+        let listener = if choice >> 1 & 3 == 3 {
+            World::preview_id(colour, listener)
+        } else {
+            listener
+        };
         let mut flow = Flow {
             client_hop: bytes
                 .choose(&[NextHop::new(CLIENT_MAC, CLIENTS as u16), NextHop::NONE])

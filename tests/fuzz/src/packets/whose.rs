@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bg_common::{
     flow::{Flow, FlowKey, FlowTable, bits},
-    key::{Endpoint, TCP, UDP},
-    service::{Backend, Listener, PoolWord, ReturnPath, forward},
+    key::{Endpoint, PREVIEW, TCP, UDP},
+    service::{Backend, Colour, Listener, PoolWord, ReturnPath, forward},
     snat::via,
 };
 use bg_tests::world::{World, key, wide};
@@ -198,7 +198,12 @@ impl Asked {
     pub(super) fn pools(&self, world: &World) -> Vec<PoolWord> {
         let active = world.word.active();
         let standby = (world.word.canary() > 0).then(|| active.other());
-        let colours = [Some(active), standby].into_iter().flatten();
+        let colours = match self.listener.only {
+            0 => [Some(active), standby],
+            1 => [Some(Colour::Blue), None],
+            _ => [Some(Colour::Green), None],
+        };
+        let colours = colours.into_iter().flatten();
         colours
             .map(|colour| world.pools[PoolWord::index(0, colour, self.is_v6()) as usize])
             .collect()
@@ -228,11 +233,32 @@ pub(super) struct Owed {
     protocol: u8,
 }
 
-/// The backend's packet with these ends, if it is one: for who has the port that it is
-/// for, or else for the client that it names.
+/// The backend's packet with these ends, if it is one: of its listener or of its preview,
+/// whichever has a flow that is proven; of the listener, where both or none have.
 pub(super) fn owed(world: &World, ends: Ends, protocol: u8) -> Option<Owed> {
-    let [from, to] = ends;
-    let path = *return_path(world, from, protocol)?;
+    let by = |name| {
+        Some(owed_by(
+            world,
+            *return_path(world, ends[0], name)?,
+            ends,
+            protocol,
+        ))
+    };
+    let listener = by(protocol)?;
+    let rank = |owed: &Owed| match owed.own(world).as_slice() {
+        [] => 0,
+        [(FlowTable::HalfOpen, _), ..] => 1,
+        _ => 2,
+    };
+    let preview = by(protocol | PREVIEW);
+    let preview = preview.filter(|preview| rank(preview) > rank(&listener));
+    Some(preview.unwrap_or(listener))
+}
+
+/// The same by one way back: for who has the port that it is for, or else for the client
+/// that it names.
+fn owed_by(world: &World, path: ReturnPath, ends: Ends, protocol: u8) -> Owed {
+    let to = ends[1];
     let own = ports::own_address(world, path.block, to.is_ipv6());
     let lessee = ports::lessee(world, path.block, to.port())
         .filter(|key| own == Some(to.ip()) && key.listener() == path.listener);
@@ -240,13 +266,13 @@ pub(super) fn owed(world: &World, ends: Ends, protocol: u8) -> Option<Owed> {
         Some(lessee) => (lessee, to.port()),
         None => (key(to, path.listener), via::NAT),
     };
-    Some(Owed {
+    Owed {
         key,
         via,
         path,
         ends,
         protocol,
-    })
+    }
 }
 
 impl Owed {
