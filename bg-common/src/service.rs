@@ -350,9 +350,26 @@ impl Listener {
     /// The colour of a new flow whose hash is `hash`.
     #[inline(always)]
     pub const fn colour_for(&self, word: CutoverWord, hash: u32) -> Colour {
+        match self.preview_of() {
+            None => word.colour_for(hash),
+            Some(colour) => colour,
+        }
+    }
+
+    /// The one colour that a preview reaches.
+    #[inline(always)]
+    pub const fn preview_of(&self) -> Option<Colour> {
         match self.only {
-            0 => word.colour_for(hash),
-            only => Colour::from_bit(only - 1),
+            0 => None,
+            only => Some(Colour::from_bit(only - 1)),
+        }
+    }
+
+    /// [`Listener::only`] of a preview of this colour, or of no preview.
+    pub const fn only(colour: Option<Colour>) -> u8 {
+        match colour {
+            None => 0,
+            Some(colour) => colour as u8 + 1,
         }
     }
 

@@ -10,7 +10,7 @@ use bg_common::{
     flow::{FlowKey, FlowTable},
     key::{Endpoint, UDP},
     reason::Reason,
-    service::{Backend, NextHop},
+    service::NextHop,
     snat::{Source, via},
 };
 
@@ -19,7 +19,8 @@ use crate::{
     flows::FlowCell,
     packet::{ETHERNET, Ethernet, Icmp, Packet, Tcp},
     parse::Segment,
-    pipeline::{Exit, Reply, current, drop, end_of, leave, pass, preview, seek_client, transmit},
+    pipeline::{Exit, current, drop, end_of, leave, pass, seek_client, transmit},
+    preview::{Reply, is_with, preview},
     rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
 };
@@ -174,9 +175,7 @@ fn find<T: Tables + FamilyTables<A>, A: Network>(
     let via = seek_client(tables, (reply.to, reply.port), path);
     // A tuple that was taken up again has two flows, which may have two backends.
     let flow = remembered(tables, quote.protocol, |flow| {
-        let backend = tables.backend(flow.backend.get());
-        let is_its = |backend: &Backend| A::from_wide(&backend.address) == quote.destination;
-        flow.via.get() == via && backend.is_some_and(is_its)
+        is_with(tables, flow, quote.destination, via)
     })?;
     Some(Translation {
         side: Side::Source,

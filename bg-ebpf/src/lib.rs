@@ -15,6 +15,7 @@ pub mod leases;
 pub mod packet;
 pub mod parse;
 pub mod pipeline;
+pub mod preview;
 mod resets;
 pub mod rewrite;
 pub mod stream;

@@ -44,7 +44,8 @@ use bg_ebpf::{
     flows::FlowCell,
     packet::Packet,
     parse::Segment,
-    pipeline::{Action, Reply, process},
+    pipeline::{Action, process},
+    preview::Reply,
     tables::{FamilyTables, Scratch, Tables, name},
 };
 

@@ -21,7 +21,7 @@ use core::cell::Cell;
 
 use bg_common::{
     flow::{CLOSING, Flow, FlowKey, FlowTable, bits},
-    key::{Endpoint, PREVIEW, UDP},
+    key::{Endpoint, UDP},
     maglev::mix,
     port::{Port, Tags},
     reason::Reason,
@@ -38,6 +38,7 @@ use crate::{
     fragments,
     packet::{Ethernet, Packet, tcp_flag},
     parse::{self, Segment, part},
+    preview::{Reply, preview},
     resets,
     rewrite::{self, Network, Side},
     tables::{FamilyTables, Tables},
@@ -112,7 +113,7 @@ impl Exit {
     /// the compiler would make all that was decided before twice.
     #[inline(always)]
     const fn unheard_if(self, preview: bool) -> Self {
-        Self(self.0 | (preview as u64) << 14)
+        Self(self.0 | (preview as u64 * Self::UNHEARD))
     }
 
     /// True when it says something of how clients fare.
@@ -307,103 +308,6 @@ fn whose<P: Packet, T: Tables + FamilyTables<A>, A: Network>(
     let preview = preview(tables, &reply, path);
     let exit = back(packet, tables, segment, preview.unwrap_or(path));
     exit.unheard_if(preview.is_some())
-}
-
-// ---- whose replies --------------------------------------------------------
-
-/// The ends of a packet from a backend. Aligned like the loads that the compiler makes of
-/// an address, two words at a time.
-#[repr(C, align(8))]
-#[derive(Clone, Copy)]
-pub struct Reply<A> {
-    /// The backend.
-    pub backend: A,
-    /// Whom it is for: the client, or in `snat` the gateway.
-    pub to: A,
-    /// The backend's port, network byte order.
-    pub backend_port: [u8; 2],
-    /// The other port, network byte order.
-    pub port: [u8; 2],
-    /// [`bg_common::key::TCP`] or [`UDP`].
-    pub protocol: u8,
-}
-
-impl<A: Copy> Reply<A> {
-    #[inline(always)]
-    fn of(segment: &Segment<A>) -> Self {
-        Self {
-            backend: segment.source,
-            to: segment.destination,
-            backend_port: segment.source_port,
-            port: segment.destination_port,
-            protocol: segment.protocol,
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn from(&self) -> Endpoint<A> {
-        Endpoint::new(self.backend, self.backend_port, self.protocol)
-    }
-}
-
-/// The way back to the preview of the backend's colour, if the packet is of a flow that
-/// came by it. `path` is the way back to the listener.
-#[inline(always)]
-pub(crate) fn preview<'a, T: Tables + FamilyTables<A>, A: Network>(
-    tables: &'a T,
-    reply: &Reply<A>,
-    path: &ReturnPath,
-) -> Option<&'a ReturnPath> {
-    if path.previewed == 0 {
-        return None;
-    }
-    tables.keep_reply(*reply);
-    if came_by_preview::<T, A>(tables) == 0 {
-        return None;
-    }
-    tables.return_path(&reply.from().preview())
-}
-
-/// 1 when a flow of the preview goes to a backend's endpoint, and none of its listener's
-/// from the same end of a client: to the backend, both are one. What is proven goes before
-/// what is not, so that nobody can take a preview's replies by a SYN to the listener.
-#[inline(never)]
-fn came_by_preview<T: Tables + FamilyTables<A>, A: Network>(tables: &T) -> u64 {
-    let reply: &Reply<A> = tables.reply();
-    if reply.protocol == UDP {
-        let listener = goes_to::<T, A>(tables, 0, FlowTable::Udp as u32);
-        let preview = goes_to::<T, A>(tables, PREVIEW, FlowTable::Udp as u32);
-        return !listener & preview;
-    }
-    if goes_to::<T, A>(tables, 0, FlowTable::Established as u32) != 0 {
-        return 0;
-    }
-    if goes_to::<T, A>(tables, PREVIEW, FlowTable::Established as u32) != 0 {
-        return 1;
-    }
-    let listener = goes_to::<T, A>(tables, 0, FlowTable::HalfOpen as u32);
-    let preview = goes_to::<T, A>(tables, PREVIEW, FlowTable::HalfOpen as u32);
-    !listener & preview
-}
-
-/// 1 when a table has a flow to a backend's endpoint, by its listener or, with `name` being
-/// [`PREVIEW`], by its preview.
-#[inline(never)]
-fn goes_to<T: Tables + FamilyTables<A>, A: Network>(tables: &T, name: u8, table: u32) -> u64 {
-    let reply: &Reply<A> = tables.reply();
-    let from = Endpoint::new(reply.backend, reply.backend_port, reply.protocol | name);
-    let Some(path) = tables.return_path(&from) else {
-        return 0;
-    };
-    let via = seek_client::<T, A>(tables, (reply.to, reply.port), path);
-    let now = tables.tick();
-    let flow = current(tables, FlowTable::from_index(table), now);
-    let is_its = flow.is_some_and(|flow| {
-        let backend = tables.backend(flow.backend.get());
-        let sent = |backend: &Backend| A::from_wide(&backend.address) == reply.backend;
-        flow.via.get() == via && backend.is_some_and(sent)
-    });
-    u64::from(is_its)
 }
 
 // ---- client -> service ----------------------------------------------------

@@ -15,7 +15,7 @@ use bg_common::{
     snat::Source,
 };
 
-use crate::{flows::FlowCell, parse::Segment, pipeline::Reply};
+use crate::{flows::FlowCell, parse::Segment, preview::Reply};
 
 /// Memory of one CPU for the packet it works on; the next packet overwrites it.
 #[repr(C)]

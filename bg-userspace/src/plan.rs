@@ -181,10 +181,8 @@ pub struct ServicePlan {
 pub struct Preview {
     /// The colour.
     pub colour: Colour,
-    /// Where clients connect to.
+    /// Where clients connect to. The port is that of a listener.
     pub at: ListenerPlan,
-    /// The listener that it stands for.
-    pub listener: ListenerPlan,
 }
 
 impl ServicePlan {
@@ -207,26 +205,41 @@ impl ServicePlan {
         Colour::ALL.into_iter().flat_map(of)
     }
 
-    /// What always reaches one colour. Two listeners with one port are one there.
+    /// What always reaches one colour.
     pub fn previews(&self) -> impl Iterator<Item = Preview> {
-        let mut seen = BTreeSet::new();
-        let of = move |colour: Colour| {
-            let addresses = self.previews[colour as usize].iter();
-            addresses.flat_map(move |address| {
-                let listeners = self.listeners.iter();
-                let same = listeners.filter(|l| l.address.is_ipv4() == address.is_ipv4());
-                same.map(move |listener| Preview {
-                    colour,
-                    at: ListenerPlan {
-                        address: SocketAddr::new(*address, listener.address.port()),
-                        ..*listener
-                    },
-                    listener: *listener,
-                })
-            })
+        let of = |colour| {
+            let previews = self.previews_of(colour);
+            previews.map(move |at| Preview { colour, at })
         };
-        let all = Colour::ALL.into_iter().flat_map(of);
-        all.filter(move |preview| seen.insert((preview.colour, preview.at)))
+        Colour::ALL.into_iter().flat_map(of)
+    }
+
+    /// Where clients always reach a colour. Two listeners with one port are one there.
+    pub fn previews_of(&self, colour: Colour) -> impl Iterator<Item = ListenerPlan> {
+        let mut seen = BTreeSet::new();
+        let addresses = self.previews[colour as usize].iter();
+        let all = addresses.flat_map(|address| {
+            let listeners = self.listeners.iter();
+            let same = listeners.filter(|l| l.address.is_ipv4() == address.is_ipv4());
+            same.map(|listener| ListenerPlan {
+                address: SocketAddr::new(*address, listener.address.port()),
+                ..*listener
+            })
+        });
+        all.filter(move |at| seen.insert(*at))
+    }
+
+    /// Which backends of these colours reply to what clients sent to `at`, a listener or a
+    /// preview, and from where: with `dsr`, none by way of the gateway.
+    pub fn replies(
+        &self,
+        at: ListenerPlan,
+        colours: &[Colour],
+    ) -> impl Iterator<Item = (&BackendPlan, SocketAddr)> {
+        let colours = colours.iter().filter(|_| self.forward != ForwardMode::Dsr);
+        let backends = colours.flat_map(|colour| self.backends(*colour));
+        let serving = backends.filter(move |backend| backend.serves(&at));
+        serving.map(move |backend| (backend, backend.endpoint(&at)))
     }
 
     /// Where clients connect to: the listeners, and then the previews.

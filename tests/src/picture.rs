@@ -72,21 +72,54 @@ pub fn axis(svg: &mut Svg, panel: Panel, top: f64, label: &str) {
     );
 }
 
-/// Bars of `step_ns` on a time axis of `length_ns`, by who answered: blue, green, nobody;
-/// counts in, a second's worth drawn.
-pub fn stacks(svg: &mut Svg, panel: Panel, bins: &[[u32; 3]], step_ns: u64, length_ns: u64) {
-    let per_second = 1e9 / step_ns as f64;
-    let most = bins.iter().map(|bin| bin.iter().sum::<u32>()).max();
-    let top = round_up(f64::from(most.unwrap_or(1)) * per_second);
-    axis(svg, panel, top, &thousands(top as usize));
-    let x = |ns: u64| LEFT + (RIGHT - LEFT) * ns as f64 / length_ns as f64;
-    for (number, bin) in (0..).zip(bins) {
-        let mut base = panel.bottom();
-        let (from, to) = (x(number * step_ns), x((number + 1) * step_ns));
-        for (count, fill) in bin.iter().zip([BLUE, GREEN, RED]) {
-            let height = panel.height * f64::from(*count) * per_second / top;
-            base -= height;
-            svg.rect(from, base, to - from, height, fill);
+/// A time axis; nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Time {
+    begun: u64,
+    length: u64,
+    step: u64,
+}
+
+impl Time {
+    /// From a time to the last of others, in steps.
+    pub fn new(begun_ns: u64, step_ns: u64, times: impl Iterator<Item = u64>) -> Self {
+        let end_ns = times.max().unwrap_or(begun_ns);
+        Self {
+            begun: begun_ns,
+            length: end_ns.saturating_sub(begun_ns).max(step_ns),
+            step: step_ns,
+        }
+    }
+
+    /// Where a time lies.
+    pub fn x(&self, at_ns: u64) -> f64 {
+        let share = at_ns.saturating_sub(self.begun) as f64 / self.length as f64;
+        LEFT + (RIGHT - LEFT) * share
+    }
+
+    /// Bars for each step: what came when, a second's worth drawn, and who answered: 0, blue;
+    /// 1, green; 2, nobody.
+    pub fn stacks(&self, svg: &mut Svg, panel: Panel, came: impl Iterator<Item = (u64, usize)>) {
+        let mut bins = vec![[0u32; 3]; (self.length / self.step) as usize + 1];
+        for (at_ns, who) in came {
+            let bin = at_ns.saturating_sub(self.begun) / self.step;
+            if let Some(bin) = bins.get_mut(bin as usize) {
+                bin[who] += 1;
+            }
+        }
+        let per_second = 1e9 / self.step as f64;
+        let most = bins.iter().map(|bin| bin.iter().sum::<u32>()).max();
+        let top = round_up(f64::from(most.unwrap_or(1)) * per_second);
+        axis(svg, panel, top, &thousands(top as usize));
+        for (number, bin) in (0..).zip(&bins) {
+            let mut base = panel.bottom();
+            let edge = |number: u64| self.x(self.begun + number * self.step);
+            let (from, to) = (edge(number), edge(number + 1));
+            for (count, fill) in bin.iter().zip([BLUE, GREEN, RED]) {
+                let height = panel.height * f64::from(*count) * per_second / top;
+                base -= height;
+                svg.rect(from, base, to - from, height, fill);
+            }
         }
     }
 }

@@ -25,7 +25,8 @@ use bg_ebpf::{
     leases::{Hold, LeaseCell, candidate, hold},
     packet::Packet,
     parse::Segment,
-    pipeline::{Action, Reply, Verdict, process},
+    pipeline::{Action, Verdict, process},
+    preview::Reply,
     tables::{Address, FamilyTables, Tables, name},
 };
 
@@ -330,7 +331,7 @@ impl World {
             service: 0,
             id,
             forward: forward::NAT,
-            only: only.map_or(0, |colour| colour as u8 + 1),
+            only: Listener::only(only),
             idle: UDP_IDLE,
         };
         let path = ReturnPath {

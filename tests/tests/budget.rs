@@ -11,9 +11,9 @@ use bg_tests::{
 use bg_userspace::datapath::Features;
 
 /// Instructions that the kernel's verifier may follow; it gives up after a million.
-const VERIFIED: u32 = 340_000;
+const VERIFIED: u32 = 330_000;
 /// Bytes of translated program.
-const TRANSLATED: u32 = 216_000;
+const TRANSLATED: u32 = 188_000;
 /// Bytes of memory a flow.
 const FLOW: u64 = 128;
 

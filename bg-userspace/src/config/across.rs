@@ -72,12 +72,7 @@ fn previews<'a>(
     let mut served = BTreeMap::new();
     for (name, placed) in services {
         let plan = &placed.service.plan;
-        for Preview {
-            colour,
-            at,
-            listener,
-        } in plan.previews()
-        {
+        for Preview { colour, at } in plan.previews() {
             let wrong = |message: String| {
                 let key = format!("service.{name}.{}.preview", colour.as_str());
                 text.error(placed.previews[colour as usize], key, message)
@@ -85,12 +80,8 @@ fn previews<'a>(
             if let Some(other) = listeners.insert(at, name) {
                 return Err(wrong(format!("`{at}` is one of service.{other} already")));
             }
-            let backends = plan.backends(colour).iter();
-            for backend in backends.filter(|backend| backend.serves(&listener)) {
-                let from = backend.endpoint(&listener);
-                if plan.forward != ForwardMode::Dsr
-                    && let Some(other) = served.insert((from, listener.protocol), at)
-                {
+            for (_, from) in plan.replies(at, &[colour]) {
+                if let Some(other) = served.insert((from, at.protocol), at) {
                     return Err(wrong(format!(
                         "{from} would serve both {other} and {at}: its replies could not be told apart"
                     )));
@@ -157,34 +148,24 @@ fn fits(
 ) -> Result<(), ConfigError> {
     let mut backends = 0;
     let mut endpoints = BTreeSet::new();
-    let mut previewed = Vec::new();
+    let mut previewed = 0;
     let mut blocks = BTreeSet::new();
     let mut listened = 0;
     for (count, (name, placed)) in services.iter().enumerate() {
         let plan = &placed.service.plan;
         backends += plan.colours.iter().map(Vec::len).sum::<usize>();
-        let previews = plan.previews();
-        let served = previews.flat_map(|preview| {
-            let backends = plan.backends(preview.colour).iter();
-            let replies = backends.filter(move |backend| {
-                plan.forward != ForwardMode::Dsr && backend.serves(&preview.listener)
-            });
-            replies.map(move |backend| backend.endpoint(&preview.listener))
-        });
-        previewed.extend(served);
-        endpoints.extend(plan.previews().map(|preview| preview.at));
+        for Preview { colour, at } in plan.previews() {
+            endpoints.insert(at);
+            previewed += plan.replies(at, &[colour]).count();
+        }
         for listener in &plan.listeners {
             endpoints.insert(*listener);
-            let pools = plan.colours.iter().flatten();
-            for backend in pools.filter(|backend| backend.serves(listener)) {
-                if plan.forward == ForwardMode::Dsr {
-                    continue;
-                }
+            for (backend, address) in plan.replies(*listener, &Colour::ALL) {
                 if plan.forward == ForwardMode::Snat {
                     blocks.insert(backend.address);
                 }
                 endpoints.insert(ListenerPlan {
-                    address: backend.endpoint(listener),
+                    address,
                     ..*listener
                 });
             }
@@ -210,7 +191,7 @@ fn fits(
             ("backends with snat", blocks.len(), capacity::BLOCKS - 1),
             (
                 "endpoints of listeners and of their backends",
-                endpoints.len() + previewed.len(),
+                endpoints.len() + previewed,
                 capacity::ENDPOINTS,
             ),
         ] {

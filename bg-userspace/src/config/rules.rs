@@ -275,8 +275,7 @@ pub(super) fn service(
         .health
         .map(|raw| health::plan(text, &key("health"), raw, &plan))
         .transpose()?;
-    let is_watched =
-        health.is_some() || release.bake.signals.is_some() || release.prometheus.is_some();
+    let is_watched = health.is_some() || release.hears();
     if let Some(place) = canary.filter(|_| !is_watched && !release.canary.is_empty()) {
         let message = format!(
             "rises unwatched: add [service.{name}.health], or [service.{name}.bake] with its signals or a rule"

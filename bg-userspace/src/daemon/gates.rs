@@ -86,11 +86,9 @@ impl Target {
 
     /// Where clients always reach a colour over TCP.
     fn preview_of(&self, colour: Colour) -> Vec<SocketAddr> {
-        let previews = self
-            .plan
-            .previews()
-            .filter(|preview| preview.colour == colour && preview.at.protocol == Protocol::Tcp);
-        previews.map(|preview| preview.at.address).collect()
+        let previews = self.plan.previews_of(colour);
+        let tcp = previews.filter(|at| at.protocol == Protocol::Tcp);
+        tcp.map(|at| at.address).collect()
     }
 
     /// What a command is told of a colour: names and values.

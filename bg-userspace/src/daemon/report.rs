@@ -201,9 +201,8 @@ impl Daemon {
                     .map(|heard| SignalStatus::from(&heard[colour as usize])),
                 preview: service
                     .plan
-                    .previews()
-                    .filter(|preview| preview.colour == colour)
-                    .map(|preview| preview.at.to_string())
+                    .previews_of(colour)
+                    .map(|at| at.to_string())
                     .collect(),
                 backends: service
                     .plan

@@ -47,19 +47,17 @@ impl Directories {
         let stays = |(from, path): &(&ListenerPlan, &ReturnPath)| {
             wanted.listeners.contains_key(&listener_of(path, from))
         };
-        for (held, wanted) in [
-            (&held.returns, &mut last.returns),
-            (&held.previews, &mut last.previews),
-        ] {
-            for (from, path) in held.iter().filter(stays) {
-                wanted.entry(*from).or_insert(*path);
-            }
+        for (from, path) in held.previews.iter().filter(stays) {
+            last.previews.entry(*from).or_insert(*path);
         }
         // Whose a backend's packet is, the way back to the listener says first.
-        for (from, path) in &held.returns {
-            if last.previews.contains_key(from) {
-                last.returns.entry(*from).or_insert(*path);
-            }
+        let is_asked = |(from, _): &(&ListenerPlan, _)| last.previews.contains_key(from);
+        for way in held
+            .returns
+            .iter()
+            .filter(|way| stays(way) || is_asked(way))
+        {
+            last.returns.entry(*way.0).or_insert(*way.1);
         }
         Ok(Self {
             wanted: built(&last, &returning)?,

@@ -116,6 +116,13 @@ pub struct Endpoints {
 }
 
 impl Endpoints {
+    /// The service that listens at an endpoint, other than by a preview.
+    pub fn service_at(&self, at: &ListenerPlan) -> Option<u32> {
+        let listener = self.listeners.get(at);
+        let listener = listener.filter(|listener| !listener.is_preview());
+        listener.map(|listener| listener.service)
+    }
+
     /// The entries of a directory of them.
     pub fn entries(&self) -> Vec<Entry> {
         let mut whose: BTreeMap<&ListenerPlan, (Listener, ReturnPath)> = BTreeMap::new();

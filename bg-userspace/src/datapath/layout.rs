@@ -37,10 +37,7 @@ impl Tables {
     /// The id of the service that one of these listeners belongs to.
     pub fn service_of(&self, listeners: &[ListenerPlan]) -> Option<u32> {
         let mut listeners = listeners.iter();
-        listeners.find_map(|listener| {
-            let held = self.endpoints.listeners.get(listener);
-            Some(held.filter(|held| !held.is_preview())?.service)
-        })
+        listeners.find_map(|listener| self.endpoints.service_at(listener))
     }
 }
 
@@ -167,7 +164,6 @@ pub fn lay_out(
         let listeners = service.listeners.iter().map(|listener| (None, *listener));
         let previews = service.previews().map(|p| (Some(p.colour), p.at));
         for (only, at) in listeners.chain(previews) {
-            let only_number = only.map_or(0, |colour: Colour| colour as u8 + 1);
             let listener_id = match held.endpoints.listeners.get(&at) {
                 Some(held) if held.service == id && held.is_preview() == only.is_some() => held.id,
                 _ => listener_ids.free()? as u16,
@@ -176,21 +172,13 @@ pub fn lay_out(
                 service: id,
                 id: listener_id,
                 forward: service.forward.number(),
-                only: only_number,
+                only: Listener::only(only),
                 idle: ticks(service.udp_idle.as_nanos() as u64),
             };
             layout.tables.endpoints.listeners.insert(at, entry);
-            if service.forward == ForwardMode::Dsr {
-                continue; // replies do not come back through here
-            }
             let colours: &[Colour] = only.as_ref().map_or(&Colour::ALL, slice::from_ref);
-            let backends = colours.iter().flat_map(|colour| service.backends(*colour));
-            for backend in backends.filter(|backend| backend.serves(&at)) {
-                // A preview's port is its listener's.
-                let from = ListenerPlan {
-                    address: backend.endpoint(&at),
-                    protocol: at.protocol,
-                };
+            for (backend, address) in service.replies(at, colours) {
+                let from = ListenerPlan { address, ..at };
                 let path = ReturnPath {
                     address: wide(at.address.ip()),
                     port: at.address.port().to_be_bytes(),

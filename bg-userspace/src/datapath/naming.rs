@@ -42,9 +42,8 @@ impl Known {
             self.listeners
                 .iter()
                 .chain(wanted)
-                .filter_map(|listener| held.endpoints.listeners.get(listener))
-                .filter(|listener| !listener.is_preview())
-                .any(|listener| listener.service == *id)
+                .filter_map(|listener| held.endpoints.service_at(listener))
+                .any(|service| service == *id)
         })
     }
 }
@@ -88,9 +87,7 @@ pub fn name_services(
         let mut before = service
             .listeners
             .iter()
-            .filter_map(|listener| held.endpoints.listeners.get(listener))
-            .filter(|listener| !listener.is_preview())
-            .map(|listener| listener.service);
+            .filter_map(|listener| held.endpoints.service_at(listener));
         let id = if let Some(id) = before.clone().find(|id| taken.insert(*id)) {
             id
         } else {

@@ -61,22 +61,14 @@ pub(super) fn drain(world: &World, f: Family, cases: &mut Vec<Case>) {
             ForwardedNew,
         ),
     ] {
+        let [frame, out] = f.datagram(backend);
         cases.push(Case {
             name,
             world: with(FlowTable::Udp, spread, 0),
-            frame: Frame::udp(FROM_CLIENT, f.client, f.udp)
-                .payload(b"who")
-                .bytes(),
+            frame,
             action: TO_BACKEND,
             reason,
-            out: Frame::udp(
-                to_backend(backend),
-                f.client,
-                Family::backend(backend, f.udp),
-            )
-            .payload(b"who")
-            .hops(63)
-            .bytes(),
+            out,
             flow: None,
         });
     }

@@ -10,12 +10,10 @@ use crate::frame;
 
 /// A world with a flow to blue in `table`.
 fn with(world: &World, f: Family, table: FlowTable, change: impl FnOnce(&mut Flow)) -> World {
-    let mut world = world.clone();
-    let mut flow = Family::flow(&world, f.blue);
-    flow.via = via::DSR;
-    change(&mut flow);
-    f.add(&mut world, table, flow);
-    world
+    f.with(world, table, f.blue, |flow| {
+        flow.via = via::DSR;
+        change(flow);
+    })
 }
 
 pub(super) fn dsr(world: &World, f: Family, cases: &mut Vec<Case>) {

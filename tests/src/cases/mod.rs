@@ -140,6 +140,33 @@ impl Family {
         world.flows.insert((table, key), flow);
     }
 
+    /// A world with a flow to a backend in `table`.
+    fn with(
+        &self,
+        world: &World,
+        table: FlowTable,
+        backend: u32,
+        change: impl FnOnce(&mut Flow),
+    ) -> World {
+        let mut world = world.clone();
+        let mut flow = Self::flow(&world, backend);
+        change(&mut flow);
+        self.add(&mut world, table, flow);
+        world
+    }
+
+    /// A client's datagram as it comes in, and as a backend gets it.
+    fn datagram(&self, backend: u32) -> [Vec<u8>; 2] {
+        let frame = |macs, to| Frame::udp(macs, self.client, to).payload(b"who");
+        // Of a preview's port and of its listener's, a backend knows one.
+        let end = Self::backend(backend, self.udp);
+        let [came, left] = [
+            frame(FROM_CLIENT, self.udp),
+            frame(to_backend(backend), end),
+        ];
+        [came.bytes(), left.hops(63).bytes()]
+    }
+
     fn check(&self, table: FlowTable, holds: Option<fn(&Flow) -> bool>) -> FlowCheck {
         FlowCheck {
             client: self.client,

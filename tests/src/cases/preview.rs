@@ -2,13 +2,12 @@
 
 #![allow(clippy::wildcard_imports, reason = "a chapter of one table")]
 
-use bg_common::snat::{Lease, index};
-
-use super::{errors::Icmp, *};
+use super::{
+    errors::Icmp,
+    snat::{LENT, lend_towards, own},
+    *,
+};
 use crate::world::preview_at;
-
-/// A port that flows of these cases were lent.
-const LENT: u16 = 2000;
 
 /// A family whose listeners are the previews of a colour.
 fn of(f: Family, colour: Colour) -> Family {
@@ -27,10 +26,7 @@ fn id(f: Family, colour: Colour) -> u32 {
 
 /// A world with a flow to a colour, by its preview or by the listener.
 fn with(world: &World, f: Family, colour: Colour, table: FlowTable) -> World {
-    let mut world = world.clone();
-    let flow = Family::flow(&world, id(f, colour));
-    f.add(&mut world, table, flow);
-    world
+    f.with(world, table, id(f, colour), |_| ())
 }
 
 pub(super) fn preview(world: &World, f: Family, cases: &mut Vec<Case>) {
@@ -90,22 +86,14 @@ fn newcomers(world: &World, f: Family, cases: &mut Vec<Case>) {
             .bytes(),
             flow: Some(at.check(FlowTable::HalfOpen, Some(holds))),
         });
+        let [frame, out] = at.datagram(backend);
         cases.push(Case {
             name: "preview: and so does a datagram",
             world,
-            frame: Frame::udp(FROM_CLIENT, f.client, at.udp)
-                .payload(b"who")
-                .bytes(),
+            frame,
             action: TO_BACKEND,
             reason: ForwardedNew,
-            out: Frame::udp(
-                to_backend(backend),
-                f.client,
-                Family::backend(backend, f.udp),
-            )
-            .payload(b"who")
-            .hops(63)
-            .bytes(),
+            out,
             flow: Some(at.check(FlowTable::Udp, Some(holds))),
         });
     }
@@ -366,33 +354,16 @@ fn errors(world: &World, f: Family, cases: &mut Vec<Case>) {
 /// A port that a preview's flow was lent.
 fn snat(world: &World, f: Family, cases: &mut Vec<Case>) {
     let at = of(f, Colour::Green);
-    let mut world = with(world, at, Colour::Green, FlowTable::Established);
-    for flow in world.flows.values_mut() {
-        flow.via = LENT;
-    }
+    let table = FlowTable::Established;
+    let mut world = at.with(world, table, f.green, |flow| flow.via = LENT);
     let key = key(f.client, at.listener);
-    let block = u32::from(world.backends[f.green as usize].block);
-    let place = (block, index(LENT).expect("a port that can be lent"));
-    let lease = Lease {
-        client: key.client,
-        id: key.id,
-        turn: 7,
-        since: world.tick - 100,
-        table: FlowTable::Established as u32,
-    };
-    world.leases.insert(place, lease);
+    lend_towards(f.green, &mut world, LENT, key, table);
     world.ingress = BACKENDS;
-    let own = if f.client.is_ipv4() {
-        at::OWN
-    } else {
-        at::OWN_V6
-    };
-    let own = SocketAddr::new(addr(own).ip(), LENT);
     let reply = |macs, from, to| Frame::tcp(macs, from, to, "A").numbers(5000, 1000);
     cases.push(Case {
         name: "preview: with snat, a reply goes to who has the port, from the preview",
         world,
-        frame: reply(from_backend(f.green), f.green(), own).bytes(),
+        frame: reply(from_backend(f.green), f.green(), own(f, LENT)).bytes(),
         action: TO_CLIENTS,
         reason: Returned,
         out: reply(TO_CLIENT, at.service, f.client).hops(63).bytes(),

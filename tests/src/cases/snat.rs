@@ -14,10 +14,10 @@ use super::{errors::Icmp, *};
 use crate::{frame, world::wide};
 
 /// A port that flows of these cases were lent.
-const LENT: u16 = 2000;
+pub(super) const LENT: u16 = 2000;
 
 /// The gateway's own address with a port.
-fn own(f: Family, port: u16) -> SocketAddr {
+pub(super) fn own(f: Family, port: u16) -> SocketAddr {
     let own = if f.client.is_ipv4() {
         at::OWN
     } else {
@@ -35,7 +35,13 @@ fn lend(world: &mut World, f: Family, port: u16, key: FlowKey, table: FlowTable)
     lend_towards(f.blue, world, port, key, table);
 }
 
-fn lend_towards(backend: u32, world: &mut World, port: u16, key: FlowKey, table: FlowTable) {
+pub(super) fn lend_towards(
+    backend: u32,
+    world: &mut World,
+    port: u16,
+    key: FlowKey,
+    table: FlowTable,
+) {
     let block = u32::from(world.backends[backend as usize].block);
     let place = (block, index(port).expect("a port that can be lent"));
     let lease = Lease {
@@ -50,11 +56,10 @@ fn lend_towards(backend: u32, world: &mut World, port: u16, key: FlowKey, table:
 
 /// A world with a flow to blue in `table`, which was lent a port.
 fn lent(world: &World, f: Family, table: FlowTable, change: impl FnOnce(&mut Flow)) -> World {
-    let mut world = world.clone();
-    let mut flow = Family::flow(&world, f.blue);
-    flow.via = LENT;
-    change(&mut flow);
-    f.add(&mut world, table, flow);
+    let mut world = f.with(world, table, f.blue, |flow| {
+        flow.via = LENT;
+        change(flow);
+    });
     lend(&mut world, f, LENT, client(f, table), table);
     world
 }

@@ -99,24 +99,17 @@ impl Figures {
         })
     }
 
-    /// The same for both directions.
-    fn by_direction(
+    /// The same for each value of one label more.
+    fn by_part<const N: usize>(
         &self,
-        forward: impl Fn(&ColourStats) -> u64,
-        back: impl Fn(&ColourStats) -> u64,
+        label: &'static str,
+        parts: [Part; N],
     ) -> impl Iterator<Item = ([Label<'_>; 3], u64)> {
-        let forward = self.by_stats(forward).map(labelled("direction", "forward"));
-        forward.chain(self.by_stats(back).map(labelled("direction", "return")))
-    }
-
-    /// The same for what ends flows.
-    fn by_cause(
-        &self,
-        cut: impl Fn(&ColourStats) -> u64,
-        drain: impl Fn(&ColourStats) -> u64,
-    ) -> impl Iterator<Item = ([Label<'_>; 3], u64)> {
-        let cut = self.by_stats(cut).map(labelled("cause", "cut"));
-        cut.chain(self.by_stats(drain).map(labelled("cause", "drain")))
+        parts.into_iter().flat_map(move |(value, figure)| {
+            let stats = self.by_stats(figure);
+            stats
+                .map(move |([service, colour], figure)| ([service, colour, (label, value)], figure))
+        })
     }
 
     fn of_host(&self, page: &mut Page<'_, '_>) -> fmt::Result {
@@ -216,12 +209,24 @@ impl Figures {
         page.counters(
             ("bgswitch_packets", None),
             "Packets that were sent on",
-            self.by_direction(|of| of.forward_packets, |of| of.return_packets),
+            self.by_part(
+                "direction",
+                [
+                    ("forward", |of| of.forward_packets),
+                    ("return", |of| of.return_packets),
+                ],
+            ),
         )?;
         page.counters(
             ("bgswitch", Some(Unit::Bytes)),
             "Bytes of the packets that were sent on, from the IP header",
-            self.by_direction(|of| of.forward_bytes, |of| of.return_bytes),
+            self.by_part(
+                "direction",
+                [
+                    ("forward", |of| of.forward_bytes),
+                    ("return", |of| of.return_bytes),
+                ],
+            ),
         )?;
         page.counters(
             ("bgswitch_new_flows", None),
@@ -231,7 +236,10 @@ impl Figures {
         page.counters(
             ("bgswitch_resets", None),
             "TCP resets that were sent, to either side, by what caused them",
-            self.by_cause(|of| of.cut_resets, |of| of.drain_resets),
+            self.by_part(
+                "cause",
+                [("cut", |of| of.cut_resets), ("drain", |of| of.drain_resets)],
+            ),
         )?;
         page.gauges(
             "bgswitch_flows",
@@ -260,13 +268,8 @@ impl Collector for Figures {
 
 pub(super) type Label<'a> = (&'a str, &'a str);
 
-/// Adds one to a figure's labels.
-fn labelled<'a>(
-    name: &'static str,
-    value: &'static str,
-) -> impl Fn(([Label<'a>; 2], u64)) -> ([Label<'a>; 3], u64) {
-    move |([service, colour], figure)| ([service, colour, (name, value)], figure)
-}
+/// A label's value, and the figure that has it.
+type Part = (&'static str, fn(&ColourStats) -> u64);
 
 const NO_EXEMPLAR: Option<&Exemplar<[Label<'_>; 0], u64>> = None;
 

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use bg_common::{
     flow::{Flow, FlowKey, FlowTable, bits},
     key::{Endpoint, PREVIEW, TCP, UDP},
-    service::{Backend, Colour, Listener, PoolWord, ReturnPath, forward},
+    service::{Backend, Listener, PoolWord, ReturnPath, forward},
     snat::via,
 };
 use bg_tests::world::{World, key, wide};
@@ -198,10 +198,9 @@ impl Asked {
     pub(super) fn pools(&self, world: &World) -> Vec<PoolWord> {
         let active = world.word.active();
         let standby = (world.word.canary() > 0).then(|| active.other());
-        let colours = match self.listener.only {
-            0 => [Some(active), standby],
-            1 => [Some(Colour::Blue), None],
-            _ => [Some(Colour::Green), None],
+        let colours = match self.listener.preview_of() {
+            None => [Some(active), standby],
+            only => [only, None],
         };
         let colours = colours.into_iter().flatten();
         colours

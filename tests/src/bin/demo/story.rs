@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result};
 use bg_tests::{
     lab::{Lab, Place, default_service, listener},
     load::{self, Answer, Load, Mood, Reuse, now_ns},
-    picture::{GREY, INK, LEFT, Panel, RIGHT, Svg, stacks, thousands},
+    picture::{GREY, INK, Panel, Svg, Time, thousands},
 };
 use serde::Serialize;
 
@@ -209,25 +209,17 @@ impl Story {
             top: 140.0,
             height: 220.0,
         };
-        let end_ns = answers.iter().map(|answer| answer.done_ns).max();
-        let length_ns = end_ns
-            .unwrap_or(begun_ns)
-            .saturating_sub(begun_ns)
-            .max(STEP_NS);
-        let mut bins = vec![[0u32; 3]; (length_ns / STEP_NS) as usize + 1];
-        for answer in answers {
-            let bin = (answer.done_ns.saturating_sub(begun_ns) / STEP_NS) as usize;
+        let done = answers.iter().map(|answer| answer.done_ns);
+        let time = Time::new(begun_ns, STEP_NS, done);
+        let came = answers.iter().map(|answer| {
             let who = match answer.result.as_deref() {
                 Ok("blue") => 0,
                 Ok(_) => 1,
                 Err(_) => 2,
             };
-            if let Some(bin) = bins.get_mut(bin) {
-                bin[who] += 1;
-            }
-        }
-        stacks(&mut svg, panel, &bins, STEP_NS, length_ns);
-        let x = |ns: u64| LEFT + (RIGHT - LEFT) * ns as f64 / length_ns as f64;
+            (answer.done_ns, who)
+        });
+        time.stacks(&mut svg, panel, came);
         for release in [&self.good, &self.bad] {
             for (at, what) in [
                 (release.begun_ns, "begins"),
@@ -240,7 +232,7 @@ impl Story {
                     },
                 ),
             ] {
-                let x = x(at.saturating_sub(begun_ns));
+                let x = time.x(at);
                 svg.dashes(x, panel.top - 8.0, panel.bottom());
                 let text = format!("{} {what}", release.version);
                 svg.text(x, panel.top - 14.0, 11.0, INK, "middle", 400, &text);

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use bg_tests::picture::{BLUE, GREEN, GREY, INK, LEFT, Panel, RED, RIGHT, Svg, stacks, thousands};
+use bg_tests::picture::{BLUE, GREEN, GREY, INK, LEFT, Panel, RED, Svg, Time, thousands};
 use bg_userspace::api::MonitorEvent;
 use serde::{Deserialize, Serialize};
 
@@ -228,11 +228,8 @@ pub fn draw(summary: &Summary, answers: &[Asked], stores: &[MonitorEvent], begun
     svg.text(48.0, 54.0, 26.0, INK, "start", 700, &title);
     let about = "MLServer with a scikit-learn model, requests a second by the version that answered; one word decides for HTTP and gRPC";
     svg.text(48.0, 80.0, 14.0, GREY, "start", 400, about);
-    let end_ns = answers.iter().map(|answer| answer.done_ns).max();
-    let length_ns = end_ns
-        .unwrap_or(begun_ns)
-        .saturating_sub(begun_ns)
-        .max(STEP_NS);
+    let done = answers.iter().map(|answer| answer.done_ns);
+    let time = Time::new(begun_ns, STEP_NS, done);
     let mut first = BTreeMap::new();
     for answer in answers {
         let done = first
@@ -252,28 +249,24 @@ pub fn draw(summary: &Summary, answers: &[Asked], stores: &[MonitorEvent], begun
             };
             let title = format!("{protocol}: {what}");
             svg.text(LEFT, panel.top - 14.0, 14.0, INK, "start", 600, &title);
-            let mut bins = vec![[0u32; 3]; (length_ns / STEP_NS) as usize + 1];
-            for answer in answers.iter().filter(|answer| answer.protocol == protocol) {
-                let is_new = first.get(&(protocol, answer.connection)) == Some(&answer.done_ns);
-                let bin = (answer.done_ns.saturating_sub(begun_ns) / STEP_NS) as usize;
+            let is_new = |answer: &&Asked| {
+                first.get(&(protocol, answer.connection)) == Some(&answer.done_ns)
+            };
+            let of = answers.iter().filter(|answer| answer.protocol == protocol);
+            let came = of.filter(|answer| is_new(answer) == new).map(|answer| {
                 let who = match answer.version.as_deref() {
                     Some("1") => 0,
                     Some(_) => 1,
                     None => 2,
                 };
-                if is_new == new
-                    && let Some(bin) = bins.get_mut(bin)
-                {
-                    bin[who] += 1;
-                }
-            }
-            stacks(&mut svg, panel, &bins, STEP_NS, length_ns);
+                (answer.done_ns, who)
+            });
+            time.stacks(&mut svg, panel, came);
             panels.push(panel);
         }
     }
     for (store, to) in stores.iter().zip(LEADS_TO) {
-        let share = store.at_ns.saturating_sub(begun_ns) as f64 / length_ns as f64;
-        let x = LEFT + (RIGHT - LEFT) * share;
+        let x = time.x(store.at_ns);
         svg.dashes(x, 120.0, panels.last().map_or(0.0, |panel| panel.bottom()));
         let text = format!("{} to version {to}", store.event);
         svg.text(x, 114.0, 11.0, INK, "middle", 400, &text);
