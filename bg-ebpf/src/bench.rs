@@ -26,11 +26,11 @@ use bg_common::{
     directory::Name,
     flow::{Bucket, FlowKey, FlowTable, TableShape, buckets_for},
     key::TCP,
-    service::Backend,
+    service::{Backend, Listener, NextHop},
 };
 use bg_ebpf::{
     checksum::Delta,
-    flows::{BucketCell, Buckets, find},
+    flows::{BucketCell, Buckets, FlowCell, find},
     stream::{SHORT_WORDS, Stream, WORDS},
 };
 
@@ -77,6 +77,11 @@ pub fn discard(_context: XdpContext) -> u32 {
 /// Sends everything out of one interface, as it is.
 #[xdp]
 pub fn redirect(_context: XdpContext) -> u32 {
+    redirect_out()
+}
+
+#[inline(always)]
+fn redirect_out() -> u32 {
     OUT.redirect(0, u64::from(xdp_action::XDP_DROP))
         .unwrap_or_else(|action| action)
 }
@@ -87,32 +92,65 @@ pub fn transmit(_context: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
+/// What no translation of a known flow can leave out, IPv4 and TCP without options: whose
+/// the destination is, the flow, its server, the header rewritten and its checksums, a
+/// count, and the way out. What else a packet may be is not asked.
+#[xdp]
+pub fn least(context: XdpContext) -> u32 {
+    translate(&context).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+#[inline(always)]
+fn translate(context: &XdpContext) -> Option<u32> {
+    let (old, old_port) = (read(context, 30)?, read(context, 36)?);
+    let flow = flow_of(context, listener_of(context)?.id)?;
+    let backend = BACKENDS.get(flow.backend.get())?;
+    flow.seen.set(tick() as u32);
+    let new = *backend.address.first_chunk()?;
+    let life: [u8; 2] = read(context, 22)?;
+    let shorter = [life[0] - 1, life[1]];
+    let address = Delta::new().word32(old, new);
+    write(context, 0, NextHop(backend.next_hop).mac())?;
+    write(context, 22, shorter)?;
+    check(context, 24, address.word(life, shorter))?;
+    write(context, 30, new)?;
+    write(context, 36, backend.port)?;
+    check(context, 50, address.word(old_port, backend.port))?;
+    count_in(0)?;
+    Some(redirect_out())
+}
+
 /// One look-up among the listeners.
 #[xdp]
 pub fn find_listener(context: XdpContext) -> u32 {
-    drop_if(|| {
-        let address = FlowKey::client_v4(read(&context, 30)?);
-        let name = Name::new(address, read(&context, 36)?, TCP, 4);
-        let listener = endpoints::whose(&name)?.listener()?;
-        Some(u64::from(listener.idle))
-    })
+    drop_if(|| Some(u64::from(listener_of(&context)?.idle)))
+}
+
+#[inline(always)]
+fn listener_of(context: &XdpContext) -> Option<Listener> {
+    let address = FlowKey::client_v4(read(context, 30)?);
+    let name = Name::new(address, read(context, 36)?, TCP, 4);
+    endpoints::whose(&name)?.listener()
 }
 
 /// One look-up in the table of established flows.
 #[xdp]
 pub fn find_flow(context: XdpContext) -> u32 {
     drop_if(|| {
-        let key = FlowKey::new(
-            FlowKey::client_v4(read(&context, 26)?),
-            read(&context, 34)?,
-            LISTENER.load() as u16,
-        );
-        let shape = SHAPES.get(0)?;
-        let place = shape.place(key.hash(shape.seed));
-        let spot = find(&Established, FlowTable::Established, &key, &place);
-        let bucket = Established.bucket(FlowTable::Established, spot.bucket())?;
-        Some(u64::from(spot.line(bucket, place.start).flow.seen.get()))
+        let flow = flow_of(&context, LISTENER.load() as u16)?;
+        Some(u64::from(flow.seen.get()))
     })
+}
+
+#[inline(always)]
+fn flow_of(context: &XdpContext, listener: u16) -> Option<&'static FlowCell> {
+    let client = FlowKey::client_v4(read(context, 26)?);
+    let key = FlowKey::new(client, read(context, 34)?, listener);
+    let shape = SHAPES.get(0)?;
+    let place = shape.place(key.hash(shape.seed));
+    let spot = find(&Established, FlowTable::Established, &key, &place);
+    let bucket = established(spot.bucket())?;
+    Some(&spot.line(bucket, place.start).flow)
 }
 
 struct Established;
@@ -120,11 +158,16 @@ struct Established;
 impl Buckets for Established {
     #[inline(always)]
     fn bucket(&self, _table: FlowTable, index: u32) -> Option<&BucketCell> {
-        let bucket = FLOWS.get_ptr(index)?;
-        // SAFETY: an array's values live as long as the program; BucketCell has
-        // Bucket's layout.
-        Some(unsafe { &*bucket.cast::<BucketCell>() })
+        established(index)
     }
+}
+
+#[inline(always)]
+fn established(index: u32) -> Option<&'static BucketCell> {
+    let bucket = FLOWS.get_ptr(index)?;
+    // SAFETY: an array's values live as long as the program; BucketCell has
+    // Bucket's layout.
+    Some(unsafe { &*bucket.cast::<BucketCell>() })
 }
 
 /// One look-up in an array.
@@ -141,18 +184,28 @@ pub fn find_backend(context: XdpContext) -> u32 {
 pub fn count(context: XdpContext) -> u32 {
     drop_if(|| {
         let index = u16::from_ne_bytes(read(&context, 34)?) & 31;
-        let counter = COUNTERS.get_ptr_mut(u32::from(index))?;
-        // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
-        unsafe { *counter += 1 };
-        Some(1)
+        count_in(u32::from(index)).map(|()| 1)
     })
+}
+
+#[inline(always)]
+fn count_in(index: u32) -> Option<()> {
+    let counter = COUNTERS.get_ptr_mut(index)?;
+    // SAFETY: this CPU's own value, and XDP is not preempted by XDP.
+    unsafe { *counter += 1 };
+    Some(())
 }
 
 /// One reading of the clock.
 #[xdp]
 pub fn clock(_context: XdpContext) -> u32 {
+    drop_if(|| Some(tick()))
+}
+
+#[inline(always)]
+fn tick() -> u64 {
     // SAFETY: the helper takes nothing.
-    drop_if(|| Some(unsafe { bpf_jiffies64() }))
+    unsafe { bpf_jiffies64() }
 }
 
 /// One call of a BPF function.

@@ -490,10 +490,12 @@ fn figures_of_prometheus_decide_over_a_bake_and_a_canary() {
     figure("0.034");
     let (code, out, err) = lab.tell(&start).unwrap();
     assert_eq!(code, 10, "{out}{err}");
-    assert!(
-        err.contains("ROLLED_BACK: green is ill: rule errors: 0.034 is above 0.01, 3 times in a row, one every 1s"),
-        "{err}"
-    );
+    let ill = "ROLLED_BACK: green is ill: rule errors: 0.034 is above 0.01, ";
+    let (_, times) = err.split_once(ill).expect(&err);
+    // On a busy machine, one more is asked for before the third is acted on.
+    let (times, rest) = times.split_once(' ').expect(&err);
+    assert!(times.parse::<u32>().unwrap() >= 3, "{err}");
+    assert!(rest.starts_with("times in a row, one every 1s"), "{err}");
     assert_eq!(service(&lab)["active"], "blue");
 
     // A canary goes by it, too.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::{
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{MissedTickBehavior, interval},
 };
 
 use crate::{
@@ -35,14 +35,15 @@ impl Rules {
             let query = rule.query(service, release.to, version);
             let (plan, rule, watches) = (plan.clone(), rule.clone(), Arc::clone(&watches));
             asking.spawn(async move {
-                let mut next = Instant::now();
+                // A server that answers late is not asked twice at once for it.
+                let mut turns = interval(rule.interval);
+                turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
                 loop {
+                    turns.tick().await;
                     let sample = ask(&plan, &query, rule.timeout).await;
                     if let Some(watch) = locked(&watches).get_mut(index) {
                         watch.hear(&sample);
                     }
-                    next = (next + rule.interval).max(Instant::now());
-                    sleep_until(next).await;
                 }
             });
         }

@@ -11,7 +11,7 @@ use bg_common::reason::Reason;
 
 use crate::{
     Arguments, Effort, MAX_FLOWS,
-    cases::{self, Case, Kind, Program, Side, Stage},
+    cases::{self, Case, Kind, LEAST, Program, Side, Stage},
     report::{Delivered, Figure, Report},
     stand::Stand,
 };
@@ -142,9 +142,14 @@ impl<'a> Bench<'a> {
     /// Frames per second that come out, with the kernel's bookkeeping off: of one core,
     /// and of two at the same time, each with half of the flows.
     fn delivered(&mut self, flows: u32) -> Result<Delivered> {
-        let programs = [Program::Drop, Program::Redirect, Program::Ours];
-        let mut rates = [const { [const { Vec::new() }; 3] }; 2];
-        let mut ratios = Vec::new();
+        let programs = [
+            Program::Drop,
+            Program::Redirect,
+            Program::Part(LEAST),
+            Program::Ours,
+        ];
+        let mut rates = [const { [const { Vec::new() }; 4] }; 2];
+        let mut ratios = [const { Vec::new() }; 2];
         let frames = self.frames * RATE_FRAMES;
         for _ in 0..self.rounds {
             for (cores, rates) in (1..).zip(&mut rates) {
@@ -167,21 +172,27 @@ impl<'a> Bench<'a> {
                 }
             }
             let last = |index: usize| rates[0][index].last().copied().unwrap_or(f64::NAN);
-            ratios.push(last(2) / last(1));
+            for (ratios, program) in ratios.iter_mut().zip([2, 3]) {
+                ratios.push(last(program) / last(1));
+            }
         }
         let times = |program: usize| {
             let [one, two] = [0, 1].map(|cores: usize| &rates[cores][program]);
             let times: Vec<f64> = one.iter().zip(two).map(|(one, two)| two / one).collect();
             Figure::of(&times)
         };
-        let two_cores = [0, 1, 2].map(times);
-        let [[drop, redirect, forward], _] = rates.map(|rates| rates.map(|r| Figure::of(&r)));
+        let two_cores = [0, 1, 2, 3].map(times);
+        let [[drop, redirect, least, forward], _] =
+            rates.map(|rates| rates.map(|r| Figure::of(&r)));
+        let [floor, ratio] = ratios.map(|ratios| Figure::of(&ratios));
         Ok(Delivered {
             flows,
             drop,
             redirect,
+            least,
             forward,
-            ratio: Figure::of(&ratios),
+            floor,
+            ratio,
             two_cores,
         })
     }

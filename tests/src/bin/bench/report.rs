@@ -70,12 +70,16 @@ pub struct Delivered {
     pub drop: Figure,
     /// Sent by a bare program to the servers.
     pub redirect: Figure,
+    /// Sent by a program that does the least of a translation.
+    pub least: Figure,
     /// Sent by the packet path to the servers, IPv4 TCP.
     pub forward: Figure,
+    /// `least` in parts of `redirect`, round by round.
+    pub floor: Figure,
     /// `forward` in parts of `redirect`, round by round.
     pub ratio: Figure,
-    /// On two cores, in times of one: dropped, `redirect`, `forward`.
-    pub two_cores: [Figure; 3],
+    /// On two cores, in times of one: dropped, `redirect`, `least`, `forward`.
+    pub two_cores: [Figure; 4],
 }
 
 /// What [`Delivered::ratio`] is to reach.
@@ -236,11 +240,14 @@ impl Report {
             };
             line("bare XDP_DROP", None, delivered.drop)?;
             line("bare XDP_REDIRECT", None, delivered.redirect)?;
+            line("floor: least of a translation", None, delivered.least)?;
             line("forward, IPv4 TCP", None, delivered.forward)?;
+            line("floor : XDP_REDIRECT", None, delivered.floor)?;
             line("forward : XDP_REDIRECT", Some(RATIO_GOAL), delivered.ratio)?;
-            let [drop, redirect, forward] = delivered.two_cores;
+            let [drop, redirect, least, forward] = delivered.two_cores;
             line("two cores : one, XDP_DROP", None, drop)?;
             line("two cores : one, XDP_REDIRECT", None, redirect)?;
+            line("two cores : one, floor", None, least)?;
             line("two cores : one, forward", Some(TWO_CORES_GOAL), forward)?;
         }
         Ok(())
