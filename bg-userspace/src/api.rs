@@ -227,6 +227,9 @@ pub struct FlipRequest {
     pub drain_s: Option<u64>,
     /// Only at this generation.
     pub if_generation: Option<u16>,
+    /// Only while the canary's share of new flows is this, of 65 536.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_share: Option<u16>,
     /// Say what would happen, change nothing.
     pub dry_run: bool,
     /// Also to a colour that cannot be reached, or that is not healthy.
@@ -261,6 +264,9 @@ pub struct CanaryRequest {
     /// Only at this generation. A canary does not change it: it keeps out flips, not
     /// other canaries.
     pub if_generation: Option<u16>,
+    /// Only while the share is this, of 65 536: keeps other canaries out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_share: Option<u16>,
     /// Say what would happen, change nothing.
     pub dry_run: bool,
     /// Also to a colour that cannot be reached, or that is not healthy.
@@ -366,6 +372,12 @@ pub struct FlowLine {
     pub service: String,
     /// Client.
     pub client: String,
+    /// The listener or the preview that it came by, like `tcp://203.0.113.10:8000`.
+    #[serde(default)]
+    pub listener: Option<String>,
+    /// It came by the preview of its colour.
+    #[serde(default)]
+    pub preview: bool,
     /// Colour.
     pub colour: String,
     /// Backend.

@@ -251,7 +251,7 @@ impl Release {
             Event::Failing(why) => self.failing(why, now, todo),
             Event::Baseline(baseline) => self.compare_with(baseline),
             Event::Extend { by, more } => return self.extend(&by, more, now),
-            Event::Retire(by) => return self.retire(&by, now),
+            Event::Retire { by, force } => return self.retire(&by, force, now),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
             Event::Resume { by, force } => return self.resume(&by, force, now, todo),
             Event::Abort(by) => return self.abort(&by, now, todo),
@@ -565,33 +565,48 @@ impl Release {
         Ok(())
     }
 
-    fn retire(&mut self, by: &By, now: Now) -> Result<(), Refusal> {
+    fn retire(&mut self, by: &By, force: bool, now: Now) -> Result<(), Refusal> {
         if self.phase != Phase::Standby {
             return self.cannot("retire its standby");
         }
-        let (to, from) = (self.to.as_str(), self.from.as_str());
-        if let Health::Ill(why) = &self.health {
-            return conflict(format!("{to} is ill ({why}): {from} must stay up"));
-        }
+        let from = self.from.as_str();
         if self.canary > 0 {
             let message = format!("a share of new flows goes to {from}: it must stay up");
             return conflict(message);
         }
-        let why = format!("{} need not stay up any more", self.from.as_str());
+        let mut why = format!("{from} need not stay up any more");
+        if let Some(trouble) = self.objection() {
+            if !force {
+                let forcing = "`bgswitch standby retire --force` ends its hold all the same";
+                return conflict(format!("{trouble}; {from} must stay up. {forcing}"));
+            }
+            why = format!("{why}, forced: {trouble}");
+        }
         self.retired(why, Some(by), now);
         Ok(())
+    }
+
+    /// Why the old colour should stay up, if the new one's health says so.
+    fn objection(&self) -> Option<String> {
+        let to = self.to.as_str();
+        match &self.health {
+            Health::Ill(why) => Some(format!("{to} is ill: {why}")),
+            Health::Unknown if self.watched => Some(format!("nothing is known of {to}'s health")),
+            Health::Unknown | Health::Well => None,
+        }
     }
 
     /// The hold is over, but never in an incident, nor while nobody can say.
     fn hold_ends(&mut self, now: Now) {
         let from = self.from.as_str();
-        let keeps = match &self.health {
+        let keeps = match self.objection() {
             _ if self.canary > 0 => Some(format!("a share of new flows goes to {from}")),
-            Health::Ill(why) => Some(format!("{} is ill: {why}", self.to.as_str())),
-            Health::Unknown if self.watched => {
-                Some(format!("nothing is known of {}'s health", self.to.as_str()))
+            None if self.plan.hears() && self.health == Health::Unknown => {
+                // Right behind a start nothing was heard yet; in a quiet night nothing will be.
+                let unheard = format!("nothing was heard of {} yet", self.to.as_str());
+                Some(unheard).filter(|unheard| !self.why.starts_with(unheard))
             }
-            Health::Unknown | Health::Well => None,
+            trouble => trouble,
         };
         match keeps {
             None => {
@@ -935,7 +950,7 @@ fn no_release(event: &Event) -> Result<(), Refusal> {
         | Event::Pause(_)
         | Event::Resume { .. }
         | Event::Extend { .. }
-        | Event::Retire(_) => {
+        | Event::Retire { .. } => {
             conflict("there is no release: begin one with `bgswitch release start`")
         }
         _ => Ok(()),

@@ -40,6 +40,15 @@ pub struct Baseline {
     pub failed: u64,
     /// 90 % of the answers were not slower, microseconds.
     pub p90_us: Option<u64>,
+    /// 90 % of the handshakes were not slower, microseconds.
+    #[serde(default)]
+    pub handshake_p90_us: Option<u64>,
+    /// Requests that were sent again.
+    #[serde(default)]
+    pub asked_again: u64,
+    /// Segments of answers that were sent again, one an answer at most.
+    #[serde(default)]
+    pub repeated: u64,
 }
 
 impl Baseline {
@@ -53,9 +62,21 @@ impl Baseline {
             asked: heard.asked,
             answers: heard.answers(),
             failed: heard.status[5],
-            p90_us: quantile(&heard.answer, 0.9).map(|p90| p90.as_micros() as u64),
+            p90_us: p90_us(&heard.answer),
+            handshake_p90_us: p90_us(&heard.handshake),
+            asked_again: heard.asked_again,
+            repeated: repeated(heard),
         }
     }
+}
+
+fn p90_us(times: &Times) -> Option<u64> {
+    quantile(times, 0.9).map(|p90| p90.as_micros() as u64)
+}
+
+/// Segments of answers that were sent again. One answer may be many segments.
+fn repeated(heard: &Signals) -> u64 {
+    heard.repeated.min(heard.answers())
 }
 
 fn share(part: u64, all: u64) -> f64 {
@@ -112,6 +133,17 @@ struct Rule {
     usual: (u64, u64),
     /// How much more of it is allowed.
     more: f64,
+}
+
+/// Something that takes time.
+struct Pace {
+    /// What was timed, and what became of it.
+    what: [&'static str; 2],
+    times: fn(&Signals) -> &Times,
+    /// 90 % did not take longer, microseconds.
+    usual_us: Option<u64>,
+    /// Of so many.
+    usual: u64,
 }
 
 /// Cases of a kind in what was heard: the bad ones, and all of them.
@@ -177,9 +209,37 @@ impl Listener {
                 usual: (of.asked.saturating_sub(answers), of.asked),
                 more: MOST,
             },
+            Rule {
+                what: "requests were sent again",
+                count: |heard| (heard.asked_again, heard.asked),
+                usual: (of.asked_again, of.asked),
+                more: MOST,
+            },
+            Rule {
+                what: "answers were sent again in part",
+                count: |heard| (repeated(heard), heard.answers()),
+                usual: (of.repeated, answers),
+                // Long answers are, on bad ways: without a comparison that says nothing.
+                more: if answers < FEW { 1.0 } else { MOST },
+            },
+        ];
+        let paces = [
+            Pace {
+                what: ["answers", "began"],
+                times: |heard| &heard.answer,
+                usual_us: of.p90_us,
+                usual: answers,
+            },
+            Pace {
+                what: ["connections", "were taken"],
+                times: |heard| &heard.handshake,
+                usual_us: of.handshake_p90_us,
+                usual: connections,
+            },
         ];
         let slow = slow.iter().find_map(|rule| self.breaks(rule));
-        if let Some(why) = slow.or_else(|| self.is_slow()) {
+        let slow = slow.or_else(|| paces.iter().find_map(|pace| self.is_slow(pace)));
+        if let Some(why) = slow {
             return Hearing::Slow(why);
         }
         let all = now.since(&self.begin);
@@ -242,20 +302,25 @@ impl Listener {
         })
     }
 
-    fn is_slow(&self) -> Option<String> {
-        let usual = Duration::from_micros(self.baseline.p90_us?);
-        if self.baseline.answers < FEW {
+    /// Why something takes too long.
+    fn is_slow(&self, pace: &Pace) -> Option<String> {
+        let usual = Duration::from_micros(pace.usual_us?);
+        if pace.usual < FEW {
             return None;
         }
-        let heard = self.since(self.window(|heard| (0, heard.answers()))?);
-        let is = quantile(&heard.answer, 0.9)?;
+        let timed = |looks: usize| *(pace.times)(&self.since(looks));
+        let count = |times: &Times| times.iter().sum::<u64>();
+        let mut windows = WINDOWS.into_iter().map(timed);
+        let heard = windows.find(|times| count(times) >= FEW)?;
+        let is = quantile(&heard, 0.9)?;
         let limit = usual.mul_f64(self.plan.slower()).max(usual + NOTICED);
+        let [what, became] = pace.what;
         (is > limit).then(|| {
             format!(
-                "9 of 10 answers began within {}, before it was {} ({} answers; {} times as long is allowed)",
+                "9 of 10 {what} {became} within {}, before it was {} ({} {what}; {} times as long is allowed)",
                 length(is),
                 length(usual),
-                heard.answers(),
+                count(&heard),
                 self.plan.slower()
             )
         })
@@ -416,6 +481,36 @@ mod tests {
         // Nothing to compare with.
         let heard = look(&mut after(&Signals::NONE), 2, &answers(100, 0, 900));
         assert_eq!(heard, Hearing::Well);
+    }
+
+    #[test]
+    fn slow_handshakes_and_what_is_sent_again_are_slow() {
+        let usual = || {
+            let mut usual = answers(10_000, 0, 5);
+            usual.handshake[span(MS)] = 10_000;
+            (usual.asked_again, usual.repeated) = (100, 1000);
+            usual
+        };
+        let heard = |before: &Signals, handshake_ms: u32, again, repeated| {
+            let mut heard = answers(100, 0, 5);
+            heard.handshake[span(handshake_ms * MS)] = 100;
+            (heard.asked_again, heard.repeated) = (again, repeated);
+            look(&mut after(before), 4, &heard)
+        };
+        let is_slow = |heard: &Hearing, what: &str| match heard {
+            Hearing::Slow(why) => why.contains(what),
+            _ => false,
+        };
+        assert_eq!(heard(&usual(), 1, 1, 10), Hearing::Well);
+        assert_eq!(heard(&usual(), 15, 1, 10), Hearing::Well, "nobody notices");
+        let late = heard(&usual(), 40, 1, 10);
+        assert!(is_slow(&late, "connections were taken within"), "{late:?}");
+        let again = heard(&usual(), 1, 60, 10);
+        assert!(is_slow(&again, "requests were sent again"), "{again:?}");
+        let repeated = heard(&usual(), 1, 1, 80);
+        assert!(is_slow(&repeated, "sent again in part"), "{repeated:?}");
+        // Nothing to compare with.
+        assert_eq!(heard(&Signals::NONE, 900, 1, 5000), Hearing::Well);
     }
 
     #[test]

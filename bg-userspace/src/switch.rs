@@ -58,6 +58,21 @@ pub fn colour(text: &str) -> Result<Colour, Refusal> {
         .ok_or_else(|| Refusal::new(Kind::Usage, format!("`{text}` is no colour: blue or green")))
 }
 
+/// Refuses a service whose canary has not the share that was asked for.
+fn at_share(service: &str, word: CutoverWord, expected: Option<u16>) -> Result<(), Refusal> {
+    match expected {
+        Some(expected) if expected != word.canary() => {
+            let message = format!(
+                "the canary of {service} has {} of 65536 new flows, not {expected}: somebody changed it \
+                 meanwhile. Look at `bgswitch status {service}` and decide again",
+                word.canary()
+            );
+            Err(Refusal::new(Kind::StaleGeneration, message))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Refuses a service that is not at the generation that was asked for.
 pub fn at_generation(
     service: &str,
@@ -87,6 +102,7 @@ pub fn flip(
     unreachable: impl FnOnce(Colour) -> Vec<String>,
 ) -> Result<Switch, Refusal> {
     at_generation(service, word, request.if_generation)?;
+    at_share(service, word, request.if_share)?;
     let to = match &request.to {
         Some(text) => colour(text)?,
         None => word.active().other(),
@@ -178,6 +194,7 @@ pub fn canary(
     unreachable: impl FnOnce(Colour) -> Vec<String>,
 ) -> Result<CutoverWord, Refusal> {
     at_generation(service, word, request.if_generation)?;
+    at_share(service, word, request.if_share)?;
     let share = share(request.percent)?;
     if share > word.canary() && !request.force {
         let standby = word.active().other();
@@ -328,6 +345,11 @@ mod tests {
             ..FlipRequest::default()
         };
         assert_eq!(decide(&stale, &[]), Err(Kind::StaleGeneration));
+        let raced = FlipRequest {
+            if_share: Some(655),
+            ..FlipRequest::default()
+        };
+        assert_eq!(decide(&raced, &[]), Err(Kind::StaleGeneration));
         assert_eq!(decide(&to("green"), &["10.0.2.10"]), Err(Kind::Unhealthy));
         let contradiction = FlipRequest {
             mode: Some(FlipMode::Cut),
@@ -340,6 +362,22 @@ mod tests {
             ..to("green")
         };
         assert!(decide(&forced, &["10.0.2.10"]).is_ok());
+    }
+
+    #[test]
+    fn a_canary_that_somebody_else_changed_is_not_overwritten() {
+        let raise = |share: u16| {
+            let request = CanaryRequest {
+                percent: Some(50.0),
+                if_share: Some(655),
+                ..CanaryRequest::default()
+            };
+            canary("llm", WORD.with_canary(share), &request, |_| list(&[]))
+                .map(CutoverWord::canary)
+                .map_err(|refusal| refusal.kind)
+        };
+        assert_eq!(raise(655), Ok(32_768));
+        assert_eq!(raise(0), Err(Kind::StaleGeneration));
     }
 
     #[test]

@@ -51,7 +51,7 @@ result=$(mktemp) || exit 1
 trap 'rm -f "$result"' EXIT
 # shellcheck disable=SC2086 # the command may have options
 $bgswitch -o json release start "$service" ${version:+--version "$version"} --wait \
-    --message "$why" >"$result"
+    --if-generation "$generation" --message "$why" >"$result"
 code=$?
 if [ -s "$result" ]; then
     jq --raw-output '.release.notes[] | "\(.time)  \(.state)  \(.text)"' "$result" >&2

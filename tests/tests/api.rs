@@ -49,6 +49,16 @@ fn etag_and_if_match_keep_flips_apart() {
             .starts_with("llm is at generation 1, not 0: ")
     );
     assert_eq!(flip("", r#"{"if_generation": 0}"#).status, 409);
+    // Nor does a release begin for who has not seen the flip.
+    let start = "/v1/services/llm/release/start";
+    let late = call(&lab, "POST", start, "If-Match: \"0\"\r\n", "{}");
+    assert_eq!(
+        (late.status, &late.body["kind"]),
+        (412, &json!("stale_generation"))
+    );
+    let release = call(&lab, "GET", "/v1/services/llm/release", "", "");
+    assert_eq!(release.body["release"], json!(null));
+    assert_eq!(release.etag(), Some("\"1\""));
     let back = call(
         &lab,
         "POST",

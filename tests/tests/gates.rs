@@ -317,3 +317,66 @@ fn a_webhook_that_does_not_say_it_holds_the_release() {
         "{said:?}"
     );
 }
+
+/// Says what is in a file to who has the token, behind a moment in which it does not know.
+const JUDGE: &str = r#"
+import http.server, json, os, sys
+class Judge(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    asked = 0
+    def do_POST(self):
+        told = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        Judge.asked += 1
+        status, said = 401, ""
+        if self.headers.get("authorization") == "Bearer sesame":
+            status = 202 if Judge.asked == 1 else 200
+            why = " ".join([told["colour"]] + told["preview"])
+            said = json.dumps({"result": open(sys.argv[1]).read(), "why": why})
+        said = b"" if status != 200 else said.encode()
+        self.send_response(status)
+        if status == 202: self.send_header("retry-after", "1")
+        self.send_header("content-length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+    def log_message(self, *words): pass
+server = http.server.ThreadingHTTPServer(("10.0.1.10", 8004), Judge)
+os.mknod(sys.argv[2])
+server.serve_forever()
+"#;
+
+#[test]
+fn a_webhook_is_asked_with_its_token_until_it_says_it() {
+    let tables = format!(
+        "[[service.llm.gate]]\nname = \"judge\"\nkind = \"webhook\"\ntimeout = \"1m\"\n\
+         url = \"http://10.0.1.10:8004/\"\ntoken_file = \"DIR/token\"\n{STOPS}"
+    );
+    let mut lab = lab("");
+    let file = |name: &str| lab.directory().join(name);
+    let (says, ready, token) = (file("says"), file("ready"), file("token"));
+    let mut judge = lab.command(Place::Blue, "python3").unwrap();
+    judge.args(["-c", JUDGE]).arg(&says).arg(&ready);
+    lab.spawn(judge).unwrap();
+    until("it listens", || ready.exists());
+    let green = "[service.llm.green]\n";
+    let preview = format!("{green}preview = [\"203.0.113.12\"]\n");
+    let tables = tables.replace("DIR", lab.directory().to_str().unwrap());
+    let service = default_service().replace(green, &preview) + &tables;
+    fs::write(&token, "sesame\n").unwrap();
+    lab.configure(&service).unwrap();
+    lab.ask(&["reload"]).unwrap();
+
+    for (word, code) in [("pass", 7), ("fail", 6), ("inconclusive", 7)] {
+        fs::write(&says, word).unwrap();
+        let (ended, said) = gates_of(&lab);
+        assert_eq!(ended, code, "{said:?}");
+        let evidence = format!("{word}: green 203.0.113.12:8000 203.0.113.12:8001");
+        assert_eq!(said, [evidence]);
+    }
+    fs::write(&token, "swordfish\n").unwrap();
+    let (code, said) = gates_of(&lab);
+    assert_eq!(
+        (code, said),
+        (6, vec!["fail: answered 401".to_owned()]),
+        "who does not know the token"
+    );
+}

@@ -439,3 +439,69 @@ fn a_release_whose_servers_fall_in_its_bake_rolls_back_by_itself() {
     assert_eq!(code, 6, "{out}{err}");
     assert_eq!(lab.status().unwrap()["services"][0]["active"], "blue");
 }
+
+/// The old colour is what a rollback needs: nobody may take it down in an incident.
+#[test]
+fn the_old_colour_is_held_while_the_new_one_is_ill_or_unknown() {
+    let (mut lab, servers) = healthy();
+    let tables = "[[service.llm.gate]]\nname = \"smoke\"\nkind = \"http\"\npath = \"/health\"\n\
+                  [service.llm.bake]\nduration = \"1s\"\nsettle = \"0s\"\n";
+    lab.configure(&(service(OFTEN) + tables)).unwrap();
+    lab.ask(&["reload"]).unwrap();
+    let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    assert_eq!(code, 0, "{out}{err}");
+    let state = |lab: &Lab| lab.status().unwrap()["services"][0]["state"].clone();
+    assert_eq!(state(&lab), "STANDBY");
+
+    let ill = &servers[2..];
+    ill.iter().for_each(Server::falls_ill);
+    until("green is ill", || all_down(&lab, "green"));
+    let retire = ["standby", "retire", "llm"];
+    let refused = |lab: &Lab| {
+        let (code, out, err) = lab.tell(&retire).unwrap();
+        (code == 5 && err.contains("blue must stay up"))
+            .then_some(err.clone())
+            .ok_or(out + &err)
+    };
+    until("the release hears of it", || {
+        refused(&lab).unwrap().contains("green is ill: ")
+    });
+    // Nor by a daemon that knows nothing yet: probes of ill servers may take their time.
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    for _ in 0..20 {
+        refused(&lab).unwrap();
+    }
+    assert_eq!(state(&lab), "STANDBY");
+    let forced = lab.ask(&[&retire[..], &["--force"]].concat()).unwrap();
+    assert_eq!(forced["state"], "STEADY");
+    let why = forced["release"]["why"].as_str().unwrap();
+    assert!(why.contains("forced: green is ill: "), "{why}");
+}
+
+#[test]
+fn a_release_to_an_ill_colour_ends_without_a_flip_unless_forced() {
+    let (lab, servers) = healthy();
+    let tables = "[[service.llm.gate]]\nname = \"blind\"\nkind = \"exec\"\n\
+                  command = [\"/bin/true\"]\n[service.llm.bake]\nduration = \"0s\"\nsettle = \"0s\"\n";
+    lab.configure(&(service(OFTEN) + tables)).unwrap();
+    lab.ask(&["reload"]).unwrap();
+    servers[2..].iter().for_each(Server::falls_ill);
+    until("green is ill", || all_down(&lab, "green"));
+    let start = ["release", "start", "llm", "--wait"];
+    let (code, out, err) = lab.tell(&start).unwrap();
+    assert_eq!(code, 8, "{out}{err}");
+    assert!(err.contains("ABORTED: it was not flipped: "), "{err}");
+    let active = || lab.status().unwrap()["services"][0]["active"].clone();
+    assert_eq!(active(), "blue");
+
+    let (code, out, err) = lab.tell(&[&start[..], &["--force"]].concat()).unwrap();
+    assert_eq!((code, active()), (0, "green".into()), "{out}{err}");
+    let history = lab.ask(&["history", "llm"]).unwrap();
+    let mut entries = history["entries"].as_array().unwrap().iter();
+    let is_forced = |entry: &Value| {
+        let detail = entry["detail"].as_str().unwrap();
+        entry["action"] == "flip" && detail.contains("forced: no backend of green is known")
+    };
+    assert!(entries.any(is_forced), "{history}");
+}

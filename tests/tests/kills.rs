@@ -4,15 +4,16 @@
 use std::{collections::BTreeMap, fs, time::Duration};
 
 use bg_tests::{
-    lab::{Lab, default_service},
-    load::{now_ns, until},
+    lab::{Lab, Place, default_service, listener},
+    load::{self, now_ns, until},
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const KILLS: u32 = 50;
 
-/// A gate that takes a moment, a flip, a bake and a hold: all of it in less than two seconds.
+/// A gate that takes a moment, a flip, a bake and a hold: all of it in a second and a third or
+/// so.
 const TABLES: &str = r#"
 [[service.llm.gate]]
 name = "moment"
@@ -32,6 +33,19 @@ hold = "0s"
 
 fn service(lab: &Lab) -> Value {
     lab.status().unwrap()["services"][0].clone()
+}
+
+/// Whether the journal has each line of a release's story.
+fn steps_are_told(lab: &Lab, release: &Value) -> bool {
+    let history = lab.ask(&["history", "llm", "--limit", "100"]).unwrap();
+    let entries = history["entries"].as_array().unwrap().iter();
+    let told: Vec<_> = entries.map(|entry| entry["detail"].as_str()).collect();
+    let id = release["id"].as_str().unwrap();
+    let mut notes = release["notes"].as_array().unwrap().iter();
+    notes.all(|note| {
+        let [state, text] = ["state", "text"].map(|key| note[key].as_str().unwrap());
+        told.contains(&Some(&format!("{id} {state}: {text}")))
+    })
 }
 
 /// Numbers without a pattern (xorshift).
@@ -55,7 +69,7 @@ fn a_daemon_killed_at_any_moment_of_a_release_leaves_no_wrong_colour() {
         let before = service(&lab);
         let (from, generation) = (before["active"].clone(), before["generation"].clone());
         lab.ask(&["release", "start", "llm"]).unwrap();
-        std::thread::sleep(Duration::from_micros(next(&mut seed) % 1_800_000));
+        std::thread::sleep(Duration::from_micros(next(&mut seed) % 1_350_000));
         lab.end_daemon(Signal::SIGKILL).unwrap();
         lab.start().unwrap();
         let over = ["STEADY", "ABORTED", "FAILED", "ROLLED_BACK", "SUPERSEDED"];
@@ -71,6 +85,11 @@ fn a_daemon_killed_at_any_moment_of_a_release_leaves_no_wrong_colour() {
             (was_flipped, was_flipped, was_flipped),
             "kill {number}: {after} {release}"
         );
+        let answered = load::once(lab.enter(Place::Client).unwrap(), listener(8000)).unwrap();
+        assert_eq!(after["active"], answered.as_str(), "kill {number}");
+        until("each step of the release is in the journal", || {
+            steps_are_told(&lab, release)
+        });
         *ends.entry(state.to_owned()).or_insert(0) += 1;
     }
     println!("{ends:?}");

@@ -251,7 +251,13 @@ fn every_answer_is_as_it_is_described() {
         &json!({"by_s": 60}),
     );
     api.call(&lab, "POST", &of("standby/extend"), "", &json!({"by": 60}));
-    api.call(&lab, "POST", &of("standby/retire"), "", &none);
+    api.call(
+        &lab,
+        "POST",
+        &of("standby/retire"),
+        "",
+        &json!({"force": true}),
+    );
     api.call(&lab, "GET", "/v1/status", "", &none);
     api.call(&lab, "GET", "/v1/history", "", &none);
 

@@ -96,6 +96,16 @@ fn a_preview_reaches_its_colour_whatever_is_active() {
     }
     assert_eq!(who(&lab, listener(8000)), "blue");
 
+    flows_say_by_what_they_came(&lab, &kept[4].0, preview(1, 8000)[0]);
+    let to = preview(1, 8001)[1].to_string();
+    let stranger = ["tcp", "[2001:db8:c::10]:5", &to];
+    let explained = lab.ask(&[&["explain"], &stranger[..]].concat()).unwrap();
+    assert_eq!(explained["preview"], "green");
+    assert_eq!(explained["packets"][0]["colour"], "green");
+    let (_, text, _) = lab.tell(&[&["explain"], &stranger[..]].concat()).unwrap();
+    let line = "preview   its flows go to green, whatever the word says\n";
+    assert!(text.contains(line), "{text}");
+
     lab.ask(&["flip", "llm"]).unwrap();
     assert_eq!(who(&lab, listener(8000)), "green");
     let old = new_flows(&lab, "blue");
@@ -125,6 +135,30 @@ fn a_preview_reaches_its_colour_whatever_is_active() {
         );
     }
     assert_eq!(who(&lab, preview(0, 8000)[1]), "blue");
+}
+
+/// The flow of a conversation to green's preview at `to`, and one to a listener.
+fn flows_say_by_what_they_came(lab: &Lab, conversation: &Conversation, to: SocketAddr) {
+    let mut other = open(lab, listener(8000));
+    assert_eq!(other.ask().unwrap(), "blue");
+    let flows = lab.ask(&["flows", "llm", "--limit", "100"]).unwrap();
+    let by = |conversation: &Conversation| {
+        let client = conversation.local().unwrap().to_string();
+        let flows = flows["flows"].as_array().unwrap().iter();
+        let mut of_client = flows.filter(|flow| flow["client"] == client);
+        let flow = of_client.next().unwrap();
+        json!([flow["listener"], flow["preview"], flow["colour"]])
+    };
+    assert_eq!(
+        by(conversation),
+        json!([format!("tcp://{to}"), true, "green"])
+    );
+    let listener = format!("tcp://{}", listener(8000));
+    assert_eq!(by(&other), json!([listener, false, "blue"]));
+    let (_, text, _) = lab.tell(&["flows", "llm", "--limit", "100"]).unwrap();
+    let line = format!("  by its preview tcp://{to}");
+    assert!(text.contains(&line), "{text}");
+    assert!(!text.contains(&listener), "{text}");
 }
 
 #[test]
@@ -242,8 +276,20 @@ fn a_reload_brings_a_preview_and_takes_it_away() {
     lab.configure(&moved).unwrap();
     lab.ask(&["reload"]).unwrap();
     let moved = SocketAddr::new("203.0.113.13".parse::<IpAddr>().unwrap(), 8000);
-    assert_eq!(who(&lab, moved), "green");
+    let mut kept = open(&lab, moved);
+    assert_eq!(kept.ask().unwrap(), "green");
     assert_eq!(who(&lab, preview(1, 8000)[1]), "green");
     assert_eq!(colour(&lab, "blue")["preview"], json!([]));
+    assert_eq!(active.ask().unwrap(), "blue");
+
+    // The same one, of blue now: who came before stays with green (law 2).
+    let other = default_service().replace(
+        "[service.llm.blue]\n",
+        "[service.llm.blue]\npreview = [\"203.0.113.13\"]\n",
+    );
+    lab.configure(&other).unwrap();
+    lab.ask(&["reload"]).unwrap();
+    assert_eq!(who(&lab, moved), "blue");
+    assert_eq!(kept.ask().unwrap(), "green");
     assert_eq!(active.ask().unwrap(), "blue");
 }

@@ -1,7 +1,14 @@
 //! Releases, as operators see them: gates against real servers, real flips, and a
 //! daemon that is killed in every state.
 
-use std::fs;
+use std::{
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
+    process::Command,
+};
 
 use bg_tests::{
     lab::{Lab, Place, default_service, listener},
@@ -9,6 +16,9 @@ use bg_tests::{
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+
+/// A user, and a group, of nobody's.
+const NOBODY: u32 = 65_534;
 
 /// The usual service with tables about releases; `DIR` is the lab's directory.
 fn lab(tables: &str) -> Lab {
@@ -284,7 +294,7 @@ fn a_gate_that_fails_or_cannot_say_keeps_the_word_where_it_is() {
 #[test]
 fn a_flip_waits_for_an_approval_and_not_for_ever() {
     let approval = |more: &str| format!("{SMOKE}[service.llm.approval]\nrequired = true\n{more}");
-    let lab = lab(&approval("not_requester = true\nexpires = \"2s\"\n"));
+    let lab = lab(&approval("expires = \"2s\"\n"));
     let (code, _, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
     assert_eq!(code, 7, "{err}");
     assert!(
@@ -292,8 +302,6 @@ fn a_flip_waits_for_an_approval_and_not_for_ever() {
         "{err}"
     );
     assert_eq!(word(&lab), at("blue", 0));
-    let (code, _, err) = lab.tell(&["release", "approve", "llm"]).unwrap();
-    assert!(matches!(code, 4 | 5), "{err}");
     until("nobody has approved it", || state(&lab) == "ABORTED");
     let (code, _, err) = lab.tell(&["release", "status", "llm", "--wait"]).unwrap();
     assert_eq!(code, 9);
@@ -320,6 +328,53 @@ fn a_flip_waits_for_an_approval_and_not_for_ever() {
         (word(&lab), new_flow(&lab)),
         (at("green", 1), "green".to_owned())
     );
+}
+
+#[test]
+fn who_asked_for_it_does_not_approve_it() {
+    let approval = "[service.llm.approval]\nrequired = true\nnot_requester = true\n";
+    let lab = lab(&(SMOKE.to_owned() + approval));
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    until("it waits", || state(&lab) == "READY");
+    let approve = ["release", "approve", "llm"];
+    let (code, _, err) = lab.tell(&approve).unwrap();
+    assert_eq!(code, 4, "{err}");
+    assert_eq!(
+        (state(&lab), word(&lab)),
+        ("READY".to_owned(), at("blue", 0))
+    );
+
+    // Somebody else, of the group that may open the socket.
+    let group = Some(NOBODY);
+    chown(&lab.directory().join("sock"), None, group).unwrap();
+    chown(lab.directory(), None, group).unwrap();
+    let mode = Permissions::from_mode(0o750);
+    fs::set_permissions(lab.directory(), mode).unwrap();
+    let asked = lab.bgswitch(&approve).unwrap();
+    let mut other = Command::new(asked.get_program());
+    other.args(asked.get_args()).uid(NOBODY).gid(NOBODY);
+    let approved = other.output().unwrap();
+    let err = String::from_utf8_lossy(&approved.stderr).into_owned();
+    assert_eq!(approved.status.code(), Some(0), "{err}");
+    until("it is flipped", || word(&lab) == at("green", 1));
+    let release = release(&lab);
+    assert_eq!(release["requester"], "root(0)");
+    assert_eq!(release["approved_by"], format!("nobody({NOBODY})"));
+    let history = lab.ask(&["history", "llm"]).unwrap();
+    let mut entries = history["entries"].as_array().unwrap().iter();
+    let flip = entries.find(|entry| entry["action"] == "flip").unwrap();
+    assert_eq!(flip["actor"], release["approved_by"]);
+}
+
+#[test]
+fn nobody_who_decides_in_time_agrees_where_that_is_configured() {
+    let approval =
+        "[service.llm.approval]\nrequired = true\nexpires = \"1s\"\non_expiry = \"flip\"\n";
+    let lab = lab(&(SMOKE.to_owned() + approval));
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    until("it is flipped", || word(&lab) == at("green", 1));
+    let notes = release(&lab)["notes"].to_string();
+    assert!(notes.contains("READY"), "{notes}");
 }
 
 /// Law 5: a release stands in nobody's way, and a flip by hand ends it.
@@ -548,17 +603,29 @@ fn the_api_has_releases_too() {
     let none = call("GET", "llm/release", "");
     assert_eq!(
         none,
-        json!({"schema": 1, "service": "llm", "active": "blue", "state": "STEADY", "release": null})
+        json!({"schema": 1, "service": "llm", "active": "blue", "generation": 0, "state": "STEADY", "release": null})
     );
     for (rest, body, kind) in [
         ("llm/release/start", r#"{"colour": "blue"}"#, "usage"),
         ("llm/release/start", r#"{"to": "red"}"#, "usage"),
         ("llm/release/start", r#"{"to": "blue"}"#, "conflict"),
+        (
+            "llm/release/start",
+            r#"{"if_generation": 1}"#,
+            "stale_generation",
+        ),
         ("llm/release/approve", r#"{"force": true}"#, "usage"),
         ("llm/release/begin", "{}", "not_found"),
         ("web/release/approve", "{}", "not_found"),
         ("llm/standby/extend", "{}", "usage"),
         ("llm/standby/retire", "{}", "conflict"),
+        ("llm/release/abort", r#"{"force": true}"#, "usage"),
+        ("llm/flip", r#"{"if_share": 655}"#, "stale_generation"),
+        (
+            "llm/canary",
+            r#"{"percent": 5, "if_share": 655}"#,
+            "stale_generation",
+        ),
     ] {
         assert_eq!(call("POST", rest, body)["kind"], kind, "{rest} {body}");
     }

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bg_common::service::Colour;
 use bg_tests::{
     kernel::in_namespace,
     lab::{Lab, Place, default_service, listener},
@@ -57,6 +58,16 @@ fn a_version_that_fails_a_tenth_of_its_requests_is_rolled_back_at_once() {
         "{err}"
     );
     assert_eq!(active(&lab), "blue");
+    let history = lab.ask(&["history", "llm"]).unwrap();
+    let mut entries = history["entries"].as_array().unwrap().iter();
+    let told = |entry: &Value| {
+        entry["action"] == "rollback"
+            && entry["actor"] == "bgswitch"
+            && entry["why"].as_str().is_some_and(|why| {
+                why.starts_with("r-1: green fails: ") && why.contains("have a status of 5xx")
+            })
+    };
+    assert!(entries.any(told), "{history}");
     let answers = load.finish().unwrap();
     let hurt = answers.iter().filter(|answer| answer.result.is_err());
     let first = mood.failed_ns.load(Ordering::Relaxed);
@@ -99,6 +110,59 @@ fn a_good_version_bakes_by_what_is_heard_also_over_a_restart() {
     assert!(out.contains("the bake is over, green is well"), "{out}");
     assert_eq!(active(&lab), "green");
     load::assert_flawless(&load.finish().unwrap());
+}
+
+/// With the usual bake a version without anything to compare with fails by half of its
+/// requests, not by a tenth.
+#[test]
+fn what_the_old_colour_was_like_outlives_a_kill_right_behind_the_flip() {
+    let (mut lab, mood) = lab("settle = \"0s\"\n");
+    let load = lab.load().unwrap();
+    until("blue is heard", || {
+        let heard = &colour(&lab, "blue")["signals"];
+        heard["answers"].as_u64() >= Some(100)
+    });
+    // Without new flows a flip waits for one, and its result is written behind that.
+    load::assert_flawless(&load.finish().unwrap());
+    mood.fail(100);
+    let (words, service) = lab.words().unwrap();
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    until("it is flipped", || {
+        words.word(service).active() == Colour::Green
+    });
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    let kept = lab.directory().join("state/releases/llm.json");
+    let kept = std::fs::read_to_string(kept).unwrap();
+    let kept: Value = serde_json::from_str(&kept).unwrap();
+    let baseline = &kept["machine"]["release"]["baseline"];
+    assert!(baseline["answers"].as_u64() >= Some(100), "{kept}");
+
+    lab.start().unwrap();
+    let load = lab.load().unwrap();
+    let (code, out, err) = lab.tell(&["release", "status", "llm", "--wait"]).unwrap();
+    assert_eq!(code, 10, "{out}{err}");
+    assert_eq!(active(&lab), "blue");
+    drop(load);
+}
+
+#[test]
+fn a_release_is_watched_while_somebody_asks_all_the_time() {
+    let (lab, mood) = lab("settle = \"0s\"\nduration = \"20s\"\n");
+    let load = lab.load().unwrap();
+    mood.fail(100);
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    let state = || {
+        // Refused, or too late.
+        let (code, ..) = lab.tell(&["standby", "retire", "llm"]).unwrap();
+        assert_eq!(code, 5);
+        lab.status().unwrap()["services"][0]["state"].clone()
+    };
+    until("it has flipped", || state() == "BAKING");
+    until("it is over", || state() != "BAKING");
+    until("it is back", || state() != "SWITCHING");
+    assert_eq!(state(), "ROLLED_BACK");
+    assert_eq!(active(&lab), "blue");
+    drop(load);
 }
 
 #[test]

@@ -16,6 +16,10 @@ pub struct Explained {
     pub interface: String,
     /// The listener's service; `null` when it is no listener.
     pub service: Option<String>,
+    /// The colour that all of the listener's flows go to, whatever the word says, when it
+    /// is a preview.
+    #[serde(default)]
+    pub preview: Option<String>,
     /// What the service's word says.
     pub word: Option<ExplainedWord>,
     /// The flow of this client that is remembered.

@@ -16,6 +16,9 @@ pub struct ReleaseRequest {
     pub to: Option<String>,
     /// What runs there: must be the colour's version, where one is configured.
     pub version: Option<String>,
+    /// Only at this generation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub if_generation: Option<u16>,
     /// Pass over the gates, and flip also to a colour that cannot be reached.
     pub force: bool,
     /// For the journal.
@@ -28,7 +31,8 @@ pub struct ReleaseRequest {
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields, default)]
 pub struct DecisionRequest {
-    /// `resume` only: what is not known counts as good.
+    /// `resume`: what is not known counts as good. `retire`: also while the active colour is
+    /// ill, or nothing is known of it.
     pub force: bool,
     /// For the journal.
     pub why: Option<String>,
@@ -55,6 +59,9 @@ pub struct ReleaseStatus {
     pub service: String,
     /// The active colour.
     pub active: String,
+    /// How often the service has flipped, modulo 65 536.
+    #[serde(default)]
+    pub generation: u16,
     /// `STEADY`, `VALIDATING`, `READY`, `CANARY`, `SWITCHING`, `BAKING`, `STANDBY`,
     /// `PAUSED`, `FAILED`, `ABORTED`, `ROLLED_BACK` or `SUPERSEDED`.
     pub state: String,

@@ -62,6 +62,7 @@ impl Canary {
         let request = CanaryRequest {
             percent: Some(self.percent),
             if_generation: self.if_generation,
+            if_share: None,
             dry_run: self.dry_run,
             force: self.force,
             why: self.message,

@@ -76,6 +76,12 @@ fn text(explained: &Explained) -> String {
             let _ = write!(out, "; the standby drains until {until}");
         }
         out.push('\n');
+        if let Some(colour) = &explained.preview {
+            let _ = writeln!(
+                out,
+                "preview   its flows go to {colour}, whatever the word says"
+            );
+        }
         let _ = match &explained.flow {
             None => writeln!(out, "flow      not known"),
             Some(flow) => writeln!(

@@ -66,6 +66,7 @@ impl Flip {
             mode: self.mode,
             drain_s: self.drain.map(|drain| drain.as_secs()),
             if_generation: self.if_generation,
+            if_share: None,
             dry_run: self.dry_run,
             force: self.force,
             why: self.message,

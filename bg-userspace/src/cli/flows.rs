@@ -82,13 +82,17 @@ fn write_flows(out: &mut String, service: &str, flows: &api::Flows, all: bool) {
             (Some(at), _) => format!("  until {}", time::local(at)),
             (None, _) => String::new(),
         };
+        let by = match &flow.listener {
+            Some(listener) if flow.preview => format!("  by its preview {listener}"),
+            _ => String::new(),
+        };
         let from = match flow.source_port {
             Some(port) => format!("  from port {port}"),
             None => String::new(),
         };
         let _ = writeln!(
             out,
-            "  {:<46} {:<5} {:<39} {:<11} generation {}  idle {idle}{from}{end}",
+            "  {:<46} {:<5} {:<39} {:<11} generation {}  idle {idle}{by}{from}{end}",
             flow.client, flow.colour, backend, flow.table, flow.generation
         );
     }

@@ -66,6 +66,9 @@ struct Start {
     /// What runs there; must be the colour's version, where one is configured.
     #[arg(long)]
     version: Option<String>,
+    /// Only at this generation: nothing is begun if somebody flipped meanwhile.
+    #[arg(long, value_name = "N")]
+    if_generation: Option<u16>,
     /// Pass over the gates, and flip also to a colour that cannot be reached; the journal keeps
     /// it. An approval that is required still is.
     #[arg(long)]
@@ -153,6 +156,7 @@ impl Start {
         let request = ReleaseRequest {
             to: self.to,
             version: self.version,
+            if_generation: self.if_generation,
             force: self.force,
             why: self.message.message,
         };

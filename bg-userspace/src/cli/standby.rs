@@ -25,7 +25,7 @@ pub(super) struct Standby {
 enum Verb {
     /// Hold the old colour for longer.
     Extend(Extend),
-    /// End the hold now. Refused while the active colour is ill.
+    /// End the hold now. Refused while the active colour is ill, or nothing is known of it.
     Retire(Retire),
 }
 
@@ -45,6 +45,9 @@ struct Extend {
 struct Retire {
     /// The service.
     service: String,
+    /// Whatever is known of the active colour's health; the journal keeps it.
+    #[arg(long)]
+    force: bool,
     /// Why, for the journal.
     #[arg(short, long = "message", value_name = "WHY")]
     message: Option<String>,
@@ -68,7 +71,7 @@ impl Standby {
             Verb::Retire(retire) => {
                 let path = service_path(&retire.service)? + "/standby/retire";
                 let request = DecisionRequest {
-                    force: false,
+                    force: retire.force,
                     why: retire.message,
                 };
                 common.post(&path, &request)?

@@ -38,6 +38,7 @@ impl Daemon {
         let flow = explanation.fates.last().map(|fate| fate.sighting);
         let service = flow.and_then(|flow| names.service(flow.service).map(str::to_owned));
         let word = service.as_ref().and_then(|name| self.datapath.word(name));
+        let preview = flow.and_then(|flow| names.preview(flow.key.listener()));
         let flow = flow
             .filter(|flow| flow.table != 0)
             .map(|flow| flow_of(&flow, listener, word, &names));
@@ -52,6 +53,7 @@ impl Daemon {
             listener: listener.to_string(),
             interface: names.interface(explanation.device),
             service,
+            preview: preview.map(|colour| colour.as_str().to_owned()),
             word: word.map(|word| ExplainedWord {
                 active: word.active().as_str().to_owned(),
                 generation: word.generation(),

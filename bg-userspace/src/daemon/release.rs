@@ -147,6 +147,7 @@ impl Daemon {
         let known = known.ok_or_else(|| self.unknown(service))?;
         let word = self.datapath.word(service);
         let word = word.ok_or_else(|| self.unknown(service))?;
+        switch::at_generation(service, word, request.if_generation)?;
         let to = request.to.as_deref().map(switch::colour).transpose()?;
         let to = to.unwrap_or_else(|| word.active().other());
         let configured = &known.versions[to as usize];
@@ -180,8 +181,8 @@ impl Daemon {
         decision: Decision,
         request: DecisionRequest,
     ) -> Result<ReleaseStatus, Refusal> {
-        if request.force && !matches!(decision, Decision::Resume) {
-            let message = "force is only of use with resume";
+        if request.force && !matches!(decision, Decision::Resume | Decision::Retire) {
+            let message = "force is only of use with resume and retire";
             return Err(Refusal::new(Kind::Usage, message));
         }
         let by = by(order.actor, request.why);
@@ -190,7 +191,10 @@ impl Daemon {
             Decision::Reject => Event::Reject(by),
             Decision::Abort => Event::Abort(by),
             Decision::Pause => Event::Pause(by),
-            Decision::Retire => Event::Retire(by),
+            Decision::Retire => Event::Retire {
+                by,
+                force: request.force,
+            },
             Decision::Resume => Event::Resume {
                 by,
                 force: request.force,
@@ -230,6 +234,7 @@ impl Daemon {
             schema: SCHEMA,
             service: service.to_owned(),
             active: word.active().as_str().to_owned(),
+            generation: word.generation(),
             state: machine.state().as_str().to_owned(),
             release,
         })

@@ -267,6 +267,7 @@ impl Daemon {
             .state()
             .draining(service, word, word.active().other())
             .copied();
+        let names = self.datapath.names()?;
         let mut flows = Flows {
             schema: SCHEMA,
             total: 0,
@@ -292,6 +293,8 @@ impl Daemon {
                 flows.flows.push(FlowLine {
                     service: service.to_owned(),
                     client: flow.client.to_string(),
+                    listener: names.listener_at(flow.listener).map(|at| at.to_string()),
+                    preview: names.preview(flow.listener).is_some(),
                     colour: flow.colour.as_str().to_owned(),
                     backend: flow.backend.map(|backend| backend.to_string()),
                     generation: flow.generation,

@@ -21,6 +21,8 @@ use super::{Datapath, Error, layout::address_of, nanoseconds};
 pub struct FlowRecord {
     /// The client.
     pub client: SocketAddr,
+    /// Id of the listener that it came by.
+    pub listener: u16,
     /// Service id.
     pub service: u32,
     /// With `snat`, the gateway's port that the backend sees.
@@ -99,6 +101,7 @@ impl Datapath {
                 let client = Ipv6Addr::from(key.address()).to_canonical();
                 visit(&FlowRecord {
                     client: SocketAddr::new(client, u16::from_be_bytes(key.port())),
+                    listener: key.listener(),
                     service: u32::from(flow.service),
                     source_port: via::is_port(flow.via).then_some(flow.via),
                     colour: flow.colour(),

@@ -15,7 +15,7 @@ use bg_common::{
     abi::map,
     flow::FlowTable,
     monitor::{LISTENS, Pressure, Sighting, Watch},
-    service::Backend,
+    service::{Backend, Colour, Listener},
 };
 use nix::net::if_::if_indextoname;
 
@@ -110,7 +110,7 @@ impl Watcher {
 /// What the numbers of a sighting stand for.
 #[derive(Debug, Default)]
 pub struct Names {
-    listeners: BTreeMap<u16, ListenerPlan>,
+    listeners: BTreeMap<u16, (ListenerPlan, Listener)>,
     services: BTreeMap<u32, String>,
     backends: BTreeMap<u32, Backend>,
     /// Devices by slot.
@@ -121,7 +121,17 @@ pub struct Names {
 impl Names {
     /// The listener whose flow was sought.
     pub fn listener(&self, sighting: &Sighting) -> Option<ListenerPlan> {
-        self.listeners.get(&sighting.key.listener()).copied()
+        self.listener_at(sighting.key.listener())
+    }
+
+    /// A listener or preview by its id.
+    pub fn listener_at(&self, id: u16) -> Option<ListenerPlan> {
+        self.listeners.get(&id).map(|(at, _)| *at)
+    }
+
+    /// The colour that a preview always reaches; `None` for other listeners.
+    pub fn preview(&self, id: u16) -> Option<Colour> {
+        self.listeners.get(&id)?.1.preview_of()
     }
 
     /// The client whose flow was sought.
@@ -192,7 +202,7 @@ impl Datapath {
                 .endpoints
                 .listeners
                 .into_iter()
-                .map(|(listener, entry)| (entry.id, listener))
+                .map(|(at, listener)| (listener.id, (at, listener)))
                 .collect(),
             services: services.into_iter().map(|(name, id)| (id, name)).collect(),
             backends: held.backends,

@@ -52,6 +52,12 @@ impl Service {
         assert_eq!(self.flipped(), state);
     }
 
+    /// Its hold is ended by hand.
+    fn retires(&mut self, force: bool) -> Vec<Command> {
+        let by = By::default();
+        self.handle(Event::Retire { by, force })
+    }
+
     /// Stores the other colour.
     fn flipped(&mut self) -> State {
         self.word = Word {
@@ -191,7 +197,7 @@ fn the_old_colour_stays_up_while_the_new_one_is_ill() {
     service.after(100, Health::Well);
     assert_eq!(service.after(10, Health::Well).0, State::Standby);
     service.after(10, ill());
-    let refused = service.handle(Event::Retire(By::default()));
+    let refused = service.retires(false);
     assert!(matches!(refused[..], [Command::Refuse(_)]), "{refused:?}");
     for _ in 0..3 {
         assert_eq!(service.after(3600, ill()), (State::Standby, vec![]));
@@ -201,8 +207,49 @@ fn the_old_colour_stays_up_while_the_new_one_is_ill() {
         );
         assert_eq!(service.after(3600, Health::Unknown).0, State::Standby);
     }
+    // Nor does anybody end it by hand before somebody knows, unless it is forced.
+    let refused = service.retires(false);
+    assert!(matches!(refused[..], [Command::Refuse(_)]), "{refused:?}");
+    let mut forced = Service {
+        machine: service.machine.clone(),
+        ..service
+    };
+    assert_eq!(forced.retires(true), []);
+    assert_eq!(
+        (forced.machine.state(), forced.why()),
+        (
+            State::Steady,
+            "blue need not stay up any more, forced: nothing is known of green's health"
+        )
+    );
     service.after(0, Health::Well);
     assert_eq!(service.after(60, Health::Well).0, State::Steady);
+}
+
+#[test]
+fn a_hold_that_is_over_right_behind_a_start_waits_until_something_is_heard() {
+    let over = |health: Health| {
+        let mut service = Service::baking(BakePlan {
+            signals: Some(SignalPlan::default()),
+            ..bake()
+        });
+        service.machine.release.as_mut().unwrap().watched = false;
+        service.after(100, Health::Well);
+        assert_eq!(service.after(10, Health::Well).0, State::Standby);
+        service.seconds += 24 * 3600;
+        let word = Some(service.word);
+        service.machine.release.as_mut().unwrap().health = Health::Unknown;
+        service.handle(Event::Restarted {
+            word,
+            same_boot: true,
+        });
+        assert_eq!(service.machine.state(), State::Standby);
+        service.after(60, health).0
+    };
+    assert_eq!(over(ill()), State::Standby);
+    assert_eq!(over(Health::Well), State::Steady);
+    // A quiet night ends, too.
+    assert_eq!(over(Health::Unknown), State::Steady);
 }
 
 #[test]
@@ -243,7 +290,7 @@ fn the_old_colour_stays_up_while_a_canary_goes_there() {
     service.word.canary = 655;
     let word = Some(service.word);
     assert_eq!(service.handle(Event::Word { word, by: None }), []);
-    let refused = service.handle(Event::Retire(By::default()));
+    let refused = service.retires(false);
     assert!(matches!(refused[..], [Command::Refuse(_)]), "{refused:?}");
     assert_eq!(service.after(3600, Health::Well).0, State::Standby);
     assert_eq!(

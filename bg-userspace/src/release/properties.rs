@@ -215,7 +215,10 @@ impl World {
                 by: by(0),
                 more: Duration::from_secs(*seconds),
             },
-            Step::Retire(actor) => Event::Retire(by(*actor)),
+            Step::Retire(actor) => Event::Retire {
+                by: by(*actor),
+                force: false,
+            },
             Step::Health(health) => Event::Health(health.clone()),
             Step::Failing => Event::Failing("it answers 500".to_owned()),
             Step::FlipByHand { heard } => {

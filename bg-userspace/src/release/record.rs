@@ -92,7 +92,12 @@ pub enum Event {
         more: Duration,
     },
     /// The old colour need not stay up any more.
-    Retire(By),
+    Retire {
+        /// Who says so.
+        by: By,
+        /// Also while the new colour is ill, or nothing is known of it.
+        force: bool,
+    },
     /// How the active colour is.
     Health(Health),
     /// How the old colour is, to which a rollback would go.
@@ -518,6 +523,11 @@ impl Release {
                 | Phase::Standby
                 | Phase::Paused(Held::Bake)
         )
+    }
+
+    /// The share of new flows that the word had when it was looked at last.
+    pub const fn seen_share(&self) -> u16 {
+        self.canary
     }
 
     /// The step of the canary whose share it holds, or is about to hold.

@@ -247,17 +247,17 @@ fn operations(schemas: &mut Schemas) -> Vec<Operation> {
                 schemas.answered::<Explained>(),
             )
         },
-        Operation::get(
+        generation(Operation::get(
             "/v1/services/{service}/release",
             "Where the release of the service is",
             release.clone(),
-        ),
-        Operation::post(
+        )),
+        generation(Operation::post(
             "/v1/services/{service}/release/start",
             "Begins a release",
             schemas.asked::<ReleaseRequest>(),
             release.clone(),
-        ),
+        )),
         Operation::post(
             "/v1/services/{service}/release/{decision}",
             "Decides about the release",

@@ -7,13 +7,18 @@ use axum::{
     body::Bytes,
     extract::{ConnectInfo, Path, State},
     http::{HeaderMap, Uri},
+    response::Response,
     routing::{get, post},
 };
 
-use super::{Peer, Route, nothing_here, order};
+use super::{Peer, Route, answer, nothing_here, order};
 use crate::{
-    api::{Refusal, ReleaseStatus},
-    daemon::{Daemon, release::Decision, requests::body},
+    api::{Refusal, ReleaseRequest, ReleaseStatus},
+    daemon::{
+        Daemon,
+        release::Decision,
+        requests::{body, condition},
+    },
 };
 
 type Answer = Result<Json<ReleaseStatus>, Refusal>;
@@ -40,8 +45,11 @@ pub(super) fn routes() -> [Route; 5] {
     ]
 }
 
-async fn status(State(daemon): State<Arc<Daemon>>, Path(service): Path<String>) -> Answer {
-    daemon.release_status(&service).map(Json)
+async fn status(
+    State(daemon): State<Arc<Daemon>>,
+    Path(service): Path<String>,
+) -> Result<Response, Refusal> {
+    answer(false, daemon.release_status(&service), |now| now.generation)
 }
 
 async fn start(
@@ -50,10 +58,12 @@ async fn start(
     Path(service): Path<String>,
     headers: HeaderMap,
     bytes: Bytes,
-) -> Answer {
+) -> Result<Response, Refusal> {
+    let mut request: ReleaseRequest = body(&bytes)?;
+    let condition = condition(&headers, &mut request.if_generation)?;
     let order = order(&actor, &service, &headers);
-    let started = daemon.start_release(&order, body(&bytes)?).await;
-    started.map(Json)
+    let started = daemon.start_release(&order, request).await;
+    answer(condition, started, |now| now.generation)
 }
 
 async fn decide(

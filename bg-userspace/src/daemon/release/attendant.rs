@@ -7,7 +7,11 @@ use std::{
 };
 
 use bg_common::service::Colour;
-use tokio::{sync::mpsc, task::AbortHandle};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, spawn_blocking},
+    time::{Instant, timeout_at},
+};
 
 use super::{Desk, Kept, Post, file_of, rules::Rules};
 use crate::{
@@ -22,7 +26,7 @@ use crate::{
     },
     datapath::now_ns,
     figures::Standing,
-    journal::Entry,
+    journal::{Entry, Wanted},
     keeper::RESULT_WAIT,
     locked,
     release::{Command, Event, Health, Machine, Note, Now, Release, State, Word},
@@ -32,6 +36,9 @@ use crate::{
 
 /// How often a release looks at the clock, and at the health of its new colour.
 const BEAT: Duration = Duration::from_secs(1);
+/// So many of the journal's newest lines of a service are looked through, after a start, for
+/// the newest one of its release.
+const JOURNALLED: usize = 1000;
 /// A flip of a release is void so long after it was decided.
 const FLIP_WITHIN_NS: u64 = 10_000_000_000;
 
@@ -81,19 +88,21 @@ impl Attendant {
         resumed: Option<bool>,
     ) {
         if let Some(same_boot) = resumed {
+            self.told = self.journalled().await;
             let word = self.word();
             let event = Event::Restarted { word, same_boot };
             let _ = self.step(event).await;
         }
+        let mut looked = Instant::now();
         loop {
-            let beat = self.machine.next_deadline().map(|at| {
-                let left = Duration::from_millis(at.saturating_sub(time::since_boot_ms()));
-                left.min(BEAT)
-            });
-            let next = match beat {
+            let next = match self.machine.next_deadline() {
                 None => post.recv().await,
-                Some(beat) => {
-                    let next = tokio::time::timeout(beat, post.recv()).await;
+                // Whoever asks all the time keeps nobody from looking.
+                Some(_) if looked.elapsed() >= BEAT => Some(Post::Beat),
+                Some(at) => {
+                    let left = Duration::from_millis(at.saturating_sub(time::since_boot_ms()));
+                    let due = (Instant::now() + left).min(looked + BEAT);
+                    let next = timeout_at(due, post.recv()).await;
                     next.unwrap_or(Some(Post::Beat))
                 }
             };
@@ -108,6 +117,7 @@ impl Attendant {
                 Some(Post::Event(event)) => event,
                 Some(Post::Changed(by)) => self.look(by),
                 Some(Post::Beat) => {
+                    looked = Instant::now();
                     self.beat().await;
                     continue;
                 }
@@ -125,6 +135,13 @@ impl Attendant {
         }
         // Whoever stored another word meanwhile, also without the daemon, comes first.
         let _ = self.step(self.look(None)).await;
+        // And so does who fell since the last look.
+        let release = self.machine.release.as_ref();
+        let to = release.filter(|release| release.is_looked_at());
+        let health = to.and_then(|release| self.daemon.colour_health(&self.service, release.to));
+        if let Some(ill @ Health::Ill(_)) = health {
+            let _ = self.step(Event::Health(ill)).await;
+        }
         self.step(event).await
     }
 
@@ -150,7 +167,7 @@ impl Attendant {
                         from_generation,
                         force,
                     } => {
-                        self.listen(to.other());
+                        let unkept = self.listen(to.other(), unkept.clone()).await;
                         let flip = self.flip(to, from_generation, force, unkept.as_deref());
                         let done = flip.await;
                         events.push_back(self.look(None));
@@ -162,7 +179,7 @@ impl Attendant {
                         from_generation,
                         force,
                     } => {
-                        self.listen(to.other());
+                        let unkept = self.listen(to.other(), unkept.clone()).await;
                         let request = CanaryRequest {
                             percent: Some(percent.percent()),
                             if_generation: Some(from_generation),
@@ -244,12 +261,11 @@ impl Attendant {
     }
 
     /// What the figures say of the new colour, if there are rules. Begins anew with each
-    /// step.
+    /// step. While the old one is held, only that they are broken: nobody waits for more.
     fn figures(&mut self) -> Option<Standing> {
         let release = self.machine.release.as_ref()?;
-        // Figures of the new colour say nothing of whether the old one is needed.
-        let plan = release.plan.prometheus.as_ref();
-        let plan = plan.filter(|_| release.state() != State::Standby)?;
+        let plan = release.plan.prometheus.as_ref()?;
+        let is_held = release.state() == State::Standby;
         let rules = self.rules.as_ref();
         if rules.is_none_or(|rules| !rules.are_of(release)) {
             self.rules = Some(Rules::new(&self.service, release, plan));
@@ -258,17 +274,23 @@ impl Attendant {
         if release.is_watched() {
             self.progress.say(rules.said());
         }
-        Some(rules.standing())
+        let standing = rules.standing();
+        (!is_held || matches!(standing, Standing::Broken(_))).then_some(standing)
     }
 
     /// Begins to listen before a store: what happens right behind it counts, too. How the
-    /// old colour was is taken before any new flow goes to the other one.
-    fn listen(&mut self, old: Colour) {
+    /// old colour was is taken before any new flow goes to the other one, and kept: it
+    /// outlives a kill right behind the store. Returns what is not kept, `unkept` before.
+    async fn listen(&mut self, old: Colour, unkept: Option<String>) -> Option<String> {
         if let Some(baseline) = self.daemon.baseline(&self.service, old) {
             // Nothing is to be done about it.
             let _ = self.machine.handle(Event::Baseline(baseline), now());
         }
         let _ = self.hear();
+        match unkept {
+            None => self.keep().await,
+            unkept => unkept,
+        }
     }
 
     /// Keeps the machine on the disk, and tells what is new. Returns what did not
@@ -310,8 +332,36 @@ impl Attendant {
         self.told = last_note(&self.machine);
     }
 
+    /// The last note that is in the journal: a kill may have come between the file and it.
+    async fn journalled(&self) -> (u64, u64) {
+        let all = last_note(&self.machine);
+        let Some(release) = &self.machine.release else {
+            return all;
+        };
+        let wanted = Wanted {
+            limit: JOURNALLED,
+            since_ms: None,
+            service: Some(self.service.clone()),
+        };
+        let journal = Arc::clone(&self.daemon);
+        let read = spawn_blocking(move || journal.journal.last(&wanted)).await;
+        // What cannot be read gets no line twice.
+        let Ok(Ok(read)) = read else {
+            return all;
+        };
+        let of_release =
+            |entry: &&Entry| entry.action == "release" && entry.service == self.service;
+        let newest = read.entries.iter().rev().find(of_release);
+        match newest {
+            // It was long ago.
+            None if release.state().is_over() => all,
+            None => (release.number, 0),
+            Some(entry) => (release.number, last_of(release, &entry.detail)),
+        }
+    }
+
     fn tell_one(&self, release: &Release, note: &Note, generation: u16) {
-        let detail = format!("{} {}: {}", release.id(), note.state.as_str(), note.text);
+        let detail = detail(release, note);
         tracing::info!("{}: release {detail}", self.service);
         let actor = note.actor.as_deref();
         let told = Told {
@@ -422,6 +472,7 @@ impl Attendant {
         let request = FlipRequest {
             to: Some(to.as_str().to_owned()),
             if_generation: Some(from_generation),
+            if_share: Some(release.seen_share()),
             force,
             why: Some(why(release)),
             ..FlipRequest::default()
@@ -445,6 +496,7 @@ impl Attendant {
         let _still = self.daemon.reloading.lock().await;
         self.may_store(release, to, request.force, unkept)?;
         let request = CanaryRequest {
+            if_share: Some(release.seen_share()),
             why: Some(why(release)),
             ..request
         };
@@ -544,6 +596,18 @@ fn now() -> Now {
         ms: time::since_boot_ms(),
         unix_ms: time::unix_ms(),
     }
+}
+
+/// A note, as the journal has it.
+fn detail(release: &Release, note: &Note) -> String {
+    format!("{} {}: {}", release.id(), note.state.as_str(), note.text)
+}
+
+/// The number of the newest note that is this in the journal; 0 where none is.
+fn last_of(release: &Release, journalled: &str) -> u64 {
+    let mut notes = release.notes.iter().rev();
+    let same = notes.find(|note| detail(release, note) == journalled);
+    same.map_or(0, |note| note.number)
 }
 
 fn last_note(machine: &Machine) -> (u64, u64) {

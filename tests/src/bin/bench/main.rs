@@ -116,19 +116,7 @@ fn main() -> ExitCode {
         eprintln!("bench: Ctrl-C will not clean up: {error}");
     }
     match run(&arguments, &interrupted) {
-        Ok(report) => {
-            match arguments.output {
-                Output::Text => print!("{report}"),
-                Output::Json => match serde_json::to_string(&report) {
-                    Ok(json) => println!("{json}"),
-                    Err(error) => {
-                        eprintln!("bench: {error}");
-                        return ExitCode::FAILURE;
-                    }
-                },
-            }
-            ExitCode::SUCCESS
-        }
+        Ok(()) => ExitCode::SUCCESS,
         Err(_) if interrupted.load(Ordering::Relaxed) => {
             eprintln!("\nbench: interrupted; namespaces, pins and programs are removed");
             ExitCode::from(INTERRUPTED)
@@ -140,8 +128,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Measures everything. The lab is gone when it returns.
-fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
+/// Measures, and shows what was measured: also what came before a section that failed.
+fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<()> {
     let effort = if arguments.quick {
         Effort {
             rounds: 3,
@@ -155,32 +143,14 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
             quick: false,
         }
     };
-    let wanted = |section| {
-        let named = &arguments.sections;
-        named.is_empty() || named.contains(&section) || named.contains(&Section::All)
-    };
     let mut report = Report::new(effort.rounds, effort.frames);
-    if wanted(Section::Packets) {
-        let stages = if arguments.quick {
-            &STAGES[..2]
-        } else {
-            &STAGES
-        };
-        packets::measure(arguments, &effort, stages, interrupted, &mut report)?;
-    }
-    if wanted(Section::Growth) {
-        report.growth = Some(growth::measure(&effort, interrupted)?);
-    }
-    if wanted(Section::Peers) {
-        report.peers = Some(peers::measure(&effort, interrupted)?);
-    }
-    if wanted(Section::Http) {
-        report.http = Some(http::measure(&effort, interrupted)?);
-    }
-    if wanted(Section::Flips) {
-        report.flips = Some(flips::measure(&effort, interrupted)?);
-    }
+    let measured = measure(arguments, &effort, interrupted, &mut report);
     report.end();
+    match arguments.output {
+        Output::Text => print!("{report}"),
+        Output::Json => println!("{}", serde_json::to_string(&report)?),
+    }
+    measured?;
     let pictures = match &arguments.pictures {
         Some(directory) => directory.clone(),
         None => beside_the_build("bench")?,
@@ -190,7 +160,47 @@ fn run(arguments: &Arguments, interrupted: &AtomicBool) -> Result<Report> {
         keep(&report, file)
             .with_context(|| format!("keeping the figures in {}", file.display()))?;
     }
-    Ok(report)
+    Ok(())
+}
+
+/// Measures what is wanted. The labs are gone when it returns.
+fn measure(
+    arguments: &Arguments,
+    effort: &Effort,
+    interrupted: &AtomicBool,
+    report: &mut Report,
+) -> Result<()> {
+    let wanted = |section| {
+        let named = &arguments.sections;
+        named.is_empty() || named.contains(&section) || named.contains(&Section::All)
+    };
+    if [Section::Peers, Section::Http, Section::Flips]
+        .into_iter()
+        .any(wanted)
+    {
+        tools::check()?;
+    }
+    if wanted(Section::Packets) {
+        let stages = if arguments.quick {
+            &STAGES[..2]
+        } else {
+            &STAGES
+        };
+        packets::measure(arguments, effort, stages, interrupted, report)?;
+    }
+    if wanted(Section::Growth) {
+        report.growth = Some(growth::measure(effort, interrupted)?);
+    }
+    if wanted(Section::Peers) {
+        report.peers = Some(peers::measure(effort, interrupted)?);
+    }
+    if wanted(Section::Http) {
+        report.http = Some(http::measure(effort, interrupted)?);
+    }
+    if wanted(Section::Flips) {
+        report.flips = Some(flips::measure(effort, interrupted)?);
+    }
+    Ok(())
 }
 
 /// Adds the report to those of other runs.

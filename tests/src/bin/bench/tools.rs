@@ -17,6 +17,13 @@ pub struct Tool {
     root: PathBuf,
 }
 
+/// Whether the peers' programs are there: better before all else than behind it.
+pub fn check() -> Result<()> {
+    ["nft", "haproxy", "nginx"]
+        .into_iter()
+        .try_for_each(|name| Tool::find(name).map(drop))
+}
+
 impl Tool {
     /// Finds it by its name.
     pub fn find(name: &str) -> Result<Self> {

@@ -36,6 +36,8 @@ const CLIENTS: usize = 50;
 const PAUSE: Duration = Duration::from_millis(100);
 /// So many of a thousand requests does the bad version fail.
 const BAD: u32 = 100;
+/// Nobody may be hurt for longer than this from the first bad answer on, milliseconds.
+const HURT_FOR_MS: u64 = 5_000;
 /// Width of a bar.
 const STEP_NS: u64 = 100_000_000;
 
@@ -167,6 +169,7 @@ impl Story {
             && self.bad.exit_code == 10
             && self.failed_otherwise == 0
             && self.bad.hurt > 0
+            && self.hurt_for_ms.is_some_and(|ms| ms <= HURT_FOR_MS)
     }
 
     fn print(&self, picture: &Path) {
