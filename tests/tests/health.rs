@@ -472,6 +472,9 @@ fn the_old_colour_is_held_while_the_new_one_is_ill_or_unknown() {
     for _ in 0..20 {
         refused(&lab).unwrap();
     }
+    until("the release hears of it again", || {
+        refused(&lab).unwrap().contains("green is ill: ")
+    });
     assert_eq!(state(&lab), "STANDBY");
     let forced = lab.ask(&[&retire[..], &["--force"]].concat()).unwrap();
     assert_eq!(forced["state"], "STEADY");
