@@ -375,7 +375,7 @@ pub struct FlowLine {
     /// The listener or the preview that it came by, like `tcp://203.0.113.10:8000`.
     #[serde(default)]
     pub listener: Option<String>,
-    /// It came by the preview of its colour.
+    /// It came by a preview.
     #[serde(default)]
     pub preview: bool,
     /// Colour.

@@ -107,6 +107,13 @@ impl Machine {
         todo
     }
 
+    /// How the old colour was, before a store.
+    pub fn compare_with(&mut self, baseline: Baseline) {
+        if let Some(release) = &mut self.release {
+            release.compare_with(baseline);
+        }
+    }
+
     /// When it must hear of the time again, milliseconds since the boot.
     pub fn next_deadline(&self) -> Option<u64> {
         let release = self.release.as_ref()?;
@@ -249,7 +256,6 @@ impl Release {
             Event::Health(health) => self.hear(health, now, todo),
             Event::OldHealth(health) => self.old = health,
             Event::Failing(why) => self.failing(why, now, todo),
-            Event::Baseline(baseline) => self.compare_with(baseline),
             Event::Extend { by, more } => return self.extend(&by, more, now),
             Event::Retire { by, force } => return self.retire(&by, force, now),
             Event::Pause(by) => return self.pause_by_hand(&by, now),
@@ -404,6 +410,10 @@ impl Release {
             Phase::Raising { .. } => format!("its share was not stored: {refusal}"),
             _ => return,
         };
+        // What a human stored stays.
+        if refusal.kind == Kind::StaleGeneration {
+            return self.superseded(why, None, now);
+        }
         if self.holds_share() {
             return self.take_back(State::Aborted, refusal.code, why, None, now, todo);
         }
@@ -599,14 +609,10 @@ impl Release {
     /// The hold is over, but never in an incident, nor while nobody can say.
     fn hold_ends(&mut self, now: Now) {
         let from = self.from.as_str();
-        let keeps = match self.objection() {
-            _ if self.canary > 0 => Some(format!("a share of new flows goes to {from}")),
-            None if self.plan.hears() && self.health == Health::Unknown => {
-                // Right behind a start nothing was heard yet; in a quiet night nothing will be.
-                let unheard = format!("nothing was heard of {} yet", self.to.as_str());
-                Some(unheard).filter(|unheard| !self.why.starts_with(unheard))
-            }
-            trouble => trouble,
+        let keeps = if self.canary > 0 {
+            Some(format!("a share of new flows goes to {from}"))
+        } else {
+            self.objection()
         };
         match keeps {
             None => {
@@ -831,6 +837,11 @@ impl Release {
             Phase::SwitchingBack => {
                 self.wait(SWITCH, now);
                 self.go_back(now, todo);
+            }
+            // Nothing was heard yet; in a quiet night nothing will be.
+            Phase::Standby if self.plan.hears() => {
+                let soon = now.ms.saturating_add(milliseconds(RECHECK));
+                self.until_ms = self.until_ms.max(soon);
             }
             Phase::Baking { .. } => {
                 let why = "the daemon was restarted, so it bakes from the beginning";

@@ -445,7 +445,7 @@ fn a_release_whose_servers_fall_in_its_bake_rolls_back_by_itself() {
 fn the_old_colour_is_held_while_the_new_one_is_ill_or_unknown() {
     let (mut lab, servers) = healthy();
     let tables = "[[service.llm.gate]]\nname = \"smoke\"\nkind = \"http\"\npath = \"/health\"\n\
-                  [service.llm.bake]\nduration = \"1s\"\nsettle = \"0s\"\n";
+                  [service.llm.bake]\nduration = \"3s\"\nsettle = \"0s\"\n";
     lab.configure(&(service(OFTEN) + tables)).unwrap();
     lab.ask(&["reload"]).unwrap();
     let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();

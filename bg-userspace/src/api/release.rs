@@ -32,7 +32,7 @@ pub struct ReleaseRequest {
 #[serde(deny_unknown_fields, default)]
 pub struct DecisionRequest {
     /// `resume`: what is not known counts as good. `retire`: also while the active colour is
-    /// ill, or nothing is known of it.
+    /// ill, or health checks do not know yet.
     pub force: bool,
     /// For the journal.
     pub why: Option<String>,

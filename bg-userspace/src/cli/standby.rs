@@ -25,7 +25,7 @@ pub(super) struct Standby {
 enum Verb {
     /// Hold the old colour for longer.
     Extend(Extend),
-    /// End the hold now. Refused while the active colour is ill, or nothing is known of it.
+    /// End the hold now. Refused while the active colour is ill, or health checks do not know yet.
     Retire(Retire),
 }
 

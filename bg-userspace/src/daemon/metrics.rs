@@ -126,7 +126,12 @@ impl Metrics {
             server: Mutex::new(server::Server::new(listener)),
         };
         // What alerts look for is there before it first happens.
-        for trigger in [Trigger::Manual, Trigger::Automatic, Trigger::Offline] {
+        for trigger in [
+            Trigger::Manual,
+            Trigger::Release,
+            Trigger::Automatic,
+            Trigger::Offline,
+        ] {
             drop(metrics.rollbacks.get_or_create(&rollback(trigger)));
         }
         Ok(metrics.registered())

@@ -104,8 +104,6 @@ pub enum Event {
     OldHealth(Health),
     /// The active colour fails requests: cold caches are no excuse for that.
     Failing(String),
-    /// How the old colour was before the flip that comes now.
-    Baseline(Baseline),
     /// What the kernel's word is; `None`: the service is gone.
     Word {
         /// The word.

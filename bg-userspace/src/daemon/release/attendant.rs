@@ -117,8 +117,8 @@ impl Attendant {
                 Some(Post::Event(event)) => event,
                 Some(Post::Changed(by)) => self.look(by),
                 Some(Post::Beat) => {
-                    looked = Instant::now();
                     self.beat().await;
+                    looked = Instant::now();
                     continue;
                 }
             };
@@ -137,10 +137,19 @@ impl Attendant {
         let _ = self.step(self.look(None)).await;
         // And so does who fell since the last look.
         let release = self.machine.release.as_ref();
-        let to = release.filter(|release| release.is_looked_at());
-        let health = to.and_then(|release| self.daemon.colour_health(&self.service, release.to));
-        if let Some(ill @ Health::Ill(_)) = health {
-            let _ = self.step(Event::Health(ill)).await;
+        if let Some(release) = release.filter(|release| release.is_looked_at()) {
+            let health = |colour| self.daemon.colour_health(&self.service, colour);
+            let (old, new) = (health(release.from), health(release.to));
+            if let Some(ill @ Health::Ill(_)) = new {
+                let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
+                let _ = self.step(Event::Health(ill)).await;
+            }
+        }
+        if let Event::Start(start) = &event
+            && self.word() != Some(start.word)
+        {
+            let message = "somebody flipped, or set a share, meanwhile: nothing was begun";
+            return Err(Refusal::new(Kind::StaleGeneration, message));
         }
         self.step(event).await
     }
@@ -261,7 +270,7 @@ impl Attendant {
     }
 
     /// What the figures say of the new colour, if there are rules. Begins anew with each
-    /// step. While the old one is held, only that they are broken: nobody waits for more.
+    /// step. While the old one is held, nobody waits until they are known.
     fn figures(&mut self) -> Option<Standing> {
         let release = self.machine.release.as_ref()?;
         let plan = release.plan.prometheus.as_ref()?;
@@ -275,7 +284,7 @@ impl Attendant {
             self.progress.say(rules.said());
         }
         let standing = rules.standing();
-        (!is_held || matches!(standing, Standing::Broken(_))).then_some(standing)
+        (!is_held || standing != Standing::Unknown).then_some(standing)
     }
 
     /// Begins to listen before a store: what happens right behind it counts, too. How the
@@ -283,8 +292,7 @@ impl Attendant {
     /// outlives a kill right behind the store. Returns what is not kept, `unkept` before.
     async fn listen(&mut self, old: Colour, unkept: Option<String>) -> Option<String> {
         if let Some(baseline) = self.daemon.baseline(&self.service, old) {
-            // Nothing is to be done about it.
-            let _ = self.machine.handle(Event::Baseline(baseline), now());
+            self.machine.compare_with(baseline);
         }
         let _ = self.hear();
         match unkept {
@@ -340,7 +348,7 @@ impl Attendant {
         };
         let wanted = Wanted {
             limit: JOURNALLED,
-            since_ms: None,
+            since_ms: release.notes.first().map(|note| note.unix_ms),
             service: Some(self.service.clone()),
         };
         let journal = Arc::clone(&self.daemon);
@@ -349,14 +357,16 @@ impl Attendant {
         let Ok(Ok(read)) = read else {
             return all;
         };
-        let of_release =
-            |entry: &&Entry| entry.action == "release" && entry.service == self.service;
-        let newest = read.entries.iter().rev().find(of_release);
+        let mut entries = read.entries.iter().rev();
+        let newest = entries.find_map(|entry| {
+            let is_of_release = entry.action == "release" && entry.service == self.service;
+            is_of_release.then(|| last_of(release, &entry.detail))?
+        });
         match newest {
+            Some(note) => (release.number, note),
             // It was long ago.
-            None if release.state().is_over() => all,
+            None if read.more || release.state().is_over() => all,
             None => (release.number, 0),
-            Some(entry) => (release.number, last_of(release, &entry.detail)),
         }
     }
 
@@ -603,11 +613,11 @@ fn detail(release: &Release, note: &Note) -> String {
     format!("{} {}: {}", release.id(), note.state.as_str(), note.text)
 }
 
-/// The number of the newest note that is this in the journal; 0 where none is.
-fn last_of(release: &Release, journalled: &str) -> u64 {
+/// The number of the newest note that is this in the journal.
+fn last_of(release: &Release, journalled: &str) -> Option<u64> {
     let mut notes = release.notes.iter().rev();
     let same = notes.find(|note| detail(release, note) == journalled);
-    same.map_or(0, |note| note.number)
+    same.map(|note| note.number)
 }
 
 fn last_note(machine: &Machine) -> (u64, u64) {

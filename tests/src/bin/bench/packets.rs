@@ -122,6 +122,7 @@ impl<'a> Bench<'a> {
         };
         self.send(side, before)?;
         let reasons = self.stand.reasons()?;
+        let sent_on = self.stand.received(Side::Servers, true)?;
         let runs = self.stand.runs(case.program)?;
         self.send(side, self.frames)?;
         let after = self.stand.runs(case.program)?;
@@ -132,6 +133,15 @@ impl<'a> Bench<'a> {
             case.name,
             self.frames
         );
+        if case.program == Program::Part(LEAST) {
+            let arrived = self.stand.received(Side::Servers, true)? - sent_on;
+            ensure!(
+                arrived * 1000 >= u64::from(self.frames) * INTENDED,
+                "{}: {arrived} of {} frames arrived",
+                case.name,
+                self.frames
+            );
+        }
         if case.program.is_ours() {
             let after = self.stand.reasons()?;
             intended(case, count, &reasons, &after)?;
