@@ -15,7 +15,7 @@ use bg_tests::{
     lab::{Lab, Place, SERVICE},
     load::{in_place, until},
 };
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Collected, Full};
 use hyper::{
     HeaderMap, Request, Response,
     body::{Bytes, Incoming},
@@ -56,8 +56,8 @@ impl Servers {
         let mut text = String::new();
         for (kind, port, keys, _) in KINDS {
             let keys = keys.replace("DIR", lab.directory().to_str().unwrap());
-            text += &format!(
-                "[service.{kind}]\nlisten = [\"tcp://{SERVICE}:{port}\"]\n\
+            text = format!(
+                "{text}[service.{kind}]\nlisten = [\"tcp://{SERVICE}:{port}\"]\n\
                  [service.{kind}.blue]\nbackends = [\"10.0.1.10\"]\n\
                  [service.{kind}.green]\nbackends = [\"{SERVER}\"]\n\
                  [service.{kind}.health]\nkind = \"{kind}\"\ninterval = \"200ms\"\n\
@@ -161,7 +161,7 @@ async fn check(
 ) -> Result<Response<impl hyper::body::Body<Data = Bytes, Error = Infallible>>, Infallible> {
     let path = request.uri().path().to_owned();
     let asked = request.into_body().collect().await;
-    let asked = asked.map(|body| body.to_bytes()).unwrap_or_default();
+    let asked = asked.map(Collected::to_bytes).unwrap_or_default();
     // Field 1 of the request is the service.
     let knows = path == "/grpc.health.v1.Health/Check" && asked.ends_with(b"\x0a\x03llm");
     let mut trailers = HeaderMap::new();
@@ -182,7 +182,7 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let path = request.uri().path().to_owned();
     let body = request.into_body().collect().await;
-    let body = body.map(|body| body.to_bytes()).unwrap_or_default();
+    let body = body.map(Collected::to_bytes).unwrap_or_default();
     let asked: Value = serde_json::from_slice(&body).unwrap_or_default();
     let (status, said) = match path.as_str() {
         "/v2/health/ready" => (200, json!({})),

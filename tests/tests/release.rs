@@ -346,7 +346,7 @@ fn who_asked_for_it_does_not_approve_it() {
 
     // Somebody else, of the group that may open the socket.
     let group = Some(NOBODY);
-    chown(&lab.directory().join("sock"), None, group).unwrap();
+    chown(lab.directory().join("sock"), None, group).unwrap();
     chown(lab.directory(), None, group).unwrap();
     let mode = Permissions::from_mode(0o750);
     fs::set_permissions(lab.directory(), mode).unwrap();
