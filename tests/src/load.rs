@@ -174,7 +174,9 @@ async fn accept(listener: TcpListener, colour: &'static str, mood: Arc<Mood>) {
             let service = service_fn(move |request: Request<Incoming>| {
                 let mood = Arc::clone(&mood);
                 async move {
-                    let fails = mood.next().await;
+                    // A readiness check that lies, as they do.
+                    let is_work = request.uri().path() != "/ready";
+                    let fails = is_work && mood.next().await;
                     let mut response = Response::new(answer(request.uri().path(), colour, peer));
                     if fails {
                         *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;

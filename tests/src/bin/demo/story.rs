@@ -25,7 +25,7 @@ const TABLES: &str = r#"
 [[service.llm.gate]]
 name = "smoke"
 kind = "http"
-path = "/"
+path = "/ready"
 [service.llm.bake]
 settle = "2s"
 duration = "6s"
