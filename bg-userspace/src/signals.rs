@@ -240,10 +240,18 @@ impl Listener {
         }
     }
 
-    /// The shortest window in which there were enough cases.
-    fn window(&self, count: Count) -> Option<usize> {
-        let enough = |looks: &usize| count(&self.since(*looks)).1 >= FEW;
-        WINDOWS.into_iter().find(enough)
+    /// How many looks the shortest window has in which there were enough cases.
+    fn window(&self, cases: impl Fn(&Signals) -> u64) -> Option<usize> {
+        let enough = |looks: &usize| cases(&self.since(*looks)) >= FEW;
+        let looks = WINDOWS.into_iter().find(enough)?;
+        Some(looks.min(self.looks.len() - 1))
+    }
+
+    /// What was heard in the later half of a window, and in the earlier one.
+    fn halves(&self, looks: usize) -> [Signals; 2] {
+        let last = self.looks.len() - 1;
+        let earlier = self.looks[last - looks / 2].since(&self.looks[last - looks]);
+        [self.since(looks / 2), earlier]
     }
 
     /// What was heard in the last so many looks, or since the begin.
@@ -255,11 +263,8 @@ impl Listener {
     /// Why a rule is broken: in the shortest window in which enough was heard, and in both
     /// halves of it, so that one bad moment is none.
     fn breaks(&self, rule: &Rule) -> Option<String> {
-        let last = self.looks.len() - 1;
-        let looks = self.window(rule.count)?.min(last);
+        let looks = self.window(|heard| (rule.count)(heard).1)?;
         let (bad, all) = (rule.count)(&self.since(looks));
-        let later = self.since(looks / 2);
-        let earlier = self.looks[last - looks / 2].since(&self.looks[last - looks]);
         let has_baseline = rule.usual.1 >= FEW;
         let usual = share(rule.usual.0, rule.usual.1);
         let allowed = if has_baseline {
@@ -271,7 +276,7 @@ impl Listener {
             let (bad, all) = (rule.count)(heard);
             bad > 0 && share(bad, all) > allowed
         };
-        let broken = looks >= 2 && bad >= FEW_BAD && too_many(&later) && too_many(&earlier);
+        let broken = looks >= 2 && bad >= FEW_BAD && self.halves(looks).iter().all(too_many);
         broken.then(|| {
             let compared = if has_baseline {
                 format!(
@@ -297,22 +302,20 @@ impl Listener {
         if pace.usual < FEW {
             return None;
         }
-        let last = self.looks.len() - 1;
-        let timed = |looks: &usize| (pace.times)(&self.since(*looks)).iter().sum::<u64>();
-        let looks = WINDOWS.into_iter().find(|looks| timed(looks) >= FEW)?;
-        let looks = looks.min(last);
-        let p90 = |heard: &Signals| quantile((pace.times)(heard), 0.9);
-        let earlier = self.looks[last - looks / 2].since(&self.looks[last - looks]);
-        let is = p90(&self.since(looks))?;
-        let halves = [p90(&self.since(looks / 2))?, p90(&earlier)?];
+        let timed = |heard: &Signals| -> u64 { (pace.times)(heard).iter().sum() };
+        let looks = self.window(timed)?;
+        let heard = self.since(looks);
+        let is = quantile((pace.times)(&heard), 0.9)?;
         let limit = usual.mul_f64(self.plan.slower()).max(usual + NOTICED);
+        let is_late =
+            |heard: &Signals| quantile((pace.times)(heard), 0.9).is_some_and(|p90| p90 > limit);
         let [what, became] = pace.what;
-        halves.into_iter().chain([is]).all(|p90| p90 > limit).then(|| {
+        (is > limit && self.halves(looks).iter().all(is_late)).then(|| {
             format!(
                 "9 of 10 {what} {became} within {}, before it was {} ({} {what}; {} times as long is allowed)",
                 length(is),
                 length(usual),
-                timed(&looks),
+                timed(&heard),
                 self.plan.slower()
             )
         })

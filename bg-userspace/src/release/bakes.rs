@@ -52,12 +52,6 @@ impl Service {
         assert_eq!(self.flipped(), state);
     }
 
-    /// Its hold is ended by hand.
-    fn retires(&mut self, force: bool) -> Vec<Command> {
-        let by = By::default();
-        self.handle(Event::Retire { by, force })
-    }
-
     /// Stores the other colour.
     fn flipped(&mut self) -> State {
         self.word = Word {

@@ -142,10 +142,7 @@ fn each_step_waits_for_the_hooks_before_it_and_for_none_behind_it() {
     let baked = service.handle(Event::Health(Health::Well));
     assert_eq!(service.machine.state(), State::Standby);
     assert_eq!(asked(&baked), ["after-bake"]);
-    let retired = service.handle(Event::Retire {
-        by: By::default(),
-        force: false,
-    });
+    let retired = service.retires(false);
     assert_eq!(service.stands(), (State::Steady, 0));
     assert_eq!(service.say(&retired, &["after-standby"], Verdict::Pass), []);
     // Nobody waits for one that hangs.

@@ -62,6 +62,12 @@ impl Service {
         self.handle(Event::Word { word, by: None })
     }
 
+    /// Its hold is ended by hand.
+    pub(super) fn retires(&mut self, force: bool) -> Vec<Command> {
+        let by = By::default();
+        self.handle(Event::Retire { by, force })
+    }
+
     /// Time goes by, and then the new colour is like this.
     pub(super) fn after(&mut self, seconds: u64, health: Health) -> (State, Vec<Command>) {
         self.seconds += seconds;

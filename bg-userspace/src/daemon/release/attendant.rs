@@ -136,14 +136,9 @@ impl Attendant {
         // Whoever stored another word meanwhile, also without the daemon, comes first.
         let _ = self.step(self.look(None)).await;
         // And so does who fell since the last look.
-        let release = self.machine.release.as_ref();
-        if let Some(release) = release.filter(|release| release.is_looked_at()) {
-            let health = |colour| self.daemon.colour_health(&self.service, colour);
-            let (old, new) = (health(release.from), health(release.to));
-            if let Some(ill @ Health::Ill(_)) = new {
-                let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
-                let _ = self.step(Event::Health(ill)).await;
-            }
+        if let Some([old, Some(ill @ Health::Ill(_))]) = self.healths() {
+            let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
+            let _ = self.step(Event::Health(ill)).await;
         }
         if let Event::Start(start) = &event
             && self.word() != Some(start.word)
@@ -226,16 +221,22 @@ impl Attendant {
         }
     }
 
+    /// How the old and the new colour are by their probes, while a release looks at them.
+    fn healths(&self) -> Option<[Option<Health>; 2]> {
+        let release = self.machine.release.as_ref()?;
+        let health = |colour| self.daemon.colour_health(&self.service, colour);
+        release
+            .is_looked_at()
+            .then(|| [health(release.from), health(release.to)])
+    }
+
     /// Looks at the word, then at both colours, and at the clock. Nobody is refused.
     async fn beat(&mut self) {
         let _ = self.step(self.look(None)).await;
-        let health = |colour| self.daemon.colour_health(&self.service, colour);
-        let release = self.machine.release.as_ref();
-        let Some(release) = release.filter(|release| release.is_looked_at()) else {
+        let Some([old, new]) = self.healths() else {
             let _ = self.step(Event::Tick).await;
             return;
         };
-        let (old, new) = (health(release.from), health(release.to));
         let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
         let event = match (new, self.hear(), self.figures()) {
             (_, Some(Hearing::Failing(why)), _) => Event::Failing(why),
