@@ -19,7 +19,9 @@ pub const CLIENTS_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0);
 const STRANGERS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 0);
 /// The same over IPv6: behind this part of the clients' network.
 const STRANGERS_V6: Ipv4Addr = Ipv4Addr::new(128, 0, 0, 0);
-/// So many strangers come round that each is forgotten in between.
+/// Kinds of strangers: over TCP, TCP over IPv6, and UDP.
+pub const STRANGERS_KINDS: usize = 3;
+/// So many strangers of a kind come round that each is forgotten in between.
 pub const STRANGER_FLOWS: u32 = 4_000_000;
 /// A MAC address that nobody has: the stack drops what is passed to it at once.
 const NOBODY: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
@@ -252,10 +254,17 @@ impl Case {
 impl Kind {
     /// Whether its flows are not known.
     pub const fn is_first(self) -> bool {
-        matches!(
-            self,
-            Self::First | Self::FirstV6 | Self::FirstUdp | Self::FirstOver(_)
-        )
+        self.strangers().is_some()
+    }
+
+    /// Whose flows are not known: an index less than [`STRANGERS_KINDS`].
+    pub const fn strangers(self) -> Option<usize> {
+        match self {
+            Self::First | Self::FirstOver(_) => Some(0),
+            Self::FirstV6 => Some(1),
+            Self::FirstUdp => Some(2),
+            _ => None,
+        }
     }
 
     /// Name in the report.

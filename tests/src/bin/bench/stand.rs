@@ -45,7 +45,9 @@ use bg_userspace::{
 use nix::{net::if_::if_nametoindex, sys::signal::Signal};
 use serde_json::Value;
 
-use crate::cases::{CLIENTS, CLIENTS_V6, DSR, Kind, PARTS, Ports, Program, SNAT, Side};
+use crate::cases::{
+    CLIENTS, CLIENTS_V6, DSR, Kind, PARTS, Ports, Program, SNAT, STRANGERS_KINDS, Side,
+};
 
 /// Interfaces of the gateway, by side.
 const INTERFACES: [&str; 2] = ["clients", "blue"];
@@ -108,10 +110,10 @@ pub struct Stand {
     monitor: Array<MapData, [u64; 2]>,
     /// Which program is where.
     attached: [Program; 2],
-    /// Whether clients that nobody knows are sent in, ...
-    feeds_strangers: bool,
-    /// ... and frames of them so far.
-    strangers: AtomicU32,
+    /// Which clients that nobody knows are sent in, if any, ...
+    feeds_strangers: Option<usize>,
+    /// ... and frames of each kind of them so far.
+    strangers: [AtomicU32; STRANGERS_KINDS],
     /// How many flows fit in the table of established ones, ...
     max_flows: u32,
     /// ... and how many of the service each table holds.
@@ -221,8 +223,8 @@ impl Stand {
             reasons,
             monitor,
             attached: [Program::Ours; 2],
-            feeds_strangers: false,
-            strangers: AtomicU32::new(0),
+            feeds_strangers: None,
+            strangers: Default::default(),
             max_flows,
             remembered: 0,
             cpu: cpus - 1,
@@ -401,11 +403,11 @@ impl Stand {
     pub fn feed(&mut self, kind: Kind, flows: u32) -> Result<()> {
         let mut stream = self.stream(kind, flows)?;
         if kind.side() == Side::Clients {
-            self.feeds_strangers = kind.is_first();
+            self.feeds_strangers = kind.strangers();
         }
-        if kind.is_first() {
+        if let Some(strangers) = kind.strangers() {
             // Behind those that came last, who may not be forgotten yet.
-            stream.next = self.strangers.load(Ordering::Relaxed) % flows;
+            stream.next = self.strangers[strangers].load(Ordering::Relaxed) % flows;
         }
         self.generators[kind.side() as usize].set(&stream)
     }
@@ -438,8 +440,11 @@ impl Stand {
     pub fn run(&self, side: Side, frames: u32) -> Result<Duration> {
         let side = side as usize;
         let namespace: File = self.lab.enter(FAR[side])?;
-        if side == Side::Clients as usize && self.feeds_strangers {
-            self.strangers.fetch_add(frames, Ordering::Relaxed);
+        if let Some(strangers) = self
+            .feeds_strangers
+            .filter(|_| side == Side::Clients as usize)
+        {
+            self.strangers[strangers].fetch_add(frames, Ordering::Relaxed);
         }
         self.generators[side].run(&namespace, FAR_INTERFACE, frames, self.cpu)
     }
