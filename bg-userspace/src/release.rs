@@ -336,6 +336,7 @@ impl Release {
     fn ready(&mut self, why: &str, now: Now) {
         let expires = self.plan.approval.expires;
         let why = format!("{why}; it waits for an approval");
+        self.after(When::Ready);
         self.enter(Phase::Ready, expires, why, None, now);
     }
 
@@ -641,6 +642,7 @@ impl Release {
 
     fn pause(&mut self, held: Held, why: String, by: Option<&By>, now: Now) {
         let expires = self.plan.approval.expires;
+        self.after(When::Paused);
         self.enter(Phase::Paused(held), expires, why, by, now);
     }
 
@@ -935,6 +937,9 @@ impl Release {
     }
 
     fn over(&mut self, state: State, code: u8, why: String, by: Option<&By>, now: Now) {
+        if matches!(state, State::Failed | State::Aborted) {
+            self.after(When::Failed);
+        }
         self.enter(Phase::Over { state, code }, Duration::ZERO, why, by, now);
     }
 

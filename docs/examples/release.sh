@@ -1,7 +1,8 @@
 #!/bin/sh
 # Brings the version that stands by live: gates, flip, bake, with one command, and ends
 # with its exit code: 0 it has baked, 6 a gate failed, 7 a human is needed, 8 the colour
-# cannot be reached, 10 it rolled back by itself; `bgswitch help` has them all.
+# cannot be reached, 9 nobody approved it in time, 10 it rolled back by itself; `bgswitch
+# help` has them all. Where an approval is required, it waits for that, too.
 #
 #   release.sh SERVICE [VERSION]
 #
@@ -64,6 +65,7 @@ case $code in
     6) say "a gate failed: the old version serves on, nothing was flipped" ;;
     7) say "a human is needed: bgswitch release status $service" ;;
     8) say "the colour cannot be reached: nothing was flipped" ;;
+    9) say "nobody approved it, or decided, in time: nothing was flipped" ;;
     10) say "it rolled back by itself: the old version serves" ;;
     *) say "exit code $code: bgswitch release status $service" ;;
 esac

@@ -33,4 +33,6 @@ pub mod picture;
 #[cfg(feature = "lab")]
 pub mod scrape;
 #[cfg(feature = "lab")]
+pub mod terminal;
+#[cfg(feature = "lab")]
 pub mod wire;

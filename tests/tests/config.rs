@@ -673,6 +673,11 @@ const BAD: &[(&str, &str, &str)] = &[
     ),
     (
         "[service.llm.blue]",
+        "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x{v=`{version}`}\"\nmax = 1\n[service.llm.blue]",
+        "22: service.llm.bake.rule.promql: {version} is in a string of backticks, where nothing can be escaped: use \"\" or ''",
+    ),
+    (
+        "[service.llm.blue]",
         "[service.llm.bake]\nprometheus = \"http://prom:9090\"\n[[service.llm.bake.rule]]\nname = \"a\"\npromql = \"x\"\n[service.llm.blue]",
         "20: service.llm.bake.rule.max: is missing: what it must not exceed, like 0.01, or add `min`",
     ),
@@ -754,17 +759,22 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[[service.llm.hook]]\nname = \"a\"\n[service.llm.blue]",
-        "18: service.llm.hook.when: is missing: \"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \"after-standby\" or \"after-rollback\"",
+        "18: service.llm.hook.when: is missing: \"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \"after-standby\", \"after-rollback\", \"ready\", \"paused\" or \"failed\"",
     ),
     (
         "[service.llm.blue]",
         "[[service.llm.hook]]\nwhen = \"later\"\n[service.llm.blue]",
-        "19: service.llm.hook.when: `later` is unknown: \"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \"after-standby\" or \"after-rollback\"",
+        "19: service.llm.hook.when: `later` is unknown: \"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \"after-standby\", \"after-rollback\", \"ready\", \"paused\" or \"failed\"",
     ),
     (
         "[service.llm.blue]",
         "[[service.llm.hook]]\nwhen = \"before-canary\"\n[service.llm.blue]",
         "19: service.llm.hook.when: there is no canary: add [[service.NAME.canary]], or say \"before-flip\"",
+    ),
+    (
+        "[service.llm.blue]",
+        "[[service.llm.hook]]\nwhen = \"ready\"\n[service.llm.blue]",
+        "19: service.llm.hook.when: nobody is asked: add required = true to [service.NAME.approval]",
     ),
     (
         "[service.llm.blue]",
@@ -779,7 +789,7 @@ const BAD: &[(&str, &str, &str)] = &[
     (
         "[service.llm.blue]",
         "[[service.llm.hook]]\nwhen = \"after-flip\"\nkind = \"exec\"\non_failure = \"stop\"\n[service.llm.blue]",
-        "21: service.llm.hook.on_failure: is of no use behind a step: what is done is done",
+        "21: service.llm.hook.on_failure: is of use before a step only: nothing waits for this one",
     ),
     (
         "[service.llm.blue]",

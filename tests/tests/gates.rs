@@ -7,7 +7,7 @@ use bg_tests::{
     lab::{Lab, Place, default_service},
     load::until,
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The usual service with gates; `DIR` is the lab's directory.
 fn lab(tables: &str) -> Lab {
@@ -33,7 +33,8 @@ fn release(lab: &Lab) -> Value {
 /// Begins a release and waits for its gates; returns the exit code and the evidence of
 /// each gate, and ends it.
 fn gates_of(lab: &Lab) -> (i32, Vec<String>) {
-    let (code, _, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    let start = ["release", "start", "llm", "--wait=ready"];
+    let (code, _, err) = lab.tell(&start).unwrap();
     let release = release(lab);
     let gates = release["gates"].as_array().unwrap().iter();
     let said = gates.map(|gate| {
@@ -123,7 +124,7 @@ fn a_load_says_how_far_it_is() {
 /// Answers as a model server might: `/say/X` says its colour where `X` is `colour`, and
 /// a number that nobody else says where it is `noise`.
 const MODEL: &str = r#"
-import http.server, itertools, json, sys
+import http.server, itertools, json, sys, time
 numbers = itertools.count()
 class Model(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -137,7 +138,11 @@ class Model(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("content-length", str(len(answer)))
         self.end_headers()
-        self.wfile.write(answer)
+        # The first byte is soon there, the last one is not.
+        slow = "/slow/" in self.path
+        self.wfile.write(answer[:slow])
+        if slow: time.sleep(20)
+        self.wfile.write(answer[slow:])
     do_POST = do_GET
     def log_message(self, *words): pass
 class Server(http.server.ThreadingHTTPServer):
@@ -209,6 +214,16 @@ fn known_questions_must_be_answered_as_expected_and_as_the_active_colour_does() 
         6,
         "sum on 10.0.2.10:8003: the first byte took",
     );
+    let slow = r#"{"path": "/slow/answer"}"#;
+    let first = "concurrency = 3\nmax_ttft = \"15s\"\ntimeout = \"1m\"";
+    ask(
+        &[slow],
+        first,
+        7,
+        "pass: 1 prompts on 3 backends, all right, ",
+    );
+    let total = "concurrency = 3\nmax_total = \"15s\"\ntimeout = \"1m\"";
+    ask(&[slow], total, 6, "10.0.2.10:8003: the answer took ");
     let compare = "compare = [\"/text\"]";
     ask(&[sum, sum], compare, 7, "pass: 2 prompts on 3 backends");
     ask(
@@ -292,6 +307,35 @@ fn parity_shows_what_differs_and_warm_prompts_reach_every_backend_before_the_gat
         said[0],
         "fail: 2 differences: - blue command: model@1 | + green command: model@2"
     );
+    // A number is no JSON that is compared by value.
+    let command = "command = [\"/bin/sh\", \"-c\", \"if test $BGSWITCH_COLOUR = blue; then echo 1.1; else echo 1.10; fi\"]";
+    reconfigure(&lab, &tables(&format!("allow = [\"/version\"]\n{command}")));
+    let (code, said) = gates_of(&lab);
+    assert_eq!(code, 6);
+    assert_eq!(
+        said[0],
+        "fail: 2 differences: - blue command: 1.1 | + green command: 1.10"
+    );
+    // What a command says in JSON may differ where that is allowed, and nowhere else.
+    for (driver, wanted, evidence) in [
+        ("1", 7, "pass: the same as blue: 6 compared"),
+        (
+            r#"\"$BGSWITCH_COLOUR\""#,
+            6,
+            "fail: 1 differences: - blue command /driver: \"blue\" | + green command /driver: \"green\"",
+        ),
+    ] {
+        let script =
+            format!(r#"echo '{{"version": "'$BGSWITCH_VERSION'", "driver": '{driver}'}}'"#);
+        let command = json!(["/bin/sh", "-c", script]);
+        reconfigure(
+            &lab,
+            &tables(&format!("allow = [\"/version\"]\ncommand = {command}")),
+        );
+        let (code, said) = gates_of(&lab);
+        assert_eq!(code, wanted, "{said:?}");
+        assert_eq!(said[0], evidence);
+    }
 }
 
 /// The usual servers answer with a text, which says nothing of a release.

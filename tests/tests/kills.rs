@@ -1,16 +1,18 @@
 //! A daemon that is killed at any moment of a release: the release goes on, or ends as it
 //! may, and what the journal says is what the kernel does.
 
-use std::{collections::BTreeMap, fs, time::Duration};
+use std::{collections::BTreeMap, fs, sync::Arc, time::Duration};
 
 use bg_tests::{
     lab::{Lab, Place, default_service, listener},
-    load::{self, now_ns, until},
+    load::{self, Mood, now_ns, until},
 };
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const KILLS: u32 = 50;
+/// Each takes longer: what goes wrong must be heard anew.
+const BAD_KILLS: u32 = 12;
 
 /// A gate that takes a moment, a flip, a bake and a hold: all of it in a second and a third or
 /// so.
@@ -63,6 +65,26 @@ fn next(seed: &mut u64) -> u64 {
     *seed
 }
 
+/// Begins a release, kills the daemon within so many microseconds, starts it again, and
+/// waits until the release is over and told. Returns the service and the release, and the
+/// colour that answered a new flow.
+fn survived(lab: &mut Lab, seed: &mut u64, within_us: u64) -> (Value, Value, String) {
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    std::thread::sleep(Duration::from_micros(next(seed) % within_us));
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    lab.start().unwrap();
+    let over = ["STEADY", "ABORTED", "FAILED", "ROLLED_BACK", "SUPERSEDED"];
+    until("the release is over", || {
+        over.contains(&service(lab)["state"].as_str().unwrap())
+    });
+    let release = lab.ask(&["release", "status", "llm"]).unwrap()["release"].take();
+    let answered = load::once(lab.enter(Place::Client).unwrap(), listener(8000)).unwrap();
+    until("each step of the release is in the journal", || {
+        steps_are_told(lab, &release)
+    });
+    (service(lab), release, answered)
+}
+
 #[test]
 fn a_daemon_killed_at_any_moment_of_a_release_leaves_no_wrong_colour() {
     let mut seed = now_ns() | 1;
@@ -75,16 +97,7 @@ fn a_daemon_killed_at_any_moment_of_a_release_leaves_no_wrong_colour() {
     for number in 0..KILLS {
         let before = service(&lab);
         let (from, generation) = (before["active"].clone(), before["generation"].clone());
-        lab.ask(&["release", "start", "llm"]).unwrap();
-        std::thread::sleep(Duration::from_micros(next(&mut seed) % 1_350_000));
-        lab.end_daemon(Signal::SIGKILL).unwrap();
-        lab.start().unwrap();
-        let over = ["STEADY", "ABORTED", "FAILED", "ROLLED_BACK", "SUPERSEDED"];
-        until("the release is over", || {
-            over.contains(&service(&lab)["state"].as_str().unwrap())
-        });
-        let after = service(&lab);
-        let release = &lab.ask(&["release", "status", "llm"]).unwrap()["release"];
+        let (after, release, answered) = survived(&mut lab, &mut seed, 1_350_000);
         let (state, code) = (after["state"].as_str().unwrap(), &release["code"]);
         let was_flipped = after["generation"] != generation;
         assert_eq!(
@@ -92,11 +105,7 @@ fn a_daemon_killed_at_any_moment_of_a_release_leaves_no_wrong_colour() {
             (was_flipped, was_flipped, was_flipped),
             "kill {number}: {after} {release}"
         );
-        let answered = load::once(lab.enter(Place::Client).unwrap(), listener(8000)).unwrap();
         assert_eq!(after["active"], answered.as_str(), "kill {number}");
-        until("each step of the release is in the journal", || {
-            steps_are_told(&lab, release)
-        });
         *ends.entry(state.to_owned()).or_insert(0) += 1;
     }
     println!("{ends:?}");
@@ -116,4 +125,36 @@ fn a_daemon_killed_at_any_moment_of_a_release_leaves_no_wrong_colour() {
         assert!(told, "no intent to flip to generation {generation}");
     }
     assert!(last > u64::from(KILLS) / 2, "few flips: {last}");
+}
+
+/// Whenever it is killed, also between what goes wrong, the rollback, and its end: the old
+/// colour serves in the end.
+#[test]
+fn a_daemon_killed_at_any_moment_of_a_bad_release_leaves_the_old_colour_active() {
+    let mut seed = now_ns() | 1;
+    println!("seed {seed}");
+    let mood = Arc::new(Mood::default());
+    // A readiness check that lies.
+    let tables = TABLES
+        .replace("path = \"/\"", "path = \"/ready\"")
+        .replace("signals = false", "cooldown = \"0s\"")
+        .replace("duration = \"1s\"", "duration = \"1h\"");
+    let lab = Lab::new().unwrap();
+    let mut lab = lab
+        .served_in(&(default_service() + &tables), &mood)
+        .unwrap();
+    let load = lab.load().unwrap();
+    mood.fail(1000);
+    for number in 1..=BAD_KILLS {
+        let (after, release, answered) = survived(&mut lab, &mut seed, 4_000_000);
+        assert_eq!(
+            (&after["state"], &release["code"], &after["active"]),
+            (&json!("ROLLED_BACK"), &json!(10), &json!("blue")),
+            "kill {number}: {after} {release}"
+        );
+        // There, and back.
+        assert_eq!(after["generation"], 2 * number, "kill {number}");
+        assert_eq!(answered, "blue", "kill {number}");
+    }
+    drop(load);
 }

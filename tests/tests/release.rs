@@ -13,6 +13,7 @@ use std::{
 use bg_tests::{
     lab::{Lab, Place, default_service, listener},
     load::{self, until},
+    terminal::Terminal,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -294,8 +295,9 @@ fn a_gate_that_fails_or_cannot_say_keeps_the_word_where_it_is() {
 #[test]
 fn a_flip_waits_for_an_approval_and_not_for_ever() {
     let approval = |more: &str| format!("{SMOKE}[service.llm.approval]\nrequired = true\n{more}");
-    let lab = lab(&approval("expires = \"2s\"\n"));
-    let (code, _, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    let lab = lab(&approval("expires = \"8s\"\n"));
+    let start = ["release", "start", "llm", "--wait=ready"];
+    let (code, _, err) = lab.tell(&start).unwrap();
     assert_eq!(code, 7, "{err}");
     assert!(
         err.contains("Approve it: bgswitch release approve llm"),
@@ -305,8 +307,15 @@ fn a_flip_waits_for_an_approval_and_not_for_ever() {
     until("nobody has approved it", || state(&lab) == "ABORTED");
     let (code, _, err) = lab.tell(&["release", "status", "llm", "--wait"]).unwrap();
     assert_eq!(code, 9);
-    assert!(err.contains("nobody approved it within 2s"), "{err}");
+    assert!(err.contains("nobody approved it within 8s"), "{err}");
     assert_eq!(word(&lab), at("blue", 0));
+    // One command waits for it, and says who is asked.
+    let (code, out, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    assert_eq!(code, 9, "{out}{err}");
+    let asked = "  Approve it: bgswitch release approve llm\n";
+    assert_eq!(out.matches(asked).count(), 1, "{out}");
+    let never = ["release", "start", "llm", "--wait=never"];
+    assert_eq!(lab.tell(&never).unwrap().0, 2);
 
     reconfigure(&lab, &approval(""));
     lab.ask(&["release", "start", "llm"]).unwrap();
@@ -328,6 +337,52 @@ fn a_flip_waits_for_an_approval_and_not_for_ever() {
         (word(&lab), new_flow(&lab)),
         (at("green", 1), "green".to_owned())
     );
+}
+
+#[test]
+fn on_a_terminal_one_line_says_how_far_it_is_from_gates_to_the_held_standby() {
+    const COLUMNS: u16 = 60;
+    let lab = lab(&format!(
+        "{SMOKE}[[service.llm.gate]]\nname = \"load\"\nkind = \"load\"\npath = \"/\"\nrate = 20\n\
+         duration = \"10s\"\n[service.llm.approval]\nrequired = true\n\
+         [service.llm.bake]\nsignals = false\nduration = \"10s\"\nsettle = \"0s\"\n"
+    ));
+    let start = ["release", "start", "llm", "--wait"];
+    let mut shown = Terminal::start(&lab, &start, COLUMNS).unwrap();
+    shown.until_seen("llm  VALIDATING  gate load runs: ");
+    shown.until_seen(" of 200 requests sent");
+    shown.until_seen("llm  READY  all gates are passed; it waits for an approval");
+    lab.ask(&["release", "approve", "llm"]).unwrap();
+    shown.until_seen("llm  BAKING  new flows go to green; ");
+    assert_eq!(shown.end().unwrap(), 0);
+    // What was written over fitted in its line, and nothing of it is left.
+    let seen = shown.seen().to_owned();
+    let lines = seen.split("\r\n").skip(1);
+    let mut left = Vec::new();
+    for line in lines {
+        let (over, kept) = line.rsplit_once("\r\x1b[K").unwrap_or(("", line));
+        for over in over.split("\r\x1b[K") {
+            assert!(over.chars().count() < usize::from(COLUMNS), "{over}");
+        }
+        left.push(kept);
+    }
+    let mut left = left.into_iter();
+    for expected in [
+        "VALIDATING   r-1 to green (model@2)",
+        "VALIDATING   gate smoke: pass, ",
+        "VALIDATING   gate load: pass, sent ",
+        "READY        all gates are passed; it waits for an approval",
+        "   Approve it: bgswitch release approve llm",
+        "it is approved  by root(0)",
+        "BAKING       new flows go to green",
+        "STANDBY      the bake is over; ",
+        "llm  STANDBY  since ",
+    ] {
+        assert!(
+            left.any(|line| line.contains(expected)),
+            "{expected}: {seen}"
+        );
+    }
 }
 
 #[test]

@@ -346,6 +346,7 @@ fn hooks_are_told_who_is_there_before_and_after_each_step() {
         ("after-flip".into(), "STEADY".into(), "green".into())
     );
     assert_eq!(heard[1]["old"]["flows"], 1);
+    assert_eq!(heard[1]["canary_percent"], 0.0);
     assert_eq!(heard[1]["old"]["backends"][0], "10.0.1.10:8000");
     assert_eq!(heard[1]["backends"][0], "10.0.2.10:8000");
     drop(flow);
@@ -397,6 +398,44 @@ fn a_hook_before_a_step_stops_it_and_a_rollback_waits_for_none() {
     until("the release hears of it", || state(&lab) == "SUPERSEDED");
     assert_eq!(word(&lab), at("blue", 3, 0));
     assert_eq!(load::once(client(&lab), listener(8000)).unwrap(), "blue");
+}
+
+#[test]
+fn hooks_call_who_must_decide_and_tell_of_an_end_before_the_flip() {
+    let told = script(
+        "echo $BGSWITCH_WHEN $BGSWITCH_STATE $BGSWITCH_ACTIVE $BGSWITCH_CANARY_PERCENT >> DIR/told",
+    );
+    let tables = [
+        "[[service.llm.gate]]\nname = \"unsure\"\nkind = \"exec\"\n\
+         command = [\"/bin/sh\", \"-c\", \"exit 75\"]\n"
+            .to_owned(),
+        "[service.llm.approval]\nrequired = true\n".to_owned(),
+        hook("decide", "paused", &told),
+        hook("approve", "ready", &told),
+        hook("clean-up", "failed", &told),
+    ];
+    let (lab, _) = lab(&tables.concat());
+    let told = || std::fs::read_to_string(lab.directory().join("told")).unwrap_or_default();
+    let paused = "paused PAUSED blue 0\n";
+    let (code, _, err) = lab.tell(&["release", "start", "llm", "--wait"]).unwrap();
+    assert_eq!(code, 7, "{err}");
+    until("somebody is called", || told() == paused);
+    let resume = ["release", "resume", "llm", "--force", "--wait=ready"];
+    assert_eq!(lab.tell(&resume).unwrap().0, 7);
+    let ready = format!("{paused}ready READY blue 0\n");
+    until("somebody is called", || told() == ready);
+    lab.ask(&["release", "reject", "llm"]).unwrap();
+    let failed = format!("{ready}failed ABORTED blue 0\n");
+    until("its end is told", || told() == failed);
+    until("that is in the story", || {
+        let notes = notes(&lab);
+        let mut hooks = notes.iter();
+        hooks.any(|note| note.starts_with("hook clean-up: pass"))
+    });
+    assert_eq!(
+        (state(&lab), word(&lab)),
+        ("ABORTED".to_owned(), at("blue", 0, 0))
+    );
 }
 
 /// A hook that ran when the daemon was killed is run again.
@@ -497,6 +536,18 @@ fn figures_of_prometheus_decide_over_a_bake_and_a_canary() {
     assert!(times.parse::<u32>().unwrap() >= 3, "{err}");
     assert!(rest.starts_with("times in a row, one every 1s"), "{err}");
     assert_eq!(service(&lab)["active"], "blue");
+
+    // It does not swing to and fro: so soon, a human decides.
+    let (code, out, err) = lab.tell(&start).unwrap();
+    assert_eq!(code, 7, "{out}{err}");
+    let cools = "it rolled back by itself just before, so a human decides";
+    assert!(err.contains(cools), "{err}");
+    assert_eq!(
+        (state(&lab), service(&lab)["active"].clone()),
+        ("PAUSED".to_owned(), json!("green"))
+    );
+    lab.ask(&["rollback", "llm"]).unwrap();
+    until("it is over", || state(&lab) == "ROLLED_BACK");
 
     // A canary goes by it, too.
     let canary = "[[service.llm.canary]]\npercent = 25\nfor = \"1h\"\n";

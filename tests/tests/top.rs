@@ -1,21 +1,12 @@
 //! `bgswitch top` of a real daemon: as text, and on a terminal, which it leaves as it was.
 
-use std::{
-    io::{Read as _, Write as _},
-    process::{Child, Stdio},
-    sync::mpsc::{Receiver, channel},
-    thread,
-};
-
 use bg_tests::{
     conversation::Conversation,
     lab::{Lab, Place, default_service, listener},
     load::until,
+    terminal::Terminal,
 };
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 
 /// A second service, so that there is one to choose.
 const WEB: &str = "[service.zzz-web]\nlisten = [\"tcp://203.0.113.20:443\"]\n\
@@ -65,91 +56,31 @@ fn a_frame_as_text_says_what_is_live_and_what_happened() {
     assert_eq!(lab.tell(&["top"]).unwrap().0, 3);
 }
 
-/// `bgswitch top` on a terminal of its own.
-struct Shown {
-    child: Child,
-    bytes: Receiver<Vec<u8>>,
-    seen: String,
-}
-
 const ENTERS: &str = "\x1b[?1049h";
 const LEAVES: &str = "\x1b[?1049l";
 
-impl Shown {
-    fn start(lab: &Lab) -> Self {
-        let words = lab.bgswitch(&["top"]).unwrap();
-        let line: Vec<&str> = [words.get_program()]
-            .into_iter()
-            .chain(words.get_args())
-            .map(|word| word.to_str().unwrap())
-            .collect();
-        let line = format!(
-            "stty rows 40 cols 130; echo pid $$; exec {}",
-            line.join(" ")
-        );
-        let mut command = lab.command(Place::Gateway, "script").unwrap();
-        let mut child = command
-            .args(["-qefc", &line, "/dev/null"])
-            .env("TERM", "xterm-256color")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut out = child.stdout.take().unwrap();
-        let (sender, bytes) = channel();
-        thread::spawn(move || {
-            let mut buffer = [0; 4096];
-            while let Ok(read @ 1..) = out.read(&mut buffer) {
-                let _ = sender.send(buffer[..read].to_vec());
-            }
-        });
-        let seen = String::new();
-        Self { child, bytes, seen }
-    }
+/// On a terminal, once it is drawn on.
+fn shown_by(lab: &Lab) -> Terminal {
+    let mut shown = Terminal::start(lab, &["top"], 130).unwrap();
+    shown.until_seen(ENTERS);
+    shown
+}
 
-    fn read(&mut self) {
-        for bytes in self.bytes.try_iter() {
-            self.seen += &String::from_utf8_lossy(&bytes);
-        }
-    }
-
-    fn until_seen(&mut self, text: &str) {
-        until(&format!("{text:?} is seen"), || {
-            self.read();
-            self.seen.contains(text)
-        });
-    }
-
-    fn press(&mut self, keys: &str) {
-        let input = self.child.stdin.as_mut().unwrap();
-        input.write_all(keys.as_bytes()).unwrap();
-        input.flush().unwrap();
-    }
-
-    fn pid(&self) -> Pid {
-        let pid = self.seen.split("pid ").nth(1).unwrap();
-        let digits = pid.split(|c: char| !c.is_ascii_digit()).next().unwrap();
-        Pid::from_raw(digits.parse().unwrap())
-    }
-
-    /// Its exit code.
-    fn end(mut self) -> i32 {
-        self.until_seen(LEAVES);
-        self.child.wait().unwrap().code().unwrap()
-    }
+/// Its exit code, once it has left the terminal.
+fn end(mut shown: Terminal) -> i32 {
+    shown.until_seen(LEAVES);
+    shown.end().unwrap()
 }
 
 #[test]
 fn a_terminal_is_drawn_on_and_left_as_it_was() {
     let mut lab = lab();
-    let mut shown = Shown::start(&lab);
-    shown.until_seen(ENTERS);
+    let mut shown = shown_by(&lab);
     shown.until_seen("llm");
-    shown.press("j");
+    shown.press("j").unwrap();
     // Once in the list, once as the chosen one.
     until("the other one is chosen", || {
-        shown.read();
-        shown.seen.matches("zzz-web").count() > 1
+        shown.seen().matches("zzz-web").count() > 1
     });
     // The daemon goes, and comes again; the screen says so, and stays.
     lab.end_daemon(Signal::SIGTERM).unwrap();
@@ -158,17 +89,15 @@ fn a_terminal_is_drawn_on_and_left_as_it_was() {
     lab.ask(&["flip", "zzz-web", "--force", "-m", "seen-by-top"])
         .unwrap();
     shown.until_seen("seen-by-top");
-    shown.press("s");
-    shown.press("q");
-    assert_eq!(shown.end(), 0);
+    shown.press("s").unwrap();
+    shown.press("q").unwrap();
+    assert_eq!(end(shown), 0);
 
     // Ctrl-C, and a signal.
-    let mut shown = Shown::start(&lab);
-    shown.until_seen(ENTERS);
-    shown.press("\x03");
-    assert_eq!(shown.end(), 0);
-    let mut shown = Shown::start(&lab);
-    shown.until_seen(ENTERS);
+    let mut shown = shown_by(&lab);
+    shown.press("\x03").unwrap();
+    assert_eq!(end(shown), 0);
+    let shown = shown_by(&lab);
     kill(shown.pid(), Signal::SIGTERM).unwrap();
-    assert_eq!(shown.end(), 0);
+    assert_eq!(end(shown), 0);
 }

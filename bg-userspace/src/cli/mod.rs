@@ -72,9 +72,9 @@ Examples:
 With -o json, what went wrong is a JSON object too, the last line on stderr.
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 daemon not running,
-4 not permitted, 5 conflict, 6 gate failed, 7 inconclusive or waiting for approval,
-8 target unreachable or unhealthy, 9 timed out, 10 rolled back by itself,
-11 packet path.";
+4 not permitted, 5 conflict, 6 gate failed, 7 inconclusive, or (with --wait=ready)
+waiting for an approval, 8 target unreachable or unhealthy, 9 timed out,
+10 rolled back by itself, 11 packet path.";
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Everywhere")]

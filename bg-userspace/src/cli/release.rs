@@ -4,7 +4,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
+use ratatui::crossterm::terminal;
 
 use super::{Common, Output, service_path, text::measured};
 use crate::{
@@ -26,8 +27,9 @@ Examples:
   bgswitch rollback llm                                 back at any time; ends the release
 
 Exit codes: 0 done (with --wait: baked well), 1 ended by hand, 5 another release runs,
-or somebody flipped, 6 a gate failed, 7 it waits for an approval, or could not say,
-8 the colour cannot be reached, 9 nobody decided in time, 10 rolled back by itself.";
+or somebody flipped, 6 a gate failed, 7 it could not say, or was paused (with
+--wait=ready also: it waits for an approval), 8 the colour cannot be reached,
+9 nobody decided in time, 10 rolled back by itself.";
 
 /// `bgswitch release ...`.
 #[derive(Debug, Args)]
@@ -117,9 +119,26 @@ struct Resume {
 
 #[derive(Debug, Args)]
 struct Wait {
-    /// Wait until it is baked, is over, or needs a human; tell what happens meanwhile.
-    #[arg(long)]
-    wait: bool,
+    /// Wait until it is baked, is over, or is paused; tell what happens meanwhile.
+    /// `--wait=ready` waits for no approval: it ends with 7 where one is needed.
+    #[arg(
+        long,
+        value_name = "UNTIL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "end",
+        hide_possible_values = true
+    )]
+    wait: Option<Until>,
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Until {
+    /// That it is known how it went; an approval on the way is waited for.
+    End,
+    /// That, or that it needs an approval.
+    Ready,
 }
 
 #[derive(Debug, Args)]
@@ -142,9 +161,9 @@ impl Release {
                 finish(common, status, &wait, told)
             }
             Verb::Approve(Waiting { decision, wait }) => decision.run(common, "approve", &wait),
-            Verb::Reject(decision) => decision.run(common, "reject", &Wait { wait: false }),
-            Verb::Abort(decision) => decision.run(common, "abort", &Wait { wait: false }),
-            Verb::Pause(decision) => decision.run(common, "pause", &Wait { wait: false }),
+            Verb::Reject(decision) => decision.run(common, "reject", &Wait { wait: None }),
+            Verb::Abort(decision) => decision.run(common, "abort", &Wait { wait: None }),
+            Verb::Pause(decision) => decision.run(common, "pause", &Wait { wait: None }),
             Verb::Resume(resume) => resume.run(common),
         }
     }
@@ -207,10 +226,10 @@ fn decided(
 /// Prints where a release is; when it is to be waited for, once that is known, and
 /// what happens until then.
 fn finish(common: &Common, status: ReleaseStatus, wait: &Wait, told: u64) -> anyhow::Result<()> {
-    if !wait.wait {
+    let Some(until) = wait.wait else {
         return print(common, &status);
-    }
-    let status = follow(common, status, told)?;
+    };
+    let status = follow(common, status, until, told)?;
     print(common, &status)?;
     verdict(&status).map_err(Into::into)
 }
@@ -219,11 +238,11 @@ pub(super) fn print(common: &Common, status: &ReleaseStatus) -> anyhow::Result<(
     common.print(status, text)
 }
 
-/// Follows a release until nothing but a human can bring it on, or it is known how it
-/// went.
+/// Follows a release until it is known how it went, or nobody but a human can say.
 fn follow(
     common: &Common,
     mut status: ReleaseStatus,
+    until: Until,
     mut told: u64,
 ) -> anyhow::Result<ReleaseStatus> {
     let path = service_path(&status.service)? + "/release";
@@ -231,17 +250,34 @@ fn follow(
     let id = |status: &ReleaseStatus| status.release.as_ref().map(|release| release.id.clone());
     let followed = id(&status);
     let mut heard = Instant::now();
+    let mut is_asked = false;
     loop {
         if let Some(release) = &status.release {
             if common.output == Output::Text {
                 told = tell(release, told, live)?;
             }
-            if is_known(&status.state, release) {
+            if is_known(&status.state, release, until) {
                 return Ok(status);
             }
+            // Once for each time that somebody is waited for.
+            let asks = status.state == "READY";
+            if asks && !is_asked {
+                let approval = approval(&status.service);
+                match common.output {
+                    Output::Text => writeln!(io::stdout(), "{:23}{approval}", "")?,
+                    Output::Json => writeln!(io::stderr(), "bgswitch: {approval}")?,
+                }
+            }
+            is_asked = asks;
             if live {
                 let mut stdout = io::stdout();
-                write!(stdout, "\r\x1b[K{}", line(&status, release))?;
+                // A line that the terminal broke in two could not be taken back.
+                let columns = terminal::size().map_or(0, |(columns, _)| columns);
+                // A terminal that was never told its size says that it has none.
+                let columns = if columns == 0 { 80 } else { columns };
+                let line = line(&status, release);
+                let fits = line.chars().take(usize::from(columns) - 1);
+                write!(stdout, "\r\x1b[K{}", fits.collect::<String>())?;
                 stdout.flush()?;
             }
         } else {
@@ -261,8 +297,12 @@ fn follow(
     }
 }
 
-fn is_known(state: &str, release: &ReleaseReport) -> bool {
-    release.over || matches!(state, "READY" | "PAUSED" | "STANDBY")
+fn is_known(state: &str, release: &ReleaseReport, until: Until) -> bool {
+    match state {
+        "PAUSED" | "STANDBY" => true,
+        "READY" => until == Until::Ready,
+        _ => release.over,
+    }
 }
 
 /// Tells the notes after the one with the number `told`; returns the last one's.
@@ -315,7 +355,7 @@ fn verdict(status: &ReleaseStatus) -> Result<(), Refusal> {
     };
     let service = &status.service;
     let advice = match status.state.as_str() {
-        "READY" => format!(". Approve it: bgswitch release approve {service} --wait"),
+        "READY" => format!(". {} --wait", approval(service)),
         "PAUSED" => format!(
             ". Go on: bgswitch release resume {service}   end it: bgswitch {} {service}",
             if status.active == release.to {
@@ -331,6 +371,11 @@ fn verdict(status: &ReleaseStatus) -> Result<(), Refusal> {
         release.id, status.state, release.why
     );
     Err(Refusal::new(kind, message))
+}
+
+/// What a human is asked for.
+fn approval(service: &str) -> String {
+    format!("Approve it: bgswitch release approve {service}")
 }
 
 /// One line that is always true, for a terminal.

@@ -59,6 +59,8 @@ pub(super) struct Moment {
     pub(super) state: State,
     /// The colour that new flows go to.
     pub(super) active: Colour,
+    /// The share of them that goes to the other one, percent.
+    pub(super) canary_percent: f64,
     /// Live flows by colour, as far as they can be counted.
     pub(super) flows: [Option<u64>; 2],
 }
@@ -114,6 +116,7 @@ impl Target {
                 ("BGSWITCH_WHEN", moment.when.as_str().to_owned()),
                 ("BGSWITCH_STATE", moment.state.as_str().to_owned()),
                 ("BGSWITCH_ACTIVE", moment.active.as_str().to_owned()),
+                ("BGSWITCH_CANARY_PERCENT", moment.canary_percent.to_string()),
                 ("BGSWITCH_FLOWS", flows(colour)),
                 ("BGSWITCH_OLD_COLOUR", old.as_str().to_owned()),
                 ("BGSWITCH_OLD_VERSION", version.unwrap_or_default()),

@@ -407,6 +407,25 @@ mod tests {
         assert!(verdicts.contains(&Some(true)) && verdicts.contains(&Some(false)));
     }
 
+    /// A probe that hangs keeps its place, and nobody beyond the bound is asked.
+    #[tokio::test]
+    async fn many_are_probed_but_never_all_at_once() {
+        let (silent, mut requests) = server(Does::Hang).await;
+        let prober = Prober::default();
+        for port in 0..2 * AT_ONCE {
+            let mut target = target(&[silent], http());
+            target.name.port = Some(port as u16);
+            let name = target.name.clone();
+            locked(&prober.running).insert(name, prober.start(target));
+        }
+        for _ in 0..AT_ONCE {
+            requests.recv().await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(requests.try_recv().is_err());
+        assert_eq!(prober.permits.available_permits(), 0);
+    }
+
     #[test]
     fn what_others_wrote_is_shown_on_one_harmless_line() {
         assert_eq!(

@@ -118,6 +118,7 @@ fn each_step_waits_for_the_hooks_before_it_and_for_none_behind_it() {
         aside(AfterFlip),
         aside(AfterBake),
         aside(AfterStandby),
+        aside(Failed),
     ];
     let (mut service, todo) = Service::begins(hooks);
     let todo = service.say(&todo, &["before-gates"], Verdict::Pass);
@@ -173,24 +174,62 @@ fn a_hook_that_fails_or_hangs_before_a_step_stops_it_unless_it_is_told_to_go_on(
 
 #[test]
 fn a_hook_that_stops_the_flip_takes_the_canary_back() {
-    let (mut service, todo) = Service::begins(vec![stops(When::BeforeFlip)]);
+    let (mut service, todo) = Service::begins(vec![stops(When::BeforeFlip), aside(When::Failed)]);
     let todo = service.has_its_canary(&todo);
     let todo = service.say(&todo, &["before-flip"], Verdict::Fail);
     assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
-    assert_eq!(service.stored(Colour::Blue, 8, 0), []);
+    assert_eq!(asked(&service.stored(Colour::Blue, 8, 0)), ["failed"]);
     assert_eq!(service.stands(), (State::Failed, exit::GATE));
 }
 
 #[test]
 fn a_canary_is_watched_also_while_a_hook_before_the_flip_runs() {
+    let hooks = [When::AfterRollback, When::Failed].map(aside);
     let (mut service, todo) =
-        Service::begins(vec![stops(When::BeforeFlip), aside(When::AfterRollback)]);
+        Service::begins([vec![stops(When::BeforeFlip)], hooks.to_vec()].concat());
     service.has_its_canary(&todo);
     let todo = service.handle(Event::Failing("half of the answers".to_owned()));
     assert!(matches!(todo[..], [Command::RollBack { .. }]), "{todo:?}");
     let todo = service.stored(Colour::Blue, 8, 0);
     assert_eq!(service.stands(), (State::RolledBack, exit::ROLLED_BACK));
     assert_eq!(asked(&todo), ["after-rollback"]);
+}
+
+#[test]
+fn who_must_decide_is_called_and_an_end_before_the_flip_is_told() {
+    let mut service = Service::idle();
+    let hooks = [When::Ready, When::Paused, When::Failed].map(aside);
+    let mut plan = ReleasePlan {
+        hooks: hooks.to_vec(),
+        ..ReleasePlan::default()
+    };
+    plan.approval.required = true;
+    let by = By::default();
+    let todo = service.starts(plan);
+    assert_eq!(service.say(&todo, &["ready"], Verdict::Pass), []);
+    let todo = service.handle(Event::Pause(by.clone()));
+    assert_eq!(service.say(&todo, &["paused"], Verdict::Fail), []);
+    let todo = service.handle(Event::Resume {
+        by: by.clone(),
+        force: false,
+    });
+    assert_eq!(asked(&todo), ["ready"]);
+    assert_eq!(service.machine.state(), State::Ready);
+    let todo = service.handle(Event::Reject(by));
+    assert_eq!(service.stands(), (State::Aborted, exit::FAILED));
+    assert_eq!(service.say(&todo, &["failed"], Verdict::Pass), []);
+
+    let hooks = vec![stops(When::BeforeGates), aside(When::Failed)];
+    let (mut service, todo) = Service::begins(hooks);
+    let todo = service.say(&todo, &["before-gates"], Verdict::Fail);
+    assert_eq!(asked(&todo), ["failed"]);
+    assert_eq!(service.stands(), (State::Failed, exit::GATE));
+    assert_eq!(service.say(&todo, &["failed"], Verdict::Pass), []);
+
+    // Whoever flips by hand may have flipped to the new colour.
+    let (mut service, _) = Service::begins(vec![aside(When::Failed)]);
+    assert_eq!(service.stored(Colour::Green, 8, 0), []);
+    assert_eq!(service.stands(), (State::Superseded, exit::CONFLICT));
 }
 
 /// Law 5.

@@ -17,7 +17,7 @@ const MAX_HOOKS: usize = 32;
 /// How long a hook may take, unless it says so itself.
 const USUAL: Duration = Duration::from_mins(5);
 const TIMES: &str = "\"before-gates\", \"before-canary\", \"before-flip\", \"after-flip\", \"after-bake\", \
-                     \"after-standby\" or \"after-rollback\"";
+                     \"after-standby\", \"after-rollback\", \"ready\", \"paused\" or \"failed\"";
 
 /// What is run, or asked, before or after a step of a release.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,11 +48,17 @@ pub enum When {
     AfterStandby,
     /// New flows go to the old colour again.
     AfterRollback,
+    /// Somebody must approve.
+    Ready,
+    /// Somebody must decide.
+    Paused,
+    /// It is over, and was not flipped.
+    Failed,
 }
 
 impl When {
     /// All of them, in the order of a release.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::BeforeGates,
         Self::BeforeCanary,
         Self::BeforeFlip,
@@ -60,6 +66,9 @@ impl When {
         Self::AfterBake,
         Self::AfterStandby,
         Self::AfterRollback,
+        Self::Ready,
+        Self::Paused,
+        Self::Failed,
     ];
 
     /// As the configuration has it.
@@ -72,6 +81,9 @@ impl When {
             Self::AfterBake => "after-bake",
             Self::AfterStandby => "after-standby",
             Self::AfterRollback => "after-rollback",
+            Self::Ready => "ready",
+            Self::Paused => "paused",
+            Self::Failed => "failed",
         }
     }
 
@@ -117,11 +129,11 @@ pub(in crate::config) struct RawHook {
     on_failure: Option<Spanned<OnFailure>>,
 }
 
-/// The hooks of a service, in the order of the file; `has_canary`: so has it a canary.
+/// The hooks of a service, in the order of the file; `never`: times that do not come, and why.
 pub(super) fn hooks(
     text: &Text<'_>,
     table: &str,
-    has_canary: bool,
+    never: &[(When, &str)],
     raw: Spanned<Vec<Spanned<RawHook>>>,
 ) -> Result<Vec<HookPlan>, ConfigError> {
     let count = raw.get_ref().len();
@@ -133,7 +145,7 @@ pub(super) fn hooks(
     let hooks = raw.into_inner().into_iter().map(|raw| {
         let start = raw.span().start;
         let keys = Keys { text, table, start };
-        hook(keys, raw.into_inner(), has_canary, &mut names)
+        hook(keys, raw.into_inner(), never, &mut names)
     });
     hooks.collect()
 }
@@ -141,7 +153,7 @@ pub(super) fn hooks(
 fn hook(
     keys: Keys<'_>,
     raw: RawHook,
-    has_canary: bool,
+    never: &[(When, &str)],
     names: &mut BTreeSet<String>,
 ) -> Result<HookPlan, ConfigError> {
     let Some(given) = &raw.when else {
@@ -153,9 +165,8 @@ fn hook(
         let message = format!("`{given_text}` is unknown: {TIMES}");
         return Err(keys.wrong(given, "when", message));
     };
-    if when == When::BeforeCanary && !has_canary {
-        let message = "there is no canary: add [[service.NAME.canary]], or say \"before-flip\"";
-        return Err(keys.wrong(given, "when", message));
+    if let Some((_, message)) = never.iter().find(|(never, _)| *never == when) {
+        return Err(keys.wrong(given, "when", *message));
     }
     let kind = raw.kind.as_ref();
     if let Some(kind) = kind.filter(|kind| !["exec", "webhook"].contains(&kind.get_ref().as_str()))
@@ -169,7 +180,7 @@ fn hook(
     }
     let on_failure = raw.on_failure.as_ref();
     if let Some(given) = on_failure.filter(|_| !when.is_before()) {
-        let message = "is of no use behind a step: what is done is done";
+        let message = "is of use before a step only: nothing waits for this one";
         return Err(keys.wrong(given, "on_failure", message));
     }
     let usual = if when.is_before() {

@@ -211,6 +211,11 @@ fn rule(
     if promql.get_ref().trim().is_empty() {
         return Err(keys.wrong(promql, "promql", "is empty"));
     }
+    if is_raw(promql.get_ref()) {
+        let message =
+            "{version} is in a string of backticks, where nothing can be escaped: use \"\" or ''";
+        return Err(keys.wrong(promql, "promql", message));
+    }
     let figure = |name: &str, given: Option<&Spanned<f64>>| match given {
         Some(given) if !given.get_ref().is_finite() => {
             let message = format!("{} is no number that a figure can reach", given.get_ref());
@@ -252,6 +257,23 @@ fn rule(
     })
 }
 
+/// Whether a version would come into a string of backticks: `PromQL` knows no escapes there.
+fn is_raw(promql: &str) -> bool {
+    // A comment is like a string that ends with its line.
+    let (mut quote, mut is_escaped) = (None, false);
+    for (at, c) in promql.char_indices() {
+        match quote {
+            None if matches!(c, '"' | '\'' | '`') => quote = Some(c),
+            None if c == '#' => quote = Some('\n'),
+            Some('`') if promql[at..].starts_with("{version}") => return true,
+            Some(begun) if c == begun && !is_escaped => quote = None,
+            _ => {}
+        }
+        is_escaped = c == '\\' && !is_escaped && matches!(quote, Some('"' | '\''));
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,5 +295,20 @@ mod tests {
             rule.query("llm", Colour::Green, r#"a"b\c"#),
             r#"up{job="llm",colour="green",v="a\"b\\c",x="{x}"}"#
         );
+    }
+
+    #[test]
+    fn a_string_of_backticks_is_told_from_backticks_in_a_string() {
+        for (promql, wanted) in [
+            ("up{v=`{version}`}", true),
+            (r#"up{a=`\`,v="{version}"}"#, false),
+            (r#"up{a="`",v="{version}"}"#, false),
+            (r#"up{a="\"`",v="{version}",b=`x{version}`}"#, true),
+            ("up{v='{version}',s=`{service}`}", false),
+            ("# don't\nup{v=`{version}`}", true),
+            ("# a ` alone\nup{v='{version}'}", false),
+        ] {
+            assert_eq!(is_raw(promql), wanted, "{promql}");
+        }
     }
 }

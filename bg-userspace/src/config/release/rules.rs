@@ -8,6 +8,7 @@ use toml::Spanned;
 use super::{
     super::{ConfigError, rules::duration, text::Text},
     ApprovalPlan, BakePlan, GatePlan, OnExpiry, OnTrouble, ReleasePlan, SignalPlan, StandbyPlan,
+    When,
     canary::{RawCanary, canary},
     gates::{RawGate, gates},
     hooks::{RawHook, hooks},
@@ -127,7 +128,19 @@ pub(in crate::config) fn plan(
     };
     let hooks = match raw.hook {
         None => Vec::new(),
-        Some(raw) => hooks(text, &key("hook"), !canary.is_empty(), raw)?,
+        Some(raw) => {
+            let mut never = Vec::new();
+            if canary.is_empty() {
+                let message =
+                    "there is no canary: add [[service.NAME.canary]], or say \"before-flip\"";
+                never.push((When::BeforeCanary, message));
+            }
+            if !approval.required {
+                let message = "nobody is asked: add required = true to [service.NAME.approval]";
+                never.push((When::Ready, message));
+            }
+            hooks(text, &key("hook"), &never, raw)?
+        }
     };
     Ok(ReleasePlan {
         gates,

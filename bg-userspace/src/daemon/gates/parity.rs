@@ -74,9 +74,10 @@ pub(super) async fn run(gate: &ParityGate, limit: Duration, target: &Target) -> 
         if let [theirs, own] = texts.as_slice() {
             let names = [old.as_str(), new.as_str()];
             let texts = [theirs.clone(), own.clone()];
+            let allow = gate.allow.clone();
             found = apart(found, move |found| {
                 found.compared += 1;
-                found.lines("command", names, texts.each_ref());
+                found.texts("command", names, texts.each_ref(), &allow);
             })
             .await;
         }
@@ -204,19 +205,28 @@ impl Found {
                 self.differ(&place, names, [Some(value), Some(other)]);
             }
         }
-        let json = of.map(|said| serde_json::from_str::<Value>(&said.body));
-        if let [Ok(one), Ok(other)] = &json {
-            let [one, other] = [flat(one, &gate.allow), flat(other, &gate.allow)];
-            let places: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
-            for place in places {
-                let values = [one.get(place), other.get(place)];
-                if values[0] != values[1] {
-                    self.differ(&format!("{path} {place}"), names, values);
-                }
+        self.texts(path, names, of.map(|said| &said.body), &gate.allow);
+    }
+
+    /// Compares two texts: value by value where both are JSON's objects or arrays, but for
+    /// what may differ; line by line where they are not, for 1.10 is another version than 1.1.
+    fn texts(&mut self, of: &str, names: [&str; 2], texts: [&String; 2], allow: &[String]) {
+        let json = texts.map(|text| {
+            let value = serde_json::from_str::<Value>(text).ok();
+            value.filter(|value| value.is_object() || value.is_array())
+        });
+        let [Some(one), Some(other)] = &json else {
+            return self.lines(of, names, texts);
+        };
+        let [one, other] = [flat(one, allow), flat(other, allow)];
+        let places: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+        for place in places {
+            let values = [one.get(place), other.get(place)];
+            if values[0] != values[1] {
+                let place = format!("{of} {place}");
+                self.differ(place.trim_end(), names, values);
             }
-            return;
         }
-        self.lines(path, names, [&of[0].body, &of[1].body]);
     }
 
     /// Compares two texts, line by line.

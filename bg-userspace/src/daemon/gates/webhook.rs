@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Progress, Target,
-    wire::{Answer, Line, Question},
+    wire::{Answer, Line, Question, Trouble},
 };
 use crate::{
     config::WebhookGate,
@@ -34,6 +34,8 @@ const MAX_ANSWER: usize = 64 << 10;
 const AGAIN: Duration = Duration::from_secs(5);
 /// How often in a row it may be unreachable, or in trouble.
 const TRIES: u32 = 3;
+/// How long a connection may take, where there is another address.
+const CONNECTED_WITHIN: Duration = Duration::from_secs(1);
 /// Characters of what it says.
 const SAID: usize = 1000;
 
@@ -85,35 +87,58 @@ async fn ask(gate: &WebhookGate, target: &Target) -> Result<Answer, String> {
     ask_at(&authority, question, MAX_ANSWER).await
 }
 
-/// Asks a host and port, by whatever address that has; keeps `most` bytes of the answer.
+/// Asks a host and port, by the first of its addresses that can be reached; keeps `most`
+/// bytes of the answer.
 pub(super) async fn ask_at(
     authority: &str,
     mut question: Question,
     most: usize,
 ) -> Result<Answer, String> {
-    let address = look_up(authority.to_owned()).await?;
+    let addresses = look_up(authority.to_owned()).await?;
     let host = HeaderValue::from_str(authority).map_err(|error| error.to_string())?;
     question.headers.insert(HOST, host);
-    let answer = Line::to(address).ask(&question, Some(most)).await;
-    answer.map_err(|trouble| trouble.to_string())
+    ask_any(&addresses, &question, most).await
+}
+
+/// Asks the first of some addresses that can be reached.
+async fn ask_any(
+    addresses: &[SocketAddr],
+    question: &Question,
+    most: usize,
+) -> Result<Answer, String> {
+    let mut said = Vec::new();
+    for (number, address) in (1..).zip(addresses) {
+        // One that swallows what it is sent leaves time for those behind it.
+        let within = (number < addresses.len()).then_some(CONNECTED_WITHIN);
+        let line = Line::within(*address, within);
+        match line.ask(question, Some(most)).await {
+            Err(trouble @ (Trouble::Unreachable(_) | Trouble::Own(_))) => {
+                said.push(trouble.to_string());
+            }
+            answer => return answer.map_err(|trouble| trouble.to_string()),
+        }
+    }
+    if said.is_empty() {
+        return Err("has no address".to_owned());
+    }
+    said.dedup();
+    Err(said.join(", "))
 }
 
 /// Names that are looked up at one time. Each look-up has a thread until it ends, and
 /// nobody can end it: with a dead name server the daemon would have no threads left.
 static LOOK_UPS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(16)));
 
-/// The first address of a host and port.
-async fn look_up(authority: String) -> Result<SocketAddr, String> {
+/// The addresses of a host and port.
+async fn look_up(authority: String) -> Result<Vec<SocketAddr>, String> {
     let permit = Arc::clone(&LOOK_UPS).acquire_owned().await;
     let permit = permit.map_err(|error| error.to_string())?;
     let looked = spawn_blocking(move || {
         let _permit = permit;
-        let mut addresses = authority.to_socket_addrs()?;
-        Ok::<_, io::Error>(addresses.next())
+        Ok::<_, io::Error>(authority.to_socket_addrs()?.collect())
     });
     let found = looked.await.map_err(|error| error.to_string())?;
-    let found = found.map_err(|error| format!("is not known: {error}"))?;
-    found.ok_or_else(|| "has no address".to_owned())
+    found.map_err(|error| format!("is not known: {error}"))
 }
 
 /// What it is told.
@@ -139,6 +164,7 @@ fn body(target: &Target) -> String {
         let old = target.colour.other();
         told["when"] = json!(moment.when.as_str());
         told["active"] = json!(moment.active.as_str());
+        told["canary_percent"] = json!(moment.canary_percent);
         told["flows"] = json!(moment.flows[target.colour as usize]);
         told["old"] = of(old);
         told["old"]["flows"] = json!(moment.flows[old as usize]);
@@ -237,6 +263,24 @@ mod tests {
         let limit = Duration::from_secs(limit);
         let (verdict, said) = run(&gate, limit, &target, &Progress::default()).await;
         (verdict, said, requests.recv().await.unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn of_many_addresses_the_first_that_can_be_reached_is_asked() {
+        let (address, mut requests) = talking(|_| answer(204, "")).await;
+        let (other, mut unasked) = talking(|_| answer(500, "")).await;
+        let question = Question::new("GET", "/", [], None);
+        let (first, second) = (nobody().await, nobody().await);
+        let answered = ask_any(&[first, second, address, other], &question, 10).await;
+        assert_eq!(answered.unwrap().status.as_u16(), 204);
+        assert!(requests.recv().await.is_some());
+        assert!(unasked.try_recv().is_err());
+        let said = ask_any(&[first, second], &question, 10).await.unwrap_err();
+        assert!(said.starts_with("cannot be reached: "), "{said}");
+        // And by a name.
+        let named = format!("localhost:{}", address.port());
+        let answered = ask_at(&named, question, 10).await;
+        assert_eq!(answered.unwrap().status.as_u16(), 204);
     }
 
     #[tokio::test]

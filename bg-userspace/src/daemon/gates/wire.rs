@@ -1,6 +1,6 @@
 //! HTTP/1.1 to one backend, over connections that are kept for the next request.
 
-use std::{fmt, net::SocketAddr, sync::Mutex, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Mutex, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
 use hyper::{
@@ -10,7 +10,11 @@ use hyper::{
     header::{HOST, HeaderName, HeaderValue, USER_AGENT},
 };
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpStream, task::JoinSet, time::Instant};
+use tokio::{
+    net::TcpStream,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
 
 use crate::{
     health::{http::chain, tcp::is_ours, tidy_to},
@@ -105,14 +109,22 @@ impl fmt::Display for Trouble {
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) endpoint: SocketAddr,
+    /// How long a connection may take.
+    within: Option<Duration>,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
     drivers: Mutex<JoinSet<()>>,
 }
 
 impl Line {
     pub(super) fn to(endpoint: SocketAddr) -> Self {
+        Self::within(endpoint, None)
+    }
+
+    /// The same, with a bound on the time that a connection may take.
+    pub(super) fn within(endpoint: SocketAddr, within: Option<Duration>) -> Self {
         Self {
             endpoint,
+            within,
             idle: Mutex::default(),
             drivers: Mutex::default(),
         }
@@ -180,7 +192,14 @@ impl Line {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Trouble> {
-        let stream = TcpStream::connect(self.endpoint).await;
+        let connecting = TcpStream::connect(self.endpoint);
+        let stream = match self.within {
+            None => connecting.await,
+            Some(within) => {
+                let late = |_| Err(io::Error::from(io::ErrorKind::TimedOut));
+                timeout(within, connecting).await.unwrap_or_else(late)
+            }
+        };
         let stream = stream.map_err(|error| {
             if is_ours(&error) {
                 Trouble::Own(error.to_string())

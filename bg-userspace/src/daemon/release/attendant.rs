@@ -31,7 +31,7 @@ use crate::{
     locked,
     release::{Command, Event, Health, Machine, Note, Now, Release, State, Word},
     signals::{Hearing, Listener},
-    time,
+    switch, time,
 };
 
 /// How often a release looks at the clock, and at the health of its new colour.
@@ -114,7 +114,11 @@ impl Attendant {
                     let _ = asked.answer.send(done);
                     continue;
                 }
-                Some(Post::Event(event)) => event,
+                Some(Post::Event(event)) => {
+                    // Whoever stored another word meanwhile, comes first here, too.
+                    let _ = self.step(self.look(None)).await;
+                    event
+                }
                 Some(Post::Changed(by)) => self.look(by),
                 Some(Post::Beat) => {
                     self.beat().await;
@@ -406,6 +410,7 @@ impl Attendant {
         {
             gate.abort();
             self.gate = None;
+            self.progress.say(String::new());
         }
         let release = self.machine.release.as_ref();
         if !release.is_some_and(Release::is_looked_at) {
@@ -589,14 +594,15 @@ fn why(release: &Release) -> String {
 impl Daemon {
     /// What a hook is told of this moment.
     async fn moment(self: &Arc<Self>, service: &str, when: When, state: State) -> Option<Moment> {
-        let active = self.datapath.word(service)?.active();
+        let word = self.datapath.word(service)?;
         let flows = Colour::ALL.map(|colour| self.count_flows(service, colour));
         let [blue, green] = flows;
         let (blue, green) = tokio::join!(blue, green);
         Some(Moment {
             when,
             state,
-            active,
+            active: word.active(),
+            canary_percent: switch::percent(word.canary()),
             flows: [blue, green],
         })
     }
