@@ -7,13 +7,13 @@ mod report;
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
 use bg_tests::{
     lab::{Place, listener},
-    load::{Load, Reuse},
+    load::{Load, Reuse, now_ns},
 };
 use bg_userspace::api::Flipped;
 use nix::sched::CpuSet;
@@ -69,13 +69,15 @@ fn command(
         vec![(listener(PORT), Reuse::Never); clients],
         pause,
     );
-    let (mut whole, mut store, mut first) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut whole, mut until_stored) = (Vec::new(), Vec::new());
+    let (mut store, mut first) = (Vec::new(), Vec::new());
     for _ in 0..flips {
         ensure!(!interrupted.load(Ordering::Relaxed), "interrupted");
         let mut command = lab.bgswitch(&["-o", "json", "flip", "llm", "-m", "bench"])?;
-        let begun = Instant::now();
+        let begun = now_ns();
         let output = command.output()?;
-        whole.push(begun.elapsed().as_secs_f64() * 1e3);
+        let milliseconds = |until: u64| until.saturating_sub(begun) as f64 / 1e6;
+        whole.push(milliseconds(now_ns()));
         ensure!(
             output.status.success(),
             "bgswitch flip: {}",
@@ -83,6 +85,7 @@ fn command(
         );
         let flipped: Flipped = serde_json::from_slice(&output.stdout)?;
         store.extend(flipped.store_ns.map(|ns| ns as f64));
+        until_stored.extend(flipped.at_ns.map(milliseconds));
         first.extend(flipped.first_new_flow_us);
     }
     let answers = load.finish()?;
@@ -91,6 +94,7 @@ fn command(
         (room, clients),
         &store,
         &whole,
+        &until_stored,
         &first,
         failed.count(),
     ))

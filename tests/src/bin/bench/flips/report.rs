@@ -51,6 +51,9 @@ pub struct Command {
     /// From the process's start to its exit.
     whole_ms: Quantiles,
     whole_met: bool,
+    /// From the process's start to its store: from then on, new flows go elsewhere, and
+    /// what follows is said of it.
+    until_stored_ms: Quantiles,
     /// From the store to the first new flow, as the packet path stamps it, while
     /// some clients connect.
     first_new_flow_us: Quantiles,
@@ -150,11 +153,12 @@ impl Quantiles {
 }
 
 impl Command {
-    /// Out of one value a flip: nanoseconds, milliseconds, microseconds.
+    /// Out of one value a flip: nanoseconds, milliseconds twice, microseconds.
     pub fn new(
         (room, clients): (u32, usize),
         store: &[f64],
         whole: &[f64],
+        until_stored: &[f64],
         first: &[f64],
         failed: usize,
     ) -> Self {
@@ -166,6 +170,7 @@ impl Command {
             store_ns,
             whole_met: whole_ms.p99 <= COMMAND_MS,
             whole_ms,
+            until_stored_ms: Quantiles::of(until_stored),
             first_new_flow_us: Quantiles::of(first),
             failed,
         }
@@ -240,6 +245,12 @@ impl fmt::Display for Flips {
             let plural = if *clients == 1 { "" } else { "s" };
             let name = format!("command, room for {room} flows, {clients} client{plural}");
             line(&name, Some(COMMAND_MS), command.whole_ms, "ms")?;
+            line(
+                "  its start to its store",
+                None,
+                command.until_stored_ms,
+                "ms",
+            )?;
             line("  its store", Some(STORE_NS), command.store_ns, "ns")?;
             let first = command.first_new_flow_us;
             line("  store to first new flow, few clients", None, first, "us")?;
