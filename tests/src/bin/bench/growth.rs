@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::{
     Effort, MAX_FLOWS,
     account::used_by,
-    cases::{Case, Kind, Ports, Program, STRANGER_FLOWS},
+    cases::{Case, Kind, LEAST, Ports, Program, STRANGER_FLOWS},
     packets::Bench,
     report::{Figure, spread},
     stand::{Setup, Stand, usual_services},
@@ -42,6 +42,8 @@ const POOL_PORT: u16 = 9_000;
 const FIRST_HOST: u8 = 100;
 /// Flows, where something else grows.
 const FLOWS: u32 = 100_000;
+/// What the program that does the least of a translation is called.
+pub const FLOOR: &str = "floor";
 /// For so long the daemon is left alone.
 const IDLE: Duration = Duration::from_secs(3);
 
@@ -112,12 +114,15 @@ impl Curve {
         }
     }
 
-    fn kinds(self, ports: Ports) -> Vec<Kind> {
+    /// What is measured of each number: packets, and what looks after them.
+    fn kinds(self, ports: Ports) -> Vec<(Kind, Program)> {
         let (forward, back) = (Kind::ForwardOver(ports), Kind::ReturnOver(ports));
         let first = Kind::FirstOver(ports);
+        let floor = (forward, Program::Part(LEAST));
+        let [forward, back, first] = [forward, back, first].map(|kind| (kind, Program::Ours));
         match self {
-            Self::Flows => vec![forward, back],
-            Self::Services => vec![forward, back, first],
+            Self::Flows => vec![forward, floor, back],
+            Self::Services => vec![forward, floor, back, first],
             Self::Backends => vec![forward, first],
         }
     }
@@ -129,7 +134,7 @@ pub struct Point {
     pub curve: Curve,
     /// How many.
     pub number: u32,
-    /// Which kind of packet.
+    /// Which kind of packet, or [`FLOOR`].
     pub name: &'static str,
     /// Nanoseconds a packet, net of `XDP_DROP`.
     pub ns: Figure,
@@ -174,7 +179,7 @@ pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<Growth> {
         let mut of_cases = Vec::new();
         let mut cases = Vec::new();
         for (number, ports) in numbers {
-            for kind in curve.kinds(ports) {
+            for (kind, program) in curve.kinds(ports) {
                 let flows = if kind.is_first() {
                     STRANGER_FLOWS
                 } else {
@@ -182,8 +187,12 @@ pub fn measure(effort: &Effort, interrupted: &AtomicBool) -> Result<Growth> {
                 };
                 of_cases.push(number);
                 cases.push(Case {
-                    name: kind.name(),
-                    program: Program::Ours,
+                    name: if program.is_ours() {
+                        kind.name()
+                    } else {
+                        FLOOR
+                    },
+                    program,
                     kind,
                     flows,
                     goal: None,

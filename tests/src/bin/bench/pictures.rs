@@ -11,7 +11,7 @@ use bg_tests::picture::{
 use crate::{
     flips::{Flips, GLASS_US, Packets},
     gateway::Peer,
-    growth::{Curve, Growth, Point},
+    growth::{Curve, FLOOR, Growth, Point},
     http::{Http, Line, connects},
     peers::Peers,
     report::{Figure, Report},
@@ -139,7 +139,12 @@ fn grown(svg: &mut Svg, panel: Panel, points: &[&Point]) {
     let y = |ns: f64| panel.bottom() - ns / top * panel.height;
     let mut labelled = Vec::new();
     let mut named: Vec<f64> = Vec::new();
-    for (name, stroke) in [("forward", BLUE), ("return", GREEN), ("first packet", INK)] {
+    for (name, stroke) in [
+        ("forward", BLUE),
+        ("return", GREEN),
+        ("first packet", INK),
+        (FLOOR, THEIRS),
+    ] {
         let line: Vec<_> = points.iter().filter(|point| point.name == name).collect();
         let places = line
             .iter()
