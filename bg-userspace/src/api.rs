@@ -329,7 +329,8 @@ pub struct Flipped {
     /// rollback end a canary.)
     #[serde(default)]
     pub canary_percent_before: f64,
-    /// True when it was no flip: the canary of `from` was taken back.
+    /// True when it was no flip: the canary of `from` was taken back, or, with
+    /// `canary_percent_before` 0, a release was ended before it flipped.
     #[serde(default)]
     pub canary_rollback: bool,
     /// Length of the drain, seconds; `null` without a deadline.
@@ -356,8 +357,8 @@ pub struct Flipped {
     pub resets_until: Option<String>,
     /// True when nothing was changed.
     pub dry_run: bool,
-    /// True when the service was there already: somebody else rolled it back in
-    /// the same moment, and nothing was changed.
+    /// True when the service was there already, and nothing was changed: somebody else rolled
+    /// it back in the same moment, or a release that is over has nothing to roll back.
     #[serde(default)]
     pub already: bool,
     /// What did not work beside the flip itself, like the journal.

@@ -46,6 +46,9 @@ const RECHECK: Duration = Duration::from_mins(1);
 pub struct Machine {
     /// The one that runs, or ran last.
     pub release: Option<Release>,
+    /// The one that has just given way to it, until its end is told.
+    #[serde(skip)]
+    pub replaced: Option<Box<Release>>,
 }
 
 /// What a rollback by hand means while a release is known, and new flows do not go to its
@@ -54,8 +57,8 @@ pub struct Machine {
 pub enum Unflipped {
     /// It was about to send them there: it must not.
     Running,
-    /// It has taken them back already.
-    RolledBack,
+    /// None of them goes there any more, or ever did.
+    Over,
 }
 
 impl Machine {
@@ -69,9 +72,17 @@ impl Machine {
         let flips = word.generation.wrapping_sub(release.generation);
         match release.state() {
             // There and back.
-            State::RolledBack if flips <= 2 => Some(Unflipped::RolledBack),
-            state if !state.is_over() && !release.has_flipped() => Some(Unflipped::Running),
-            _ => None,
+            State::RolledBack if flips <= 2 => Some(Unflipped::Over),
+            // Never there; one rollback before the flip, or of its share, counts as a flip.
+            State::Failed | State::Aborted | State::Superseded if flips <= 1 => {
+                Some(Unflipped::Over)
+            }
+            state if state.is_over() => None,
+            // Its rollback is stored, and it has not heard of it yet.
+            _ if release.has_flipped() => (flips == 2).then_some(Unflipped::Over),
+            // The first of two rollbacks is stored, and it has not heard of it yet.
+            _ if flips > 0 => Some(Unflipped::Over),
+            _ => Some(Unflipped::Running),
         }
     }
 
@@ -174,6 +185,7 @@ impl Machine {
                 Some(&start.by),
                 now,
             );
+            self.replaced = Some(Box::new(release.clone()));
         }
         let release = Release::new(start, self.release.as_ref(), now);
         let release = self.release.insert(release);
@@ -252,8 +264,11 @@ impl Release {
             Event::GateEnded { run, outcome } => self.gate_ended(run, outcome, now, todo),
             Event::Approve(by) => return self.approve(&by, now, todo),
             Event::Reject(by) => return self.reject(&by, now),
+            Event::NotYet => self.not_yet(now),
+            Event::Again => self.again(todo),
             Event::NotStored { refusal } => self.not_stored(&refusal, now, todo),
             Event::Health(health) => self.hear(health, now, todo),
+            Event::Unwatched => self.unwatched(now),
             Event::OldHealth(health) => self.old = health,
             Event::Failing(why) => self.failing(why, now, todo),
             Event::Extend { by, more } => return self.extend(&by, more, now),
@@ -405,6 +420,44 @@ impl Release {
         }
     }
 
+    /// A store waits for the first verdicts of health checks: a daemon that was just started
+    /// has none.
+    fn not_yet(&mut self, now: Now) {
+        let why = self.nothing_known();
+        if self.waits_for_store() && self.why != why {
+            self.why.clone_from(&why);
+            self.wait(RECHECK, now);
+            self.note(why, None, now);
+        }
+    }
+
+    fn nothing_known(&self) -> String {
+        format!("nothing is known of {}'s health yet", self.to.as_str())
+    }
+
+    /// Why a store did not come in time, and the exit code that says so.
+    fn too_late(&self, what: &str, waited: &dyn std::fmt::Display) -> (u8, String) {
+        let why = format!("{what} was not stored within {waited}");
+        if self.why == self.nothing_known() {
+            (exit::UNHEALTHY, format!("{why}: {}", self.why))
+        } else {
+            (exit::TIMED_OUT, why)
+        }
+    }
+
+    /// What has waited for them is asked for again.
+    fn again(&self, todo: &mut Vec<Command>) {
+        match self.phase {
+            Phase::Switching => todo.push(self.flip_command()),
+            Phase::Raising { step } => todo.extend(self.raise_command(step)),
+            _ => {}
+        }
+    }
+
+    const fn waits_for_store(&self) -> bool {
+        matches!(self.phase, Phase::Switching | Phase::Raising { .. })
+    }
+
     fn not_stored(&mut self, refusal: &Refusal, now: Now, todo: &mut Vec<Command>) {
         let why = match self.phase {
             Phase::Switching => format!("it was not flipped: {refusal}"),
@@ -463,6 +516,17 @@ impl Release {
         }
     }
 
+    /// Health checks have left the configuration: nobody waits for what they say. A canary
+    /// that nobody else watches does not grow for that.
+    fn unwatched(&mut self, now: Now) {
+        if self.watched && (self.has_flipped() || self.plan.hears()) {
+            self.watched = false;
+            self.health = Health::Unknown;
+            let text = "health checks are not configured any more: it goes on without them";
+            self.note(text.to_owned(), None, now);
+        }
+    }
+
     fn bake_ends(&mut self, now: Now, todo: &mut Vec<Command>) {
         if let Some(how) = self.is_proven(now, todo) {
             self.hold(format!("the bake is over{how}"), None, now);
@@ -478,7 +542,7 @@ impl Release {
                 self.trouble(plan.on_fail, why, now, todo);
                 None
             }
-            Health::Unknown if self.watched || self.plan.hears() => {
+            Health::Unknown if self.is_judged() => {
                 let why = format!("too little is known of {to}");
                 self.trouble(plan.on_inconclusive, why, now, todo);
                 None
@@ -826,8 +890,13 @@ impl Release {
                     self.before(when, hook, why, None, now, todo);
                 }
             }
-            Phase::Switching if !is_due => todo.push(self.flip_command()),
-            Phase::Raising { step } if !is_due => todo.extend(self.raise_command(step)),
+            Phase::Switching | Phase::Raising { .. } if !is_due => {
+                // Its first verdicts take as long as its probes do.
+                if self.watched {
+                    self.wait(RECHECK, now);
+                }
+                self.again(todo);
+            }
             Phase::Canary { step, .. } => {
                 let why = "the daemon was restarted, so the step begins anew: ";
                 self.watch(step, why, now);
@@ -841,10 +910,9 @@ impl Release {
                 self.go_back(now, todo);
             }
             // Nothing was heard yet; in a quiet night nothing will be.
-            Phase::Standby if self.plan.hears() => {
-                let soon = now.ms.saturating_add(milliseconds(RECHECK));
-                self.until_ms = self.until_ms.max(soon);
-            }
+            Phase::Standby if self.plan.hears() => self.wait_a_moment(now),
+            // Nor does it roll back for that.
+            Phase::Paused(Held::Bake) if self.is_judged() => self.wait_a_moment(now),
             Phase::Baking { .. } => {
                 let why = "the daemon was restarted, so it bakes from the beginning";
                 self.bake(why.to_owned(), now);
@@ -871,16 +939,16 @@ impl Release {
                 }
             }
             Phase::Switching => {
-                let why = format!("the flip was not stored within {waited}");
+                let (code, why) = self.too_late("the flip", &waited);
                 if self.holds_share() {
-                    self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
+                    self.take_back(State::Aborted, code, why, None, now, todo);
                 } else {
-                    self.over(State::Aborted, exit::TIMED_OUT, why, None, now);
+                    self.over(State::Aborted, code, why, None, now);
                 }
             }
             Phase::Raising { .. } => {
-                let why = format!("its share was not stored within {waited}");
-                self.take_back(State::Aborted, exit::TIMED_OUT, why, None, now, todo);
+                let (code, why) = self.too_late("its share", &waited);
+                self.take_back(State::Aborted, code, why, None, now, todo);
             }
             Phase::Canary { step, .. } => self.share_ends(step, now, todo),
             Phase::TakingBack { .. } => {
@@ -907,6 +975,8 @@ impl Release {
                         let why = format!("{why}; {} is well", self.to.as_str());
                         self.hold(why, None, now);
                     }
+                    // Where nobody looks, it is no sign of illness that nothing is known.
+                    (Health::Unknown, _) if !self.is_judged() => self.hold(why, None, now),
                     (_, Some(trouble)) => {
                         self.pause(Held::Bake, format!("{why}; {trouble}"), None, now);
                     }
@@ -934,6 +1004,17 @@ impl Release {
     fn wait(&mut self, wait: Duration, now: Now) {
         self.wait_ms = milliseconds(wait);
         self.until_ms = now.ms.saturating_add(self.wait_ms);
+    }
+
+    /// No less than a moment from now, for what was not heard yet.
+    fn wait_a_moment(&mut self, now: Now) {
+        let soon = now.ms.saturating_add(milliseconds(RECHECK));
+        self.until_ms = self.until_ms.max(soon);
+    }
+
+    /// Somebody looks at the new colour: health checks, signals or rules.
+    fn is_judged(&self) -> bool {
+        self.watched || self.plan.hears()
     }
 
     fn over(&mut self, state: State, code: u8, why: String, by: Option<&By>, now: Now) {

@@ -61,10 +61,10 @@ fi
 
 case $code in
     0) say "$service is live on $(jq --raw-output .active "$result")" ;;
-    5) say "another release runs, or somebody flipped: nothing was done by this one" ;;
-    6) say "a gate failed: the old version serves on, nothing was flipped" ;;
+    5) say "another release runs, or somebody flipped, or changed what was tested" ;;
+    6) say "a gate failed, or a hook: the old version serves on, nothing was flipped" ;;
     7) say "a human is needed: bgswitch release status $service" ;;
-    8) say "the colour cannot be reached: nothing was flipped" ;;
+    8) say "the colour cannot be reached, or is not known to be healthy: nothing was flipped" ;;
     9) say "nobody approved it, or decided, in time: nothing was flipped" ;;
     10) say "it rolled back by itself: the old version serves" ;;
     *) say "exit code $code: bgswitch release status $service" ;;

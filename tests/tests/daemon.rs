@@ -91,7 +91,7 @@ fn a_hanging_disk_delays_no_rollback_and_doubles_none() {
     assert_eq!(code, 0, "{err}");
     assert_eq!(
         out,
-        "llm is at blue already, generation 2 (rolled back meanwhile)\n"
+        "llm is at blue already, generation 2 (nothing to roll back)\n"
     );
     assert_eq!(summary(&lab, "llm"), is("blue", 2));
     assert_eq!(once(&lab, 8000), "blue");
@@ -145,7 +145,7 @@ fn two_rollbacks_at_once_are_one() {
     kill(daemon, Signal::SIGCONT).unwrap();
     let told = operators.map(end);
     assert!(told.iter().all(|(code, _)| *code == Some(0)), "{told:?}");
-    let already = |(_, text): &&(_, String)| text.contains("(rolled back meanwhile)");
+    let already = |(_, text): &&(_, String)| text.contains("(nothing to roll back)");
     assert_eq!(told.iter().filter(already).count(), 1, "{told:?}");
     assert_eq!(summary(&lab, "llm"), is("blue", 2));
 }

@@ -440,6 +440,39 @@ fn a_release_whose_servers_fall_in_its_bake_rolls_back_by_itself() {
     assert_eq!(lab.status().unwrap()["services"][0]["active"], "blue");
 }
 
+/// A daemon that was just started knows nothing of anybody's health: a release that is about
+/// to flip waits for that.
+#[test]
+fn a_release_that_was_about_to_flip_flips_after_kill_9_when_its_colour_is_known_to_be_well() {
+    let (mut lab, _servers) = healthy();
+    let go = lab.directory().join("go");
+    let script = format!("until test -e {}; do sleep 0.05; done", go.display());
+    let tables = format!(
+        "[[service.llm.gate]]\nname = \"smoke\"\nkind = \"http\"\npath = \"/health\"\n\
+         [[service.llm.hook]]\nname = \"wait\"\nwhen = \"before-flip\"\nkind = \"exec\"\n\
+         command = [\"/bin/sh\", \"-c\", \"{script}\"]\n[service.llm.bake]\nsettle = \"0s\"\n"
+    );
+    // So slow that a verdict is seconds away.
+    lab.configure(&(service("5s") + &tables)).unwrap();
+    lab.ask(&["reload"]).unwrap();
+    until("green is known", || {
+        is(&lab, G1, true) && is(&lab, G2, true)
+    });
+    lab.ask(&["release", "start", "llm"]).unwrap();
+    let state = |lab: &Lab| lab.status().unwrap()["services"][0]["state"].clone();
+    until("it is about to flip", || state(&lab) == "SWITCHING");
+    lab.end_daemon(Signal::SIGKILL).unwrap();
+    std::fs::write(&go, "").unwrap();
+    lab.start().unwrap();
+    until("it has flipped", || state(&lab) == "BAKING");
+    let status = lab.ask(&["release", "status", "llm"]).unwrap();
+    let notes = status["release"]["notes"].to_string();
+    assert!(
+        notes.contains("nothing is known of green's health yet"),
+        "{notes}"
+    );
+}
+
 /// The old colour is what a rollback needs: nobody may take it down in an incident.
 #[test]
 fn the_old_colour_is_held_while_the_new_one_is_ill_or_unknown() {

@@ -194,6 +194,23 @@ hold = "1h"
 }
 
 #[test]
+fn the_end_of_a_release_that_gives_way_to_another_is_in_the_journal() {
+    let lab = lab(
+        "[service.llm.bake]\nsignals = false\nduration = \"0s\"\nsettle = \"0s\"\n\
+         [service.llm.standby]\nhold = \"1h\"\n",
+    );
+    let start = ["release", "start", "llm", "--force", "--wait"];
+    for _ in 0..2 {
+        let (code, out, err) = lab.tell(&start).unwrap();
+        assert_eq!(code, 0, "{out}{err}");
+    }
+    let history = lab.ask(&["history", "llm"]).unwrap();
+    let mut entries = history["entries"].as_array().unwrap().iter();
+    let told = "r-1 SUPERSEDED: another release was started";
+    assert!(entries.any(|entry| entry["detail"] == told), "{history}");
+}
+
+#[test]
 fn a_hold_ends_by_itself_and_its_hook_changes_nothing() {
     let lab = lab(&format!(
         "{SMOKE}[service.llm.bake]\nsignals = false\nduration = \"0s\"\nsettle = \"0s\"\n[service.llm.standby]\nhold = \"1s\"\n\

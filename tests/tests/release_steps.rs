@@ -397,6 +397,24 @@ fn a_hook_before_a_step_stops_it_and_a_rollback_waits_for_none() {
     lab.ask(&["rollback", "llm"]).unwrap();
     until("the release hears of it", || state(&lab) == "SUPERSEDED");
     assert_eq!(word(&lab), at("blue", 3, 0));
+    // Neither does a second one, nor one behind a release that has failed.
+    let (code, out, err) = lab.tell(&["rollback", "llm"]).unwrap();
+    assert_eq!(code, 0, "{err}");
+    assert!(out.contains("llm is at blue already"), "{out}");
+    assert!(
+        err.contains("is SUPERSEDED. New flows do not go to green"),
+        "{err}"
+    );
+    assert_eq!(word(&lab), at("blue", 3, 0));
+    let fails = hook("no", "before-gates", &script("exit 1"));
+    reconfigure(&lab, &(BLIND.to_owned() + &fails));
+    assert_eq!(lab.tell(&start).unwrap().0, 6);
+    let (_, _, err) = lab.tell(&["rollback", "llm"]).unwrap();
+    assert!(
+        err.contains("is FAILED. New flows do not go to green"),
+        "{err}"
+    );
+    assert_eq!(word(&lab), at("blue", 3, 0));
     assert_eq!(load::once(client(&lab), listener(8000)).unwrap(), "blue");
 }
 

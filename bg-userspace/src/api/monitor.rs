@@ -110,7 +110,7 @@ pub struct MonitorEvent {
     /// other.
     pub store_ns: Option<u64>,
     /// As the journal's action (`flip`, `rollback`, `canary`, `drain_end`, `reload`,
-    /// `changed_outside`, `fall`, `rise`), or `evicted` or `table_full`.
+    /// `changed_outside`, `fall`, `rise`, `release`), or `evicted` or `table_full`.
     pub event: String,
     /// Service; `*` for all.
     pub service: String,

@@ -97,10 +97,12 @@ fn text(flipped: &Flipped) -> String {
     } = flipped;
     if flipped.already {
         return format!(
-            "{service} is at {to} already, generation {generation} (rolled back meanwhile)\n"
+            "{service} is at {to} already, generation {generation} (nothing to roll back)\n"
         );
     }
-    let mut out = if flipped.canary_rollback {
+    let mut out = if flipped.canary_rollback && flipped.canary_percent_before == 0.0 {
+        format!("{service}  new flows stay on {to}, the release that was about to flip is over")
+    } else if flipped.canary_rollback {
         let share = percent(flipped.canary_percent_before);
         format!("{service}  canary of {share} % on {from} taken back")
     } else {

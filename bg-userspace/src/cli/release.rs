@@ -16,6 +16,8 @@ use crate::{
     time,
 };
 
+/// A command that waits outlives a daemon that is gone, or silent, for so long.
+const RESTARTED_WITHIN: Duration = Duration::from_secs(30);
 /// How often a command that waits looks again.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -28,8 +30,8 @@ Examples:
 
 Exit codes: 0 done (with --wait: baked well), 1 ended by hand, 5 another release runs,
 or somebody flipped, 6 a gate failed, 7 it could not say, or was paused (with
---wait=ready also: it waits for an approval), 8 the colour cannot be reached,
-9 nobody decided in time, 10 rolled back by itself.";
+--wait=ready also: it waits for an approval), 8 the colour cannot be reached or is not
+known to be healthy, 9 nobody decided in time, 10 rolled back by itself.";
 
 /// `bgswitch release ...`.
 #[derive(Debug, Args)]
@@ -52,7 +54,8 @@ enum Verb {
     /// End a release before its flip; a canary is taken back. After it, there is `bgswitch
     /// rollback`.
     Abort(Decision),
-    /// Stop the clock, for as long as approval.expires says.
+    /// Stop the clock in VALIDATING, READY, CANARY or BAKING, for as long as approval.expires
+    /// says; then it is aborted, or, behind the flip, rolled back unless all is well.
     Pause(Decision),
     /// Go on: what was interrupted begins anew.
     Resume(Resume),
@@ -160,10 +163,13 @@ impl Release {
                 let told = last.map_or(0, |note| note.number);
                 finish(common, status, &wait, told)
             }
-            Verb::Approve(Waiting { decision, wait }) => decision.run(common, "approve", &wait),
-            Verb::Reject(decision) => decision.run(common, "reject", &Wait { wait: None }),
-            Verb::Abort(decision) => decision.run(common, "abort", &Wait { wait: None }),
-            Verb::Pause(decision) => decision.run(common, "pause", &Wait { wait: None }),
+            Verb::Approve(Waiting { decision, wait }) => {
+                let status = decision.ask(common, "approve")?;
+                decided(common, status, &wait)
+            }
+            Verb::Reject(decision) => print(common, &decision.ask(common, "reject")?),
+            Verb::Abort(decision) => print(common, &decision.ask(common, "abort")?),
+            Verb::Pause(decision) => print(common, &decision.ask(common, "pause")?),
             Verb::Resume(resume) => resume.run(common),
         }
     }
@@ -180,7 +186,7 @@ impl Start {
             why: self.message.message,
         };
         let status: ReleaseStatus = common.post(&path, &request)?;
-        finish(common, status, &self.wait, 0)
+        begun(common, status, &self.wait, 0)
     }
 }
 
@@ -191,28 +197,24 @@ impl Resume {
             force: self.force,
             why: self.decision.message.message,
         };
-        decided(common, &path, &request, &self.wait)
+        let status = common.post(&path, &request)?;
+        decided(common, status, &self.wait)
     }
 }
 
 impl Decision {
-    fn run(self, common: &Common, verb: &str, wait: &Wait) -> anyhow::Result<()> {
+    fn ask(self, common: &Common, verb: &str) -> anyhow::Result<ReleaseStatus> {
         let path = format!("{}/release/{verb}", service_path(&self.service)?);
         let request = DecisionRequest {
             force: false,
             why: self.message.message,
         };
-        decided(common, &path, &request, wait)
+        Ok(common.post(&path, &request)?)
     }
 }
 
-fn decided(
-    common: &Common,
-    path: &str,
-    request: &DecisionRequest,
-    wait: &Wait,
-) -> anyhow::Result<()> {
-    let status: ReleaseStatus = common.post(path, request)?;
+/// Goes on with a release that somebody has let go on.
+fn decided(common: &Common, status: ReleaseStatus, wait: &Wait) -> anyhow::Result<()> {
     let release = status.release.as_ref();
     // What was decided is told, what was before is not.
     let told = release.map_or(0, |release| {
@@ -220,7 +222,18 @@ fn decided(
         let decided = notes.find(|note| note.actor.is_some());
         decided.map_or(0, |note| note.number - 1)
     });
-    finish(common, status, wait, told)
+    begun(common, status, wait, told)
+}
+
+/// The same as [`finish`]; and without waiting, what is over at once is told as if it had
+/// been waited for.
+fn begun(common: &Common, status: ReleaseStatus, wait: &Wait, told: u64) -> anyhow::Result<()> {
+    let is_over = status.release.as_ref().is_some_and(|release| release.over);
+    if wait.wait.is_some() || !is_over {
+        return finish(common, status, wait, told);
+    }
+    print(common, &status)?;
+    verdict(&status).map_err(Into::into)
 }
 
 /// Prints where a release is; when it is to be waited for, once that is known, and
@@ -286,8 +299,16 @@ fn follow(
         std::thread::sleep(LOOK);
         match common.get::<ReleaseStatus>(&path) {
             Ok(now) => (status, heard) = (now, Instant::now()),
-            // It may be restarted, and the release goes on.
-            Err(refusal) if refusal.kind == Kind::NoDaemon && heard.elapsed() < common.timeout => {}
+            // It may be restarted, or hang, and the release goes on.
+            Err(refusal) if is_of_the_way(refusal.kind) => {
+                if heard.elapsed() > common.timeout.max(RESTARTED_WITHIN) {
+                    let message = format!(
+                        "{refusal}. The release goes on with the daemon: bgswitch release status {} --wait",
+                        status.service
+                    );
+                    return Err(Refusal::new(Kind::NoDaemon, message).into());
+                }
+            }
             Err(refusal) => return Err(refusal.into()),
         }
         if id(&status) != followed {
@@ -295,6 +316,11 @@ fn follow(
             return Err(Refusal::new(Kind::Conflict, message).into());
         }
     }
+}
+
+/// What says nothing of the release: nobody listens, nobody answers, or the connection broke.
+const fn is_of_the_way(kind: Kind) -> bool {
+    matches!(kind, Kind::NoDaemon | Kind::TimedOut | Kind::Failed)
 }
 
 fn is_known(state: &str, release: &ReleaseReport, until: Until) -> bool {

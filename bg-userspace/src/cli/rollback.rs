@@ -24,10 +24,14 @@ Examples:
   bgswitch rollback llm --mode drain          back, the bad colour's flows may end
 
 While a canary runs, its colour is the bad one: no new flow goes there any more, and
-all flows of the standby are reset. Leaves the colour that is live (or the canary's) when the
-command begins: when somebody else rolls back in that moment, it does not flip
-again. When the daemon does not run, or
-does not answer within --timeout, the word is stored without it: that needs root.";
+all flows of the standby are reset. Leaves the colour that is live (or the canary's)
+when the command begins: when somebody else rolls back in that moment, it does not
+flip again. A release ends with it; one that has not flipped, or never did, is no
+reason to go to the colour that it tested: new flows stay where they are.
+
+When the daemon does not run, or does not answer within --timeout, the word is
+stored without it: that needs root, and goes to the other colour whatever a release
+has tested there.";
 
 /// `bgswitch rollback SERVICE`.
 #[derive(Debug, Args)]

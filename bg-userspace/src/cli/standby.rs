@@ -11,7 +11,8 @@ Examples:
   bgswitch standby retire llm                 it need not any more: the release is done
 
 The packet path does not care: a rollback goes to the old colour at any time, whether
-anybody is there or not. Exit code 5: no standby is held, or the active colour is ill.";
+anybody is there or not. Exit code 5: no standby is held; or, but for --force, the active
+colour is ill, or its health is not known; or a canary sends new flows to the old one.";
 
 /// `bgswitch standby ...`.
 #[derive(Debug, Args)]

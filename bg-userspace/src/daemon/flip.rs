@@ -95,11 +95,28 @@ impl Daemon {
         let leave = request.leave.as_deref().map(switch::colour).transpose()?;
         let leave = leave.unwrap_or_else(|| switch::bad_colour(word));
         // The word alone does not say that a release is about to flip.
+        let releases = self.releases.shown(service);
         let unflipped = (leave == word.active())
-            .then(|| self.releases.shown(service).unflipped(word.into()))
+            .then(|| releases.unflipped(word.into()))
             .flatten();
         let switch = match unflipped {
-            Some(Unflipped::RolledBack) => None,
+            Some(Unflipped::Over) => {
+                let ended = releases
+                    .release
+                    .as_ref()
+                    .map_or_else(String::new, |release| {
+                        format!("{} is {}. ", release.id(), release.state().as_str())
+                    });
+                let warning = format!(
+                    "{ended}New flows do not go to {} because of it; `bgswitch flip {service}` sends them there \
+                     all the same",
+                    leave.other().as_str()
+                );
+                return Ok(Flipped {
+                    warnings: vec![warning],
+                    ..switch::has_left(service, word)
+                });
+            }
             Some(Unflipped::Running) => Some(switch::stay(word, request.mode, drain)),
             None => switch::rollback(word, leave, request.mode, drain),
         };

@@ -86,6 +86,18 @@ impl Target {
         self.plan.backends(colour).iter().map(endpoint).collect()
     }
 
+    /// Where each server of a colour answers, over TCP if it does.
+    fn servers_of(&self, colour: Colour) -> Vec<SocketAddr> {
+        let endpoint = |backend: &BackendPlan| {
+            let mut served = self.plan.listeners.iter().filter(|at| backend.serves(at));
+            let tcp = served.clone().find(|at| at.protocol == Protocol::Tcp);
+            let listener = tcp.or_else(|| served.next())?;
+            Some(backend.endpoint(listener))
+        };
+        let backends = self.plan.backends(colour).iter();
+        backends.filter_map(endpoint).collect()
+    }
+
     /// Where clients always reach a colour over TCP.
     fn preview_of(&self, colour: Colour) -> Vec<SocketAddr> {
         let previews = self.plan.previews_of(colour);
@@ -95,7 +107,7 @@ impl Target {
 
     /// What a command is told of a colour: names and values.
     fn environment(&self, colour: Colour) -> Vec<(&'static str, String)> {
-        let backends = |colour| spaced(&self.endpoints_of(colour, None).unwrap_or_default());
+        let backends = |colour| spaced(&self.servers_of(colour));
         let version = self.versions[colour as usize].clone();
         let mut told = vec![
             ("BGSWITCH_SERVICE", self.plan.name.clone()),
@@ -245,6 +257,15 @@ mod tests {
             versions: [None, None],
             hook: None,
         }
+    }
+
+    #[test]
+    fn the_servers_of_a_colour_are_named_also_where_they_do_not_speak_tcp() {
+        let at: SocketAddr = ([10, 0, 2, 10], 8000).into();
+        let mut target = target(at);
+        target.plan.listeners = vec!["udp://192.0.2.1:53".parse().unwrap()];
+        assert_eq!(target.servers_of(Colour::Green), [at]);
+        assert_eq!(target.endpoints(None), None);
     }
 
     #[tokio::test]

@@ -177,6 +177,11 @@ impl Daemon {
         trouble.into_iter().chain(warning).collect()
     }
 
+    /// True when a pool of a colour that is probed has no backend that is known to be healthy.
+    pub(super) fn has_no_healthy(&self, service: &str, colour: Colour) -> bool {
+        self.ailing(service, colour).trouble.is_some()
+    }
+
     fn ailing(&self, service: &str, colour: Colour) -> Ailing {
         let backends = self.probed(service, colour).unwrap_or_default();
         ailing(colour, &backends, &self.health.known())

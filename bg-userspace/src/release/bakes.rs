@@ -171,6 +171,108 @@ fn it_pauses_where_it_is_told_to_and_where_it_just_rolled_back() {
     assert_eq!(service.after(0, Health::Well).0, State::Standby);
 }
 
+/// As a daemon that was killed and started again.
+fn restarted(service: &mut Service) -> Vec<Command> {
+    let kept = serde_json::to_string(&service.machine).unwrap();
+    service.machine = serde_json::from_str(&kept).unwrap();
+    let word = Some(service.word);
+    service.handle(Event::Restarted {
+        word,
+        same_boot: true,
+    })
+}
+
+#[test]
+fn a_pause_that_ends_while_nobody_looks_decides_nothing_at_once() {
+    let pausing = || BakePlan {
+        on_fail: OnTrouble::Pause,
+        ..bake()
+    };
+    for (then, wanted) in [
+        (Health::Well, State::Standby),
+        (ill(), State::Switching),
+        (Health::Unknown, State::Switching),
+    ] {
+        let mut service = Service::baking(pausing());
+        assert_eq!(service.after(20, ill()).0, State::Paused);
+        service.seconds += 5 * 3600;
+        assert_eq!(restarted(&mut service), []);
+        assert_eq!(service.machine.state(), State::Paused);
+        service.after(59, then.clone());
+        assert_eq!(service.machine.state(), State::Paused);
+        assert_eq!(service.after(1, then).0, wanted);
+    }
+    // Where nobody ever looks, nobody knows, and that is no reason to go back.
+    let mut service = Service::idle();
+    service.starts_watched(
+        ReleasePlan {
+            gates: vec![exec("smoke", Duration::from_secs(5))],
+            bake: BakePlan {
+                signals: None,
+                ..bake()
+            },
+            ..ReleasePlan::default()
+        },
+        false,
+    );
+    let outcome = Outcome {
+        verdict: Verdict::Pass,
+        evidence: String::new(),
+        took_ms: 1,
+    };
+    service.handle(Event::GateEnded { run: 1, outcome });
+    assert_eq!(service.flipped(), State::Baking);
+    service.handle(Event::Pause(By::default()));
+    service.seconds += 5 * 3600;
+    assert_eq!(service.handle(Event::Tick), []);
+    assert_eq!(service.machine.state(), State::Standby);
+}
+
+#[test]
+fn a_flip_waits_for_the_first_verdicts_behind_a_start() {
+    let mut service = Service::idle();
+    service.starts(ReleasePlan {
+        gates: vec![exec("smoke", Duration::from_secs(5))],
+        bake: bake(),
+        ..ReleasePlan::default()
+    });
+    let outcome = Outcome {
+        verdict: Verdict::Pass,
+        evidence: String::new(),
+        took_ms: 1,
+    };
+    service.handle(Event::GateEnded { run: 1, outcome });
+    service.seconds += 29;
+    let todo = restarted(&mut service);
+    assert!(matches!(todo[..], [Command::Flip { .. }]), "{todo:?}");
+    for _ in 0..3 {
+        assert_eq!(service.handle(Event::NotYet), []);
+    }
+    assert_eq!(service.why(), "nothing is known of green's health yet");
+    service.seconds += 40;
+    let todo = service.handle(Event::Again);
+    assert!(matches!(todo[..], [Command::Flip { .. }]), "{todo:?}");
+    assert_eq!(service.flipped(), State::Baking);
+    assert_eq!(service.handle(Event::Again), []);
+    let notes = &service.machine.release.as_ref().unwrap().notes;
+    let told = notes.iter().filter(|note| note.text.contains("known"));
+    assert_eq!(told.count(), 1, "{notes:?}");
+}
+
+#[test]
+fn health_checks_that_leave_the_configuration_hold_nothing_up() {
+    let mut service = Service::baking(BakePlan {
+        signals: None,
+        ..bake()
+    });
+    service.after(100, Health::Unknown);
+    service.handle(Event::Unwatched);
+    assert_eq!(service.after(10, Health::Unknown).0, State::Standby);
+    let retired = service.retires(false);
+    assert_eq!(retired, []);
+    assert_eq!(service.machine.state(), State::Steady);
+}
+
 #[test]
 fn not_to_know_is_not_to_pass() {
     let mut service = Service::baking(bake());

@@ -255,7 +255,7 @@ fn a_rollback_by_hand_never_goes_to_what_is_tested_or_was_just_left() {
     assert_eq!(unflipped(&service), None);
     let (_, todo) = service.after(10, ill());
     service.goes_back(false, &todo);
-    assert_eq!(unflipped(&service), Some(Unflipped::RolledBack));
+    assert_eq!(unflipped(&service), Some(Unflipped::Over));
     // Somebody has flipped since, and back.
     service.word.generation += 2;
     assert_eq!(unflipped(&service), None);
@@ -265,6 +265,14 @@ fn a_rollback_by_hand_never_goes_to_what_is_tested_or_was_just_left() {
     assert_eq!(unflipped(&waits), Some(Unflipped::Running));
     waits.word.active = Colour::Green;
     assert_eq!(unflipped(&waits), None);
+    // Nor once it is over, by the first of two rollbacks or by itself.
+    waits.word.active = Colour::Blue;
+    waits.handle(Event::Abort(By::default()));
+    assert_eq!(waits.machine.state(), State::Switching);
+    waits.word.generation += 1;
+    waits.look();
+    assert_eq!(waits.machine.state(), State::Aborted);
+    assert_eq!(unflipped(&waits), Some(Unflipped::Over));
 }
 
 #[test]

@@ -127,11 +127,19 @@ impl Release {
         }
         let Some(step) = self.share() else {
             // A canary that was taken back counts as a flip.
-            let is_back = self.phase == Phase::Switching && is_taken_back && flips == 1;
-            if is_back {
+            // A flip that waits behind a canary goes by what a human does to its share.
+            let last = self.plan.canary.last().map(share_of);
+            let is_changed = is_ours && last.is_some_and(|last| last != word.canary);
+            let is_switching = self.phase == Phase::Switching;
+            if is_switching && (is_changed && word.canary == 0 || is_taken_back && flips == 1) {
                 self.rolled_back(by, now);
+                return true;
             }
-            return is_back;
+            if is_switching && is_changed {
+                self.another_share(word, by, now);
+                return true;
+            }
+            return false;
         };
         let share_at = |step| self.plan.canary.get(step).map_or(0, share_of);
         let share = share_at(step);
@@ -147,17 +155,19 @@ impl Release {
             }
             _ if is_ours && word.canary == share => return true,
             _ if is_taken_back => self.rolled_back(by, now),
-            _ if is_ours => {
-                let why = format!(
-                    "somebody set another share: {:.4} % of new flows go to {}",
-                    switch::percent(word.canary),
-                    self.to.as_str()
-                );
-                self.superseded(why, by, now);
-            }
+            _ if is_ours => self.another_share(word, by, now),
             _ => return false,
         }
         true
+    }
+
+    fn another_share(&mut self, word: Word, by: Option<&By>, now: Now) {
+        let why = format!(
+            "somebody set another share: {:.4} % of new flows go to {}",
+            switch::percent(word.canary),
+            self.to.as_str()
+        );
+        self.superseded(why, by, now);
     }
 }
 

@@ -79,6 +79,12 @@ enum Step {
     Hear,
     /// The next store does not work.
     Hang,
+    /// The next store has to wait for health checks.
+    NotYet,
+    /// What waits for them is tried again.
+    Again,
+    /// A reload takes health checks out.
+    Unwatched,
     Restart {
         reboot: bool,
     },
@@ -104,6 +110,7 @@ struct World {
     word: Word,
     now: Now,
     hang: bool,
+    not_yet: bool,
     /// Runs of gates that were asked for: run, gate.
     runs: Vec<(u32, usize)>,
     /// Of the release with this number:
@@ -146,6 +153,7 @@ impl World {
                 unix_ms: 0,
             },
             hang: false,
+            not_yet: false,
             runs: Vec::new(),
             number: 0,
             passed: BTreeSet::new(),
@@ -250,6 +258,12 @@ impl World {
                 self.hang = true;
                 return;
             }
+            Step::NotYet => {
+                self.not_yet = true;
+                return;
+            }
+            Step::Again => Event::Again,
+            Step::Unwatched => Event::Unwatched,
             Step::Restart { reboot } => {
                 self.restart(*reboot);
                 return;
@@ -520,6 +534,9 @@ impl World {
                 if self.law == Law::FlipNeedsGates {
                     self.may_flip(true);
                 }
+                if std::mem::take(&mut self.not_yet) {
+                    return vec![Event::NotYet];
+                }
                 if hangs || self.word.generation != from_generation || self.word.active == to {
                     let refusal = Refusal::new(Kind::Failed, "hangs");
                     return vec![self.heard(None), Event::NotStored { refusal }];
@@ -540,6 +557,9 @@ impl World {
             } => {
                 if self.law == Law::FlipNeedsGates {
                     self.may_flip(false);
+                }
+                if std::mem::take(&mut self.not_yet) {
+                    return vec![Event::NotYet];
                 }
                 if hangs || self.word.generation != from_generation || self.word.active == to {
                     let refusal = Refusal::new(Kind::Failed, "hangs");
@@ -771,6 +791,9 @@ fn steps() -> BoxedStrategy<Step> {
             .prop_map(|(share, back, heard)| Step::CanaryByHand { share, back, heard }),
         1 => Just(Step::Hear),
         1 => Just(Step::Hang),
+        1 => Just(Step::NotYet),
+        2 => Just(Step::Again),
+        1 => Just(Step::Unwatched),
         3 => any::<bool>().prop_map(|reboot| Step::Restart { reboot }),
     ]
     .boxed()

@@ -100,6 +100,8 @@ pub enum Event {
     },
     /// How the active colour is.
     Health(Health),
+    /// The configuration has no health checks of it any more.
+    Unwatched,
     /// How the old colour is, to which a rollback would go.
     OldHealth(Health),
     /// The active colour fails requests: cold caches are no excuse for that.
@@ -111,6 +113,10 @@ pub enum Event {
         /// Who changed it, if that is known.
         by: Option<String>,
     },
+    /// The flip, or the share, cannot be stored yet: nothing is known of the new colour.
+    NotYet,
+    /// It is time to try that again.
+    Again,
     /// The flip, or the share, was not stored.
     NotStored {
         /// Why not, and the exit code that says so.
@@ -569,10 +575,10 @@ impl Release {
                 "the share grows, if all is well"
             }
             Phase::Canary { .. } => "it flips, if all is well",
-            Phase::Baking { .. } => "the old colour is held",
+            Phase::Baking { .. } => "standby, if all is well",
             Phase::SwitchingBack | Phase::TakingBack { .. } => "without a store it tries again",
             Phase::Standby => "the release is done",
-            Phase::Paused(Held::Bake) => "it rolls back",
+            Phase::Paused(Held::Bake) => "standby if all is well, else rollback",
             Phase::Paused(_) => "it is aborted",
             Phase::Over { .. } => "nothing",
         }

@@ -63,7 +63,7 @@ fn the_frame_says_what_the_api_told() {
     assert_line(
         &text,
         "llm ",
-        &["blue", "BAKING", "1.5", "the old colour is held at "],
+        &["blue", "BAKING", "1.5", "standby, if all is well at "],
     );
     assert_line(&text, "web ", &["STEADY", "1 235"]);
     assert_line(&text, "  r-1 BAKING: new flows go to blue", &[]);

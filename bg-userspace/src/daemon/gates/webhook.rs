@@ -144,7 +144,7 @@ async fn look_up(authority: String) -> Result<Vec<SocketAddr>, String> {
 /// What it is told.
 fn body(target: &Target) -> String {
     let of = |colour: Colour| {
-        let backends = target.endpoints_of(colour, None).unwrap_or_default();
+        let backends = target.servers_of(colour);
         json!({
             "colour": colour.as_str(),
             "version": target.versions[colour as usize],

@@ -126,7 +126,7 @@ impl Operation {
                 "description": "Only at this generation: the ETag of an earlier answer, or *",
                 "schema": {"type": "string"}}),
             );
-            responses["412"] = json!({"description": "Not at the generation of If-Match, or not at `if_share`",
+            responses["412"] = json!({"description": "Not at the generation of If-Match or `if_generation`, or not at `if_share`, where there is one",
                 "content": json});
         }
         if self.path == "/v1/events" {

@@ -54,6 +54,8 @@ pub(super) struct Attendant {
     mailbox: mpsc::UnboundedSender<Post>,
     shown: Arc<Mutex<Machine>>,
     progress: Progress,
+    /// A store waits for what health checks say first.
+    waits: bool,
     /// The gate that runs: its run, and how to stop it.
     gate: Option<(u32, AbortHandle)>,
     /// Hooks behind steps that run, by their run.
@@ -75,6 +77,7 @@ impl Attendant {
             mailbox: desk.mailbox.clone(),
             shown: Arc::clone(&desk.shown),
             progress: desk.progress.clone(),
+            waits: false,
             gate: None,
             hooks: BTreeMap::new(),
             ear: None,
@@ -175,6 +178,10 @@ impl Attendant {
                         from_generation,
                         force,
                     } => {
+                        if !force && self.is_not_known_yet(to) {
+                            events.push_back(Event::NotYet);
+                            continue;
+                        }
                         let unkept = self.listen(to.other(), unkept.clone()).await;
                         let flip = self.flip(to, from_generation, force, unkept.as_deref());
                         let done = flip.await;
@@ -187,6 +194,10 @@ impl Attendant {
                         from_generation,
                         force,
                     } => {
+                        if !force && self.is_not_known_yet(to) {
+                            events.push_back(Event::NotYet);
+                            continue;
+                        }
                         let unkept = self.listen(to.other(), unkept.clone()).await;
                         let request = CanaryRequest {
                             percent: Some(percent.percent()),
@@ -213,6 +224,15 @@ impl Attendant {
         refused
     }
 
+    /// True while a store would be refused because health checks have not said anything of a
+    /// colour yet; then it is tried again at the next look.
+    fn is_not_known_yet(&mut self, colour: Colour) -> bool {
+        let health = self.daemon.colour_health(&self.service, colour);
+        self.waits =
+            health == Some(Health::Unknown) && self.daemon.has_no_healthy(&self.service, colour);
+        self.waits
+    }
+
     fn word(&self) -> Option<Word> {
         self.daemon.datapath.word(&self.service).map(Word::from)
     }
@@ -237,10 +257,16 @@ impl Attendant {
     /// Looks at the word, then at both colours, and at the clock. Nobody is refused.
     async fn beat(&mut self) {
         let _ = self.step(self.look(None)).await;
+        if std::mem::take(&mut self.waits) {
+            let _ = self.step(Event::Again).await;
+        }
         let Some([old, new]) = self.healths() else {
             let _ = self.step(Event::Tick).await;
             return;
         };
+        if new.is_none() {
+            let _ = self.step(Event::Unwatched).await;
+        }
         let _ = self.step(Event::OldHealth(old.unwrap_or_default())).await;
         let event = match (new, self.hear(), self.figures()) {
             (_, Some(Hearing::Failing(why)), _) => Event::Failing(why),
@@ -331,18 +357,22 @@ impl Attendant {
         warning
     }
 
-    /// Journals and logs the notes that are new.
+    /// Journals and logs the notes that are new, those of a release that gave way first.
     fn tell(&mut self) {
-        let Some(release) = &self.machine.release else {
-            return;
-        };
+        let replaced = self.machine.replaced.take();
+        for release in replaced.as_deref().into_iter().chain(&self.machine.release) {
+            self.tell_of(release);
+        }
+        self.told = last_note(&self.machine);
+    }
+
+    fn tell_of(&self, release: &Release) {
         let (number, last) = self.told;
         let told = if number == release.number { last } else { 0 };
         let generation = self.word().map_or(0, |word| word.generation);
         for note in release.notes.iter().filter(|note| note.number > told) {
             self.tell_one(release, note, generation);
         }
-        self.told = last_note(&self.machine);
     }
 
     /// The last note that is in the journal: a kill may have come between the file and it.
