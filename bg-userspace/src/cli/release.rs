@@ -28,10 +28,10 @@ Examples:
   bgswitch release approve llm -m 'looked at it'        flip now
   bgswitch rollback llm                                 back at any time; ends the release
 
-Exit codes: 0 done (with --wait: baked well), 1 ended by hand, 5 another release runs,
-or somebody flipped, 6 a gate failed, 7 it could not say, or was paused (with
---wait=ready also: it waits for an approval), 8 the colour cannot be reached or is not
-known to be healthy, 9 nobody decided in time, 10 rolled back by itself.";
+Exit codes: 0 done (with --wait: baked well), 1 ended by hand, 3 the daemon is gone,
+5 another release runs, or somebody flipped, 6 a gate failed, 7 it could not say, was
+paused, or (with --wait=ready) waits for an approval, 8 the colour cannot be reached
+or is not known to be healthy, 9 nobody decided in time, 10 rolled back by itself.";
 
 /// `bgswitch release ...`.
 #[derive(Debug, Args)]
